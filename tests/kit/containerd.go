@@ -1,0 +1,153 @@
+package kit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+)
+
+// ContainerdOptions describe one containerd.
+type ContainerdOptions struct {
+	Binaries      Binaries
+	Dir           string  // root and, unless RunDir is set, everything else
+	RunDir        string  // state, sockets, config and log: what a power cut empties
+	Daemon        *Daemon // the proxy plugin "durable"; none when nil
+	CRI           bool
+	ConfigVersion int    // 3 unless set; 2 for containerd before 2.0
+	Extra         string // further text for the configuration file
+}
+
+// Containerd is a running containerd.
+type Containerd struct {
+	*Process
+	Root      string
+	Address   string
+	Namespace string // of Ctr and Client; unique to the run, as it names cgroups too
+	opts      ContainerdOptions
+}
+
+// StartContainerd writes the configuration, starts containerd and waits until
+// its API answers.
+func StartContainerd(ctx context.Context, opts ContainerdOptions) (*Containerd, error) {
+	if opts.RunDir == "" {
+		opts.RunDir = filepath.Join(opts.Dir, "run")
+	}
+	if opts.ConfigVersion == 0 {
+		opts.ConfigVersion = 3
+	}
+	c := &Containerd{
+		Root:      filepath.Join(opts.Dir, "root"),
+		Address:   filepath.Join(opts.RunDir, "containerd.sock"),
+		Namespace: "default",
+		opts:      opts,
+	}
+	if run := os.Getenv(runVar); run != "" {
+		c.Namespace = run
+	}
+	for _, dir := range []string{opts.Dir, opts.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("containerd: %w", err)
+		}
+	}
+	if err := os.WriteFile(c.configPath(), []byte(c.config()), 0o644); err != nil {
+		return nil, fmt.Errorf("containerd: %w", err)
+	}
+	return c, c.Start(ctx)
+}
+
+func (c *Containerd) configPath() string { return filepath.Join(c.opts.RunDir, "config.toml") }
+
+// LogPath is the file all starts of this containerd log to.
+func (c *Containerd) LogPath() string { return filepath.Join(c.opts.RunDir, "containerd.log") }
+
+// config is what a user would write to point containerd at the daemon, apart
+// from the directories.
+func (c *Containerd) config() string {
+	var b strings.Builder
+	v3 := c.opts.ConfigVersion >= 3
+	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\n", c.opts.ConfigVersion, c.Root, filepath.Join(c.opts.RunDir, "state"))
+	if !c.opts.CRI {
+		if v3 {
+			b.WriteString("disabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n")
+		} else {
+			b.WriteString("disabled_plugins = ['io.containerd.grpc.v1.cri']\n")
+		}
+	}
+	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[ttrpc]\n  address = %q\n[debug]\n  level = 'debug'\n", c.Address, c.Address+".ttrpc")
+	// The opt plugin would make /opt/containerd on the host.
+	fmt.Fprintf(&b, "[plugins.'io.containerd.internal.v1.opt']\n  path = %q\n", filepath.Join(c.opts.RunDir, "opt"))
+	snapshotters := []string{"overlayfs"}
+	if d := c.opts.Daemon; d != nil {
+		snapshotters = append(snapshotters, "durable")
+		fmt.Fprintf(&b, "[proxy_plugins.durable]\n  type = 'snapshot'\n  address = %q\n", d.Address)
+		if v3 {
+			// Without exports.root the CRI reports the wrong file system to the
+			// kubelet; older versions do not know the key.
+			fmt.Fprintf(&b, "  [proxy_plugins.durable.exports]\n    root = %q\n", d.Root)
+		}
+	}
+	if v3 {
+		// unpack_config replaces containerd's defaults, so overlayfs is repeated.
+		for _, name := range snapshotters {
+			fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = 'walking'\n", runtime.GOARCH, name)
+		}
+	}
+	b.WriteString(c.opts.Extra)
+	return b.String()
+}
+
+// Start starts containerd, again after Stop or Kill, with the same directories.
+func (c *Containerd) Start(ctx context.Context) error {
+	env := []string{"PATH=" + c.opts.Binaries.Dir + ":" + os.Getenv("PATH")}
+	p, err := StartProcess("containerd", c.LogPath(), env, c.opts.Binaries.Containerd, "--config", c.configPath())
+	if err != nil {
+		return err
+	}
+	c.Process = p
+	if err := c.WaitReady(ctx, 60*time.Second, c.serving); err != nil {
+		return errors.Join(err, c.Kill())
+	}
+	return nil
+}
+
+// Restart stops containerd in the orderly way and starts it again.
+func (c *Containerd) Restart(ctx context.Context) error {
+	if err := c.Stop(); err != nil {
+		return err
+	}
+	return c.Start(ctx)
+}
+
+func (c *Containerd) serving(ctx context.Context) error {
+	if _, err := os.Stat(c.Address); err != nil {
+		return err
+	}
+	cl, err := c.Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	ok, err := cl.IsServing(ctx)
+	if err == nil && !ok {
+		err = errors.New("containerd: not serving")
+	}
+	return err
+}
+
+// Client returns a client in the namespace of Ctr.
+func (c *Containerd) Client() (*client.Client, error) {
+	return client.New(c.Address, client.WithDefaultNamespace(c.Namespace), client.WithTimeout(30*time.Second))
+}
+
+// Ctr runs ctr against this containerd and returns its standard output.
+func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
+	argv := append([]string{c.opts.Binaries.Ctr, "--address", c.Address, "--namespace", c.Namespace}, args...)
+	return run(ctx, "", []string{"PATH=" + c.opts.Binaries.Dir + ":" + os.Getenv("PATH")}, argv...)
+}

@@ -1,0 +1,161 @@
+package kit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// DaemonOptions describe one durable-snapshotter.
+type DaemonOptions struct {
+	Binary  string
+	Dir     string   // on the disk under test; holds the root directory
+	RunDir  string   // holds socket, config and log; Dir when empty
+	Config  string   // text of the configuration file
+	Wrapper []string // argv to put in front, such as strace and its flags
+	Env     []string
+}
+
+// Daemon is a running durable-snapshotter. Stop or Kill it, then Start it again:
+// root and address stay the same.
+type Daemon struct {
+	*Process
+	Root    string
+	Address string
+	opts    DaemonOptions
+}
+
+// NewDaemon prepares the directories and the configuration file without
+// starting anything.
+func NewDaemon(opts DaemonOptions) (*Daemon, error) {
+	if opts.RunDir == "" {
+		opts.RunDir = opts.Dir
+	}
+	d := &Daemon{
+		Root:    filepath.Join(opts.Dir, "root"),
+		Address: filepath.Join(opts.RunDir, "durable.sock"),
+		opts:    opts,
+	}
+	for _, dir := range []string{opts.Dir, opts.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
+	}
+	if err := os.WriteFile(d.configPath(), []byte(opts.Config), 0o644); err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	return d, nil
+}
+
+// StartDaemon is NewDaemon and Start.
+func StartDaemon(ctx context.Context, opts DaemonOptions) (*Daemon, error) {
+	d, err := NewDaemon(opts)
+	if err != nil {
+		return nil, err
+	}
+	return d, d.Start(ctx)
+}
+
+func (d *Daemon) configPath() string { return filepath.Join(d.opts.RunDir, "config.toml") }
+
+// LogPath is the file all starts of this daemon log to.
+func (d *Daemon) LogPath() string { return filepath.Join(d.opts.RunDir, "durable-snapshotter.log") }
+
+// Argv is the command line Start runs.
+func (d *Daemon) Argv() []string {
+	return append(append([]string(nil), d.opts.Wrapper...), d.opts.Binary, "serve",
+		"--config", d.configPath(), "--root", d.Root, "--address", d.Address, "--log-level", "debug")
+}
+
+// Launch starts the daemon and does not wait for it, for tests in which it must
+// refuse to serve.
+func (d *Daemon) Launch() (err error) {
+	d.Process, err = StartProcess("durable-snapshotter", d.LogPath(), d.opts.Env, d.Argv()...)
+	return err
+}
+
+// Start starts the daemon and waits until it reports itself healthy.
+func (d *Daemon) Start(ctx context.Context) error {
+	if err := d.Launch(); err != nil {
+		return err
+	}
+	if err := d.WaitReady(ctx, 60*time.Second, d.Healthy); err != nil {
+		return errors.Join(err, d.Kill())
+	}
+	return nil
+}
+
+// Restart stops the daemon in the orderly way and starts it again.
+func (d *Daemon) Restart(ctx context.Context) error {
+	if err := d.Stop(); err != nil {
+		return err
+	}
+	return d.Start(ctx)
+}
+
+// Dial connects to the daemon's socket.
+func (d *Daemon) Dial() (*grpc.ClientConn, error) { return dial(d.Address) }
+
+func dial(address string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// One message must hold a key of a megabyte and more: the refusal of such
+		// a key is under test, not grpc's own limit.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// Healthy asks the daemon's health service and is nil when it says SERVING.
+func (d *Daemon) Healthy(ctx context.Context) error {
+	conn, err := d.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	if err != nil {
+		return fmt.Errorf("health of %s: %w", d.Address, err)
+	}
+	if resp.Status != grpc_health_v1.HealthCheckResponse_SERVING {
+		return fmt.Errorf("health of %s: %v", d.Address, resp.Status)
+	}
+	return nil
+}
+
+// Snapshotter returns the client containerd itself uses for a proxied
+// snapshotter. Closing it closes its connection.
+func (d *Daemon) Snapshotter() (snapshots.Snapshotter, error) {
+	conn, err := d.Dial()
+	if err != nil {
+		return nil, err
+	}
+	return &ownedSnapshotter{proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "durable"), conn}, nil
+}
+
+// ownedSnapshotter closes the connection that the proxy client leaves open. It
+// passes Cleanup through, which embedding the interface alone would hide.
+type ownedSnapshotter struct {
+	snapshots.Snapshotter
+	conn *grpc.ClientConn
+}
+
+func (s *ownedSnapshotter) Cleanup(ctx context.Context) error {
+	return s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
+}
+
+func (s *ownedSnapshotter) Close() error {
+	return errors.Join(s.Snapshotter.Close(), s.conn.Close())
+}

@@ -1,0 +1,174 @@
+package kit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Process is a long-running child whose output goes to a log file.
+type Process struct {
+	name string
+	log  string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the child has been reaped; guards err
+	err  error
+}
+
+// StartProcess runs argv with its output appended to the file log.
+func StartProcess(name, log string, env []string, argv ...string) (*Process, error) {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	defer f.Close()
+	p := &Process{name: name, log: log, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = f, f
+	p.cmd.Env = append(os.Environ(), env...)
+	// A group of its own: Ctrl-C must reach the kit, which stops its children
+	// in order, and not the children all at once.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// PID is the child's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed once the child has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Running reports whether the child is still there.
+func (p *Process) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// WaitReady polls ready until it returns nil. It gives up at the deadline or as
+// soon as the child ends, and then says what the child had logged.
+func (p *Process) WaitReady(ctx context.Context, limit time.Duration, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended before it was ready: %v\n%s", p.name, p.err, p.LogTail(4096))
+		case <-ctx.Done():
+			return fmt.Errorf("%s not ready after %v: %w\n%s", p.name, limit, err, p.LogTail(4096))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Stop asks the child to end with SIGTERM and waits. An exit status other than
+// zero is an error; a child that does not end in time is killed, and that is an
+// error too.
+func (p *Process) Stop() error {
+	if !p.Running() {
+		return fmt.Errorf("stop %s: it had ended already: %v\n%s", p.name, p.err, p.LogTail(4096))
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop %s: %w", p.name, err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		return errors.Join(fmt.Errorf("stop %s: still running 30 s after SIGTERM\n%s", p.name, p.LogTail(4096)), p.Kill())
+	}
+	if p.err != nil {
+		return fmt.Errorf("stop %s: %w\n%s", p.name, p.err, p.LogTail(4096))
+	}
+	return nil
+}
+
+// Kill ends the child with SIGKILL and waits until it is gone. Killing one that
+// has ended is no error.
+func (p *Process) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill %s: %w", p.name, err)
+	}
+	<-p.done
+	return nil
+}
+
+// Wait waits for the child to end by itself and returns its exit code.
+func (p *Process) Wait(limit time.Duration) (int, error) {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode(), nil
+	case <-time.After(limit):
+		return 0, fmt.Errorf("%s still running after %v\n%s", p.name, limit, p.LogTail(4096))
+	}
+}
+
+// Log returns all the child has logged so far.
+func (p *Process) Log() (string, error) {
+	b, err := os.ReadFile(p.log)
+	return string(b), err
+}
+
+// LogTail returns the last n bytes of the log, for a failure message.
+func (p *Process) LogTail(n int64) string {
+	f, err := os.Open(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if size, err := f.Seek(0, io.SeekEnd); err == nil && size > n {
+		_, err = f.Seek(-n, io.SeekEnd)
+		if err != nil {
+			return err.Error()
+		}
+	} else {
+		f.Seek(0, io.SeekStart)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error()
+	}
+	return "--- end of " + filepath.Base(p.log) + ":\n" + string(b)
+}
+
+// run executes a short command and returns its standard output. The error
+// carries what it wrote to standard error.
+func run(ctx context.Context, dir string, env []string, argv ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %w: %s%s", strings.Join(argv, " "), err, stderr.Bytes(), tail(stdout.String(), 2048))
+	}
+	return stdout.String(), nil
+}
+
+func tail(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return "…" + s[len(s)-n:]
+}

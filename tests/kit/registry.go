@@ -1,0 +1,61 @@
+package kit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/distribution/distribution/v3/configuration"
+	"github.com/distribution/distribution/v3/registry/handlers"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the driver named in the configuration below
+	"github.com/sirupsen/logrus"
+)
+
+// Registry is the reference registry implementation, in process, on loopback.
+type Registry struct {
+	Host   string // host:port, the first part of an image name
+	server *http.Server
+	done   chan error
+}
+
+// StartRegistry serves a registry that keeps its blobs under dir.
+func StartRegistry(dir string) (*Registry, error) {
+	config := &configuration.Configuration{
+		Version:  "0.1",
+		Log:      configuration.Log{Level: "error", AccessLog: configuration.AccessLog{Disabled: true}},
+		Loglevel: "error",
+		Storage: configuration.Storage{
+			"filesystem":  configuration.Parameters{"rootdirectory": dir},
+			"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
+		},
+	}
+	config.HTTP.Secret = "loopback"
+	// The registry logs through the global logger, and a client that asks
+	// whether a blob is there already would look like an error on every push.
+	logrus.SetLevel(logrus.FatalLevel)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	r := &Registry{
+		Host:   listener.Addr().String(),
+		server: &http.Server{Handler: handlers.NewApp(context.Background(), config)},
+		done:   make(chan error, 1),
+	}
+	go func() { r.done <- r.server.Serve(listener) }()
+	return r, nil
+}
+
+// Ref is the name of an image in this registry.
+func (r *Registry) Ref(name string) string { return r.Host + "/" + name + ":latest" }
+
+// Close stops serving. The blobs stay.
+func (r *Registry) Close() error {
+	err := r.server.Close()
+	if served := <-r.done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
+}

@@ -1,0 +1,212 @@
+package kit
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tree is the fingerprint of everything below a directory: one text per entry,
+// by path relative to the top, which is ".".
+type Tree map[string]Node
+
+// Node is what is known of one entry.
+type Node struct {
+	Mode   fs.FileMode
+	Uid    uint32
+	Gid    uint32
+	Rdev   uint64    // of devices
+	Nlink  uint64    // of all but directories, where file systems count differently
+	Size   int64     // of regular files
+	Sum    string    // SHA-256 of a regular file's content, in hex
+	Target string    // of symbolic links
+	Mtime  time.Time // zero after Untime
+	Xattrs string    // sorted name=value pairs, quoted
+}
+
+// bookkeeping are the attributes overlayfs keeps for itself. They name inodes
+// and file handles, so they differ between two equal layers. The opaque mark is
+// not among them: it is content.
+var bookkeeping = []string{
+	"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.nlink",
+	"trusted.overlay.uuid", "trusted.overlay.upper",
+}
+
+// Fingerprint reads every entry and every byte below dir. The entries whose
+// paths (relative to dir) are in skip are left out with all below them.
+func Fingerprint(dir string, skip ...string) (Tree, error) {
+	t := Tree{}
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(skip, rel) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		t[rel], err = readNode(name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fingerprint %s: %w", dir, err)
+	}
+	return t, nil
+}
+
+func readNode(name string) (Node, error) {
+	info, err := os.Lstat(name)
+	if err != nil {
+		return Node{}, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	n := Node{Mode: info.Mode(), Uid: st.Uid, Gid: st.Gid, Mtime: info.ModTime()}
+	if !info.IsDir() {
+		n.Nlink = uint64(st.Nlink)
+	}
+	switch {
+	case info.Mode().IsRegular():
+		n.Size = info.Size()
+		n.Sum, err = sumFile(name)
+	case info.Mode()&fs.ModeSymlink != 0:
+		n.Target, err = os.Readlink(name)
+	case info.Mode()&fs.ModeDevice != 0:
+		n.Rdev = st.Rdev
+	}
+	if err != nil {
+		return Node{}, err
+	}
+	n.Xattrs, err = readXattrs(name)
+	return n, err
+}
+
+func sumFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)), nil
+}
+
+func readXattrs(name string) (string, error) {
+	list := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(name, list)
+	if errors.Is(err, unix.ENOTSUP) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("list xattrs of %s: %w", name, err)
+	}
+	var pairs []string
+	for attr := range strings.SplitSeq(string(list[:n]), "\x00") {
+		if attr == "" || slices.Contains(bookkeeping, attr) {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(name, attr, value)
+		if err != nil {
+			return "", fmt.Errorf("read xattr %s of %s: %w", attr, name, err)
+		}
+		pairs = append(pairs, fmt.Sprintf("%s=%q", attr, value[:n]))
+	}
+	slices.Sort(pairs)
+	return strings.Join(pairs, " "), nil
+}
+
+// Untime forgets the times of the named entries, see [Pushed].
+func (t Tree) Untime(names ...string) {
+	for _, name := range names {
+		if n, ok := t[name]; ok {
+			n.Mtime = time.Time{}
+			t[name] = n
+		}
+	}
+}
+
+func (n Node) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v %d:%d nlink=%d", n.Mode, n.Uid, n.Gid, n.Nlink)
+	if n.Rdev != 0 || n.Mode&fs.ModeDevice != 0 {
+		fmt.Fprintf(&b, " rdev=%d:%d", unix.Major(n.Rdev), unix.Minor(n.Rdev))
+	}
+	if n.Sum != "" {
+		fmt.Fprintf(&b, " size=%d sha256=%.12s", n.Size, n.Sum)
+	}
+	if n.Target != "" {
+		fmt.Fprintf(&b, " -> %q", n.Target)
+	}
+	if !n.Mtime.IsZero() {
+		fmt.Fprintf(&b, " %s", n.Mtime.UTC().Format(time.RFC3339Nano))
+	}
+	if n.Xattrs != "" {
+		fmt.Fprintf(&b, " %.200s", n.Xattrs)
+	}
+	return b.String()
+}
+
+// same compares what String may shorten, too.
+func (n Node) same(m Node) bool {
+	if !n.Mtime.Equal(m.Mtime) {
+		return false
+	}
+	n.Mtime, m.Mtime = time.Time{}, time.Time{}
+	return n == m
+}
+
+// Diff describes the first limit differences of got from want, one entry a
+// paragraph. It is empty when the trees are equal.
+func Diff(want, got Tree, limit int) string {
+	names := make([]string, 0, len(want))
+	for name := range want {
+		names = append(names, name)
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	found := 0
+	for _, name := range names {
+		w, inWant := want[name]
+		g, inGot := got[name]
+		if inWant && inGot && w.same(g) {
+			continue
+		}
+		if found++; found > limit {
+			continue
+		}
+		fmt.Fprintf(&b, "%q\n", name)
+		if inWant {
+			fmt.Fprintf(&b, "  want %v\n", w)
+		}
+		if inGot {
+			fmt.Fprintf(&b, "  got  %v\n", g)
+		}
+	}
+	if found > limit {
+		fmt.Fprintf(&b, "and %d more\n", found-limit)
+	}
+	return b.String()
+}
