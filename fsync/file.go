@@ -1,0 +1,104 @@
+package fsync
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Error is a sync that failed: the kernel could not write, and what it could not
+// write is unknown. It may concern anything that was dirty on the file system,
+// and must not be retried into success.
+type Error struct {
+	Op   string // "fsync" or "syncfs"
+	Path string
+	Err  error
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Op + " " + e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns the kernel's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// cause strips what os adds, which Error says already.
+func cause(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// Dir makes the entries of a directory durable: names that were created in it,
+// renamed into it or removed from it.
+func Dir(path string) error { return syncPath(path) }
+
+// File makes the content and the inode of a file durable, not its name: that
+// is the business of the directory.
+func File(path string) error { return syncPath(path) }
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(&Error{Op: "fsync", Path: path, Err: cause(err)}, f.Close())
+	}
+	return f.Close()
+}
+
+// Rename renames a file and makes the new name durable: after a crash the old
+// or the new name is there, and after Rename has returned it is the new one.
+// The content must be durable before, or the new name may outlive it. Both
+// names must be in the same directory, because only that one is synced.
+func Rename(oldpath, newpath string) error {
+	if filepath.Dir(oldpath) != filepath.Dir(newpath) {
+		return fmt.Errorf("rename %s to %s: not in the same directory", oldpath, newpath)
+	}
+	if err := os.Rename(oldpath, newpath); err != nil {
+		return err
+	}
+	return Dir(filepath.Dir(newpath))
+}
+
+// MkdirAll makes a directory and those above it that are missing, and makes
+// the names of the new ones durable. An existing directory is left alone.
+func MkdirAll(path string, perm os.FileMode) error {
+	if st, err := os.Stat(path); err == nil {
+		if !st.IsDir() {
+			return &os.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
+		}
+		return nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(path)
+	if err := MkdirAll(parent, perm); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, perm); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return Dir(parent)
+}
+
+// WriteFile writes a file under its name and syncs its content. The name is
+// durable after the directory has been synced. It is meant for a file that
+// nobody reads before that: a crash may leave it short.
+func WriteFile(path string, data []byte, perm os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(&Error{Op: "fsync", Path: path, Err: cause(err)}, f.Close())
+	}
+	return f.Close()
+}

@@ -1,0 +1,57 @@
+package faults
+
+// Name is an instant in the life of a snapshot, between two steps that touch
+// the disk. The text before the dot is the operation.
+type Name string
+
+// Points of Prepare and View, in order.
+const (
+	PrepareRenamed  Name = "prepare.renamed"  // snapshots/<id> exists, nothing is synced
+	PrepareRecorded Name = "prepare.recorded" // its record is written and synced
+	PrepareSynced   Name = "prepare.synced"   // directories are synced, no row yet
+	PrepareDone     Name = "prepare.done"     // the row is durable, not answered yet
+)
+
+// Points of Commit, in order.
+const (
+	CommitWalked   Name = "commit.walked"   // counted, nothing written
+	CommitRecorded Name = "commit.recorded" // the record says committed, nothing is synced
+	CommitSynced   Name = "commit.synced"   // everything is on disk but the row
+	CommitInTx     Name = "commit.in-tx"    // the transaction is filled, not committed
+	CommitDone     Name = "commit.done"     // the row is durable, not answered yet
+)
+
+// Points of Remove and Cleanup, in order.
+const (
+	RemoveInTx     Name = "remove.in-tx"    // the transaction is filled, not committed
+	RemoveDone     Name = "remove.done"     // the row is gone, the directory is there
+	SweepSetAside  Name = "sweep.set-aside" // one directory moved to removing/
+	SweepDeleting  Name = "sweep.deleting"  // directories moved, none deleted
+	SweepDeleted   Name = "sweep.deleted"   // one tree deleted
+	SnapshotUpdate Name = "update.in-tx"    // labels changed in the transaction only
+)
+
+// Points of birth and recovery, in order.
+const (
+	BirthWritten     Name = "birth.written"     // metadata.db.new is complete, under its temporary name
+	BirthRenamed     Name = "birth.renamed"     // it has its name, the directory is not synced
+	RecoverOpened    Name = "recover.opened"    // metadata.db is open and whole
+	RecoverRecords   Name = "recover.records"   // records of active snapshots say active again
+	RecoverReplayed  Name = "recover.replayed"  // open extractions are closed
+	RecoverSetAside  Name = "recover.set-aside" // orphans are in removing/, none deleted
+	RecoverDone      Name = "recover.done"      // before the socket answers
+	RewriteWritten   Name = "rewrite.written"   // after an I/O error: the copy of metadata.db is complete
+	RewriteInstalled Name = "rewrite.installed" // and has its name
+)
+
+// All lists every point, for the tests that visit them one after another.
+func All() []Name {
+	return []Name{
+		PrepareRenamed, PrepareRecorded, PrepareSynced, PrepareDone,
+		CommitWalked, CommitRecorded, CommitSynced, CommitInTx, CommitDone,
+		RemoveInTx, RemoveDone, SweepSetAside, SweepDeleting, SweepDeleted, SnapshotUpdate,
+		BirthWritten, BirthRenamed,
+		RecoverOpened, RecoverRecords, RecoverReplayed, RecoverSetAside, RecoverDone,
+		RewriteWritten, RewriteInstalled,
+	}
+}
