@@ -1,0 +1,52 @@
+// Package storage keeps metadata.db: containerd's snapshot rows and our commit
+// journal, in one bbolt file and therefore in one transaction.
+//
+// # The pieces
+//
+//   - [DB] is the opened file. It is the MetaStore that containerd's overlay
+//     snapshotter asks for, so that snapshotter's rows land here.
+//   - [BeforeCommit] attaches a function to a context; the transaction that is
+//     started with this context runs it last, with the [Journal] of the same
+//     transaction. Rows and journal entries become durable together or not at
+//     all.
+//   - [OpenEntry] and [CommitEntry] are the journal's records; their encoding
+//     (and that of the record beside each layer) is [Encode] and [Decode].
+//
+// # Promises
+//
+// I1, the record half: when a writable transaction returns nil, its rows and
+// journal entries are on stable storage.
+//
+// I4: when it returns an error that wraps [ErrWrite], nothing can be said about
+// what is on disk, and the DB refuses every transaction until [DB.Rewrite]
+// has succeeded. bbolt itself would go on: after a failed sync of its meta page
+// the page cache holds the new state and the disk the old one, and the next
+// transaction reuses pages that the old state still needs. Rewrite copies the
+// state into a new file, syncs it and renames it into place.
+//
+// metadata.db is born complete: written under a temporary name, synced, renamed,
+// directory synced. bbolt's own creation is not crash-safe. A database that is
+// missing beside existing snapshots, or that cannot be read, is never replaced
+// silently: [Open] fails with [ErrMissing] or [ErrDamaged] and leaves
+// everything as it is; [Rebuild] makes a new one from the snapshots' records.
+//
+// # On disk
+//
+//	metadata.db
+//	├── v1                     containerd's (core/snapshots/storage/bolt.go)
+//	│   ├── snapshots/<key>    id, kind, parent, usage, times, labels
+//	│   └── parents            child index
+//	└── journal                ours
+//	    ├── version            uvarint, 1
+//	    ├── open/<id>          OpenEntry: an active snapshot
+//	    ├── committed/<id>     CommitEntry: a committed snapshot that exists
+//	    └── history/<n>        CommitEntry of a removed one; the last n are kept
+//
+// Keys are big-endian 64 bit numbers. docs/formats.md has the bytes.
+//
+// # Concurrency
+//
+// A DB may be used from several goroutines. One writable transaction runs at a
+// time, readers never wait for it. Close and Rewrite wait for the transactions
+// in flight. Do not start a transaction from inside one.
+package storage

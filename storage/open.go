@@ -1,0 +1,303 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	cstorage "github.com/containerd/containerd/v2/core/snapshots/storage"
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+)
+
+// lockWait is how long Open waits for another process to leave the root: long
+// enough for a daemon that is stopping, short enough for a person.
+const lockWait = 2 * time.Second
+
+// Options of Open.
+type Options struct {
+	// History is the number of removed snapshots whose commit entries are
+	// kept. Entries of existing snapshots are always kept.
+	History uint64
+}
+
+// Open locks the directory root and opens metadata.db in it; when there is
+// neither a database nor a snapshot, it makes an empty one.
+//
+// Errors: ErrLocked when another process serves this root, ErrMissing and
+// ErrDamaged as described there, ErrNewer for a database of a newer version.
+// In none of these cases is anything changed.
+func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
+	lock, err := lockRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{path: filepath.Join(root, FileName), keep: o.History, lock: lock}
+	defer func() {
+		if err != nil {
+			if db.ms != nil {
+				err = errors.Join(err, db.ms.Close())
+			}
+			err = errors.Join(err, lock.Close())
+		}
+	}()
+
+	// Leftovers of a birth or a rewrite that a crash cut short. They were
+	// never the database.
+	for _, suffix := range []string{".new", ".rewrite"} {
+		if err := removeIfThere(db.path + suffix); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := os.Lstat(db.path); errors.Is(err, os.ErrNotExist) {
+		n, err := countSnapshots(root)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			return nil, fmt.Errorf("%w: %s, %d directories below snapshots/", ErrMissing, db.path, n)
+		}
+		if err := create(ctx, db.path); err != nil {
+			return nil, fmt.Errorf("create %s: %w", db.path, err)
+		}
+	} else if err != nil {
+		return nil, err
+	} else if err := verify(db.path); err != nil {
+		return nil, fmt.Errorf("open %s: %w", db.path, err)
+	}
+
+	if db.ms, err = openStore(db.path); err != nil {
+		return nil, fmt.Errorf("open %s: %w", db.path, err)
+	}
+	return db, db.upgrade(ctx)
+}
+
+// lockRoot takes an advisory lock on the directory itself, so that it holds
+// before there is a database and while Rewrite replaces it.
+func lockRoot(root string) (*os.File, error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(&os.PathError{Op: "flock", Path: root, Err: err}, f.Close())
+		}
+		if time.Now().After(deadline) {
+			return nil, errors.Join(fmt.Errorf("%s is %w", root, ErrLocked), f.Close())
+		}
+	}
+}
+
+// countSnapshots counts the directories that only a database could explain.
+func countSnapshots(root string) (int, error) {
+	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	n := 0
+	for _, e := range entries {
+		if _, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// openStore opens the file through containerd's MetaStore, which opens it at
+// its first transaction: run one, so that errors come now.
+func openStore(path string) (*cstorage.MetaStore, error) {
+	ms, err := cstorage.NewMetaStore(path, func(o *bolt.Options) error {
+		o.Timeout = lockWait
+		o.NoSync = faults.Mutant("bbolt-nosync")
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	_, tx, err := ms.TransactionContext(context.Background(), false)
+	if err != nil {
+		if errors.Is(err, berrors.ErrTimeout) {
+			err = fmt.Errorf("%w (its lock is held): %w", ErrLocked, err)
+		}
+		return nil, errors.Join(err, ms.Close())
+	}
+	return ms, tx.Rollback()
+}
+
+// create makes an empty database so that a crash at any instant leaves none or
+// a whole one. bbolt's own creation does not: it writes its first pages into
+// the final name and never syncs the directory.
+func create(ctx context.Context, path string) error {
+	next := path + ".new"
+	if faults.Mutant("db-not-born-safely") {
+		next = path
+	}
+	if err := fill(ctx, next); err != nil {
+		return errors.Join(err, removeIfThere(next))
+	}
+	faults.Point(faults.BirthWritten)
+	if next == path {
+		return nil
+	}
+	if err := os.Rename(next, path); err != nil {
+		return err
+	}
+	faults.Point(faults.BirthRenamed)
+	return fsync.Dir(filepath.Dir(path))
+}
+
+// fill writes an empty database and syncs it.
+func fill(ctx context.Context, path string) error {
+	ms, err := openStore(path)
+	if err != nil {
+		return err
+	}
+	err = ms.WithTransaction(ctx, true, func(ctx context.Context) error {
+		// containerd creates its buckets with the first snapshot, and until
+		// then answers a walk over nothing with NotFound. Make and unmake one.
+		const key = "birth"
+		if _, err := cstorage.CreateSnapshot(ctx, snapshots.KindActive, key, ""); err != nil {
+			return err
+		}
+		_, _, err := cstorage.Remove(ctx, key)
+		return err
+	})
+	if err == nil {
+		err = inBolt(ctx, ms, true, createJournal)
+	}
+	if err = errors.Join(err, ms.Close()); err != nil {
+		return err
+	}
+	if faults.Mutant("db-not-born-safely") {
+		return nil
+	}
+	return fsync.File(path)
+}
+
+// inBolt runs fn in a transaction of its own, on the bolt level.
+func inBolt(ctx context.Context, ms *cstorage.MetaStore, writable bool, fn func(*bolt.Tx) error) error {
+	_, trans, err := ms.TransactionContext(ctx, writable)
+	if err != nil {
+		return err
+	}
+	tx, err := boltTx(trans)
+	if err == nil {
+		err = fn(tx)
+	}
+	if err != nil || !writable {
+		return errors.Join(err, rollback(trans))
+	}
+	return trans.Commit()
+}
+
+// verify reads the whole database, read-only, and returns an error that wraps
+// ErrDamaged when bbolt, containerd's rows or our journal do not make sense.
+// bbolt checks little by itself: it panics or faults on bad pages.
+func verify(path string) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v: %w", p, ErrDamaged)
+		}
+	}()
+	if st, err := os.Stat(path); err != nil {
+		return err
+	} else if !st.Mode().IsRegular() || st.Size() == 0 {
+		// bbolt would fill an empty file; whoever emptied it did not mean that.
+		return fmt.Errorf("not a file with content: %w", ErrDamaged)
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockWait, PreLoadFreelist: true})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("%w (its lock is held): %w", ErrLocked, err)
+	case errors.Is(err, os.ErrPermission):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+
+	tx, err := db.Begin(false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tx.Rollback()) }()
+	if err := tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readAll(b) }); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return verifyJournal(tx)
+}
+
+// readAll touches every key and value, so that damage shows here.
+func readAll(b *bolt.Bucket) error {
+	return b.ForEach(func(k, v []byte) error {
+		if v == nil {
+			if nested := b.Bucket(k); nested != nil {
+				return readAll(nested)
+			}
+		}
+		if len(v) > 0 {
+			_ = v[len(v)-1]
+		}
+		return nil
+	})
+}
+
+// verifyJournal decodes every entry. A database without a journal is whole: it
+// belongs to containerd's own overlay snapshotter, and is upgraded.
+func verifyJournal(tx *bolt.Tx) error {
+	j, err := journal(tx, 0)
+	if errors.Is(err, errNoJournal) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(
+			j.EachOpen(func(OpenEntry) error { return nil }),
+			j.EachCommitted(func(CommitEntry) error { return nil }),
+			j.EachRemoved(func(CommitEntry) error { return nil }),
+		)
+	}
+	if err != nil && !errors.Is(err, ErrNewer) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+// ReadOnly opens the database of a root whose daemon is not running, for a
+// look; nothing is written. fn gets a read transaction. The errors are those of
+// Open.
+func ReadOnly(ctx context.Context, root string, fn func(context.Context, *Journal) error) (err error) {
+	lock, err := lockRoot(root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	path := filepath.Join(root, FileName)
+	if err := verify(path); err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	ms, err := cstorage.NewMetaStore(path, func(o *bolt.Options) error {
+		o.ReadOnly, o.Timeout = true, lockWait
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ms.Close()) }()
+	return view(ctx, ms, 0, fn)
+}
