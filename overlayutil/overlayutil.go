@@ -1,0 +1,68 @@
+// Package overlayutil holds facts about overlayfs: what this kernel can do with
+// a directory, and which mount options would break a promise. It has no policy
+// of its own and keeps no state.
+//
+// What can be asked by trying is tried: a real overlay is mounted below the
+// directory in question and taken away again. Versions are not compared,
+// because distributions backport.
+package overlayutil
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/errdefs"
+)
+
+// ErrUnsupported is wrapped by the errors of Check.
+var ErrUnsupported = errors.New("overlay mounts do not work")
+
+// Check mounts an overlay below dir, with two lower directories and an upper
+// one, and unmounts it. The error says what is missing: root, d_type, or
+// whatever the kernel answers.
+func Check(dir string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w below %s: mounting needs root, and this is user %d", ErrUnsupported, dir, os.Geteuid())
+	}
+	if err := overlayutils.Supported(dir); err != nil {
+		return fmt.Errorf("%w below %s: %w", ErrUnsupported, dir, err)
+	}
+	return nil
+}
+
+// IDMappedMounts reports whether the kernel can map the owners of overlay's
+// lower directories, so that a container in a user namespace needs no chown
+// (Linux 5.19).
+func IDMappedMounts() bool {
+	ok, err := overlayutils.SupportsIDMappedMounts()
+	return err == nil && ok
+}
+
+// forbidden maps mount options that a configuration may not hold to the reason.
+// See Documentation/filesystems/overlayfs.rst in the kernel's source.
+var forbidden = map[string]string{
+	"lowerdir":  "the snapshotter names the directories itself",
+	"lowerdir+": "the snapshotter names the directories itself",
+	"datadir+":  "the snapshotter names the directories itself",
+	"upperdir":  "the snapshotter names the directories itself",
+	"workdir":   "the snapshotter names the directories itself",
+	"volatile":  "the kernel then skips every sync of the upper directory, and a crash makes it unusable",
+}
+
+// CheckOptions refuses options for overlay mounts that break a promise. The
+// error is containerd's InvalidArgument.
+func CheckOptions(options []string) error {
+	for _, o := range options {
+		key, _, _ := strings.Cut(o, "=")
+		if reason, bad := forbidden[key]; bad {
+			return fmt.Errorf("mount option %q: %s: %w", o, reason, errdefs.ErrInvalidArgument)
+		}
+		if o == "" || strings.ContainsAny(o, ",\x00") {
+			return fmt.Errorf("mount option %q: give one option per item: %w", o, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}

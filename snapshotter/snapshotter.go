@@ -1,0 +1,257 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/moby/locker"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// Config of a Snapshotter. The fields that containerd's overlayfs plugin has
+// mean what they mean there.
+type Config struct {
+	Root           string   // absolute; made when missing
+	MountOptions   []string // for overlay mounts, not for bind mounts
+	UpperdirLabel  bool     // add containerd.io/snapshot/overlay.upperdir to Stat
+	SyncRemove     bool     // delete in Remove, not in Cleanup
+	SlowChown      bool     // accepted for parity; the client does the chown
+	JournalHistory uint64   // removed snapshots whose journal entries are kept
+
+	// OnHealth is called with an error when the file system stops accepting
+	// writes and with nil when it accepts them again. It must not call back.
+	OnHealth func(error)
+}
+
+// Snapshotter is a containerd snapshotter; see the package documentation.
+type Snapshotter struct {
+	cfg     Config
+	overlay snapshots.Snapshotter
+	db      *storage.DB
+	bootID  string
+	runID   string
+
+	keys     *locker.Locker
+	creating sync.Mutex // see "lock order" in doc.go
+	syncing  sync.Mutex
+
+	mu      sync.Mutex         // guards actives
+	actives map[string]*active // by key
+
+	trouble  trouble
+	deleting sync.Mutex // one deletion of trees at a time
+	stop     context.CancelFunc
+	running  sync.WaitGroup
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// active is what this process knows of an active snapshot.
+type active struct {
+	id         uint64
+	extraction bool
+	cursor     *fsync.Cursor
+	lost       bool  // the cursor was opened after a restart, not at Prepare
+	refused    error // why it can never be committed; guarded by Snapshotter.mu
+}
+
+// New opens or makes the root, recovers what a crash left, and returns a
+// snapshotter that is ready to serve. Errors name what is wrong with the root:
+// see fsync.Inspect, overlayutil.Check and storage.Open. Warnings go to the
+// log of ctx, once.
+func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
+	if err := prepareRoot(ctx, cfg.Root); err != nil {
+		return nil, err
+	}
+	if err := overlayutil.CheckOptions(cfg.MountOptions); err != nil {
+		return nil, err
+	}
+	db, err := storage.Open(ctx, cfg.Root, storage.Options{History: cfg.JournalHistory})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, db.Close())
+		}
+	}()
+	s := &Snapshotter{
+		cfg: cfg, db: db, keys: locker.New(), actives: map[string]*active{},
+		runID: newRunID(),
+	}
+	if s.bootID, err = bootID(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{s.snapshotsDir(), s.removingDir()} {
+		if err := fsync.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	s.warnSplit(ctx)
+	if s.overlay, err = overlay.NewSnapshotter(cfg.Root, overlayOptions(cfg, db)...); err != nil {
+		return nil, err
+	}
+
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	if err := s.recover(ctx); err != nil {
+		stop()
+		return nil, err
+	}
+	s.running.Go(func() { s.watch(background) })
+	s.running.Go(func() { s.deleteRemoving(background) })
+	return s, nil
+}
+
+// prepareRoot makes the root and refuses one that cannot keep the promises.
+func prepareRoot(ctx context.Context, root string) error {
+	if !filepath.IsAbs(root) {
+		return fmt.Errorf("root %q: not an absolute path: %w", root, errdefs.ErrInvalidArgument)
+	}
+	if strings.ContainsAny(root, ":,\\") {
+		// They separate and quote the options of an overlay mount.
+		return fmt.Errorf("root %q: contains one of : , \\, which overlay mount options cannot hold: %w", root, errdefs.ErrInvalidArgument)
+	}
+	if err := fsync.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	warnings, err := fsync.Inspect(root)
+	if err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	for _, w := range warnings {
+		log.G(ctx).WithField("cure", w.Cure).Warn(w.Problem)
+	}
+	if err := overlayutil.Check(root); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	return nil
+}
+
+// warnSplit speaks of snapshots on another file system than the database: the
+// transaction after a sync then no longer proves that the snapshots' file
+// system still takes writes.
+func (s *Snapshotter) warnSplit(ctx context.Context) {
+	same, err := fsync.SameFilesystem(s.snapshotsDir(), s.db.Path())
+	if err == nil && same {
+		return
+	}
+	log.G(ctx).WithError(err).WithField("cure", "keep the whole root on one file system").
+		Warnf("%s is on another file system than %s", s.snapshotsDir(), s.db.Path())
+}
+
+func overlayOptions(cfg Config, db *storage.DB) []overlay.Opt {
+	// Deletion is always ours (remove.go): containerd's deletes by number after
+	// its transaction, when the number may be in use again.
+	opts := []overlay.Opt{overlay.WithMetaStore(db), overlay.AsynchronousRemove}
+	if cfg.UpperdirLabel {
+		opts = append(opts, overlay.WithUpperdirLabel)
+	}
+	if len(cfg.MountOptions) > 0 {
+		opts = append(opts, overlay.WithMountOptions(cfg.MountOptions))
+	}
+	if cfg.SlowChown {
+		opts = append(opts, overlay.WithSlowChown)
+	}
+	if overlayutil.IDMappedMounts() {
+		opts = append(opts, overlay.WithRemapIDs)
+	}
+	return opts
+}
+
+// Stat returns the row of an active key or a committed name.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	if err := checkName("key", key); err != nil {
+		return snapshots.Info{}, err
+	}
+	return s.overlay.Stat(ctx, key)
+}
+
+// Usage returns disk space and inodes: of a committed snapshot as Commit
+// counted them, of another by counting now.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	if err := checkName("key", key); err != nil {
+		return snapshots.Usage{}, err
+	}
+	return s.overlay.Usage(ctx, key)
+}
+
+// Mounts returns the mounts of an active snapshot or a view.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := checkName("key", key); err != nil {
+		return nil, err
+	}
+	return s.overlay.Mounts(ctx, key)
+}
+
+// Walk visits every row that matches one of the filters.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.overlay.Walk(ctx, fn, filters...)
+}
+
+// Close ends the background work and releases the root. Nothing is deleted,
+// and no row changes: a restart goes on where this process stopped.
+func (s *Snapshotter) Close() error {
+	s.stop()
+	s.running.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for _, a := range s.actives {
+		err = errors.Join(err, a.cursor.Close())
+	}
+	clear(s.actives)
+	return errors.Join(err, s.overlay.Close()) // closes the database too
+}
+
+func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.cfg.Root, "snapshots") }
+func (s *Snapshotter) removingDir() string  { return filepath.Join(s.cfg.Root, "removing") }
+
+// dir is the directory of a snapshot.
+func (s *Snapshotter) dir(id uint64) string {
+	return filepath.Join(s.snapshotsDir(), strconv.FormatUint(id, 10))
+}
+
+// lockKey waits for other operations on key and returns the unlock. The
+// caller's context is asked afterwards: whoever gave up while waiting gets no
+// work done in his name.
+func (s *Snapshotter) lockKey(ctx context.Context, key string) (func(), error) {
+	s.keys.Lock(key)
+	unlock := func() { _ = s.keys.Unlock(key) } // fails only for a lock that nobody holds
+	if err := ctx.Err(); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// bootID names this boot of the kernel (random(4)).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+func newRunID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return hex.EncodeToString(b[:])
+}
