@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/log"
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+)
+
+const defaultConfigPath = "/etc/durable-snapshotter/config.toml"
+
+// Config is the configuration file. The comments are printed with it: they are
+// the documentation of the keys.
+type Config struct {
+	Root        string            `toml:"root" comment:"Where snapshots and metadata.db live: an absolute path on a local ext4, xfs or btrfs."`
+	Address     string            `toml:"address" comment:"Unix socket that containerd connects to. admin.sock is made beside it."`
+	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
+	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
+	Journal     JournalConfig     `toml:"journal"`
+}
+
+// SnapshotterConfig mirrors the configuration of containerd's overlayfs plugin.
+type SnapshotterConfig struct {
+	UpperdirLabel bool     `toml:"upperdir_label" comment:"Add the label containerd.io/snapshot/overlay.upperdir to every snapshot."`
+	SyncRemove    bool     `toml:"sync_remove" comment:"Delete directories in Remove, not in the Cleanup that follows it."`
+	SlowChown     bool     `toml:"slow_chown" comment:"Allow containerd to chown a whole tree where the kernel cannot map owners in a mount.\nTakes effect when the capability \"only-remap-ids\" is left out of containerd's proxy_plugins entry."`
+	MountOptions  []string `toml:"mount_options" comment:"Options for overlay mounts, one per item. Not used for bind mounts."`
+}
+
+// JournalConfig bounds the commit journal.
+type JournalConfig struct {
+	History uint64 `toml:"history" comment:"Removed snapshots whose commit entries are kept. Those of existing snapshots always are."`
+}
+
+// Default returns the configuration without a file.
+func Default() Config {
+	return Config{
+		Root:        "/var/lib/durable-snapshotter",
+		Address:     "/run/durable-snapshotter/durable-snapshotter.sock",
+		LogLevel:    "info",
+		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
+		Journal:     JournalConfig{History: 1000},
+	}
+}
+
+// config reads the file, applies the flags and validates the result.
+func (c *command) config() (Config, error) {
+	cfg := Default()
+	path := c.path
+	if path == "" {
+		path = defaultConfigPath
+	}
+	data, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		if err := decode(path, data, &cfg); err != nil {
+			return cfg, err
+		}
+	case errors.Is(err, os.ErrNotExist) && c.path == "":
+	default:
+		return cfg, fmt.Errorf("configuration: %w", err)
+	}
+	for _, o := range []struct {
+		to   *string
+		from string
+	}{{&cfg.Root, c.setting.Root}, {&cfg.Address, c.setting.Address}, {&cfg.LogLevel, c.setting.LogLevel}} {
+		if o.from != "" {
+			*o.to = o.from
+		}
+	}
+	cfg.Address = strings.TrimPrefix(cfg.Address, "unix://")
+	return cfg, cfg.Validate()
+}
+
+// decode is strict: an unknown key is an error that names the line, because a
+// misspelled key would otherwise be a setting without effect.
+func decode(path string, data []byte, cfg *Config) error {
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(cfg)
+	var unknown *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unknown):
+		var all []error
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			all = append(all, fmt.Errorf("%s:%d: unknown key %q", path, row, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	case errors.As(err, &syntax):
+		row, column := syntax.Position()
+		return fmt.Errorf("%s:%d:%d: %w", path, row, column, syntax)
+	default:
+		return fmt.Errorf("%s: %w", path, err)
+	}
+}
+
+// Validate names the first key whose value cannot be used.
+func (c Config) Validate() error {
+	if !filepath.IsAbs(c.Root) {
+		return fmt.Errorf("root %q: not an absolute path", c.Root)
+	}
+	if !filepath.IsAbs(c.Address) {
+		return fmt.Errorf("address %q: not an absolute path", c.Address)
+	}
+	for _, socket := range []string{c.Address, adminSocket(c.Address)} {
+		// sun_path with its terminating zero (unix(7)).
+		if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(socket) > limit {
+			return fmt.Errorf("address %q: socket path of %d bytes, the kernel allows %d", socket, len(socket), limit)
+		}
+	}
+	switch c.LogLevel {
+	case "trace", "debug", "info", "warn", "error":
+		return nil
+	}
+	return fmt.Errorf("log_level %q: not one of trace, debug, info, warn, error", c.LogLevel)
+}
+
+// snapshotter is the part of the configuration that the snapshotter sees.
+func (c Config) snapshotter() snapshotter.Config {
+	return snapshotter.Config{
+		Root:           c.Root,
+		MountOptions:   c.Snapshotter.MountOptions,
+		UpperdirLabel:  c.Snapshotter.UpperdirLabel,
+		SyncRemove:     c.Snapshotter.SyncRemove,
+		SlowChown:      c.Snapshotter.SlowChown,
+		JournalHistory: c.Journal.History,
+	}
+}
+
+// setUpLog sends the log to standard error: text for a person at a terminal,
+// JSON for a program.
+func setUpLog(level string) error {
+	format := log.JSONFormat
+	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+		format = log.TextFormat
+	}
+	if err := log.SetFormat(format); err != nil {
+		return err
+	}
+	return log.SetLevel(level)
+}
+
+func printConfig(c *command) error {
+	args, err := c.parse()
+	if err != nil {
+		return err
+	}
+	cfg := Default()
+	switch {
+	case len(args) == 0:
+		if cfg, err = c.config(); err != nil {
+			return err
+		}
+	case len(args) != 1 || args[0] != "default":
+		return fmt.Errorf("unexpected argument %q: %w", args[0], errUsage)
+	}
+	return toml.NewEncoder(c.stdout).Encode(cfg)
+}

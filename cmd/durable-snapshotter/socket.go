@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// adminSocket is where people and monitoring look, beside containerd's socket.
+func adminSocket(address string) string { return filepath.Join(filepath.Dir(address), "admin.sock") }
+
+// checkSocket refuses an address that somebody serves, or that is no socket. A
+// socket that nobody answers on is stale: its daemon did not end by itself.
+func checkSocket(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("address %s: exists and is not a socket", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		return errors.Join(fmt.Errorf("address %s: another daemon answers there", path), conn.Close())
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("address %s: %w", path, err)
+	}
+	return nil
+}
+
+// listen makes the socket, mode 0600, in a directory that is made 0700 when it
+// is missing, in the place of a stale one.
+func listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := checkSocket(path); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	// The mode is set before bind(2) gives the socket a name, so that there is
+	// no instant at which others could connect.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(cerr, err)
+	}}
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("address %s: %w", path, err)
+	}
+	return l, nil
+}
