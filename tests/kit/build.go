@@ -11,8 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// binVar names a directory for the binaries; tests/.bin when unset.
-const binVar = "DURABLE_KIT_BIN"
+const (
+	// binVar names a directory for the binaries; tests/.bin when unset.
+	binVar = "DURABLE_KIT_BIN"
+	// daemonVar names a durable-snapshotter that exists already, to test a
+	// released binary or one built with the race detector.
+	daemonVar = "DURABLE_KIT_DAEMON"
+)
 
 // Binaries are the programs of one containerd, and the daemon under test.
 type Binaries struct {
@@ -43,6 +48,10 @@ func Build(ctx context.Context) (Binaries, error) {
 	err = goBuild(ctx, tests, bin+"/", "-tags", "no_btrfs", module+"containerd", module+"ctr", module+"containerd-shim-runc-v2")
 	if err != nil {
 		return Binaries{}, fmt.Errorf("build containerd: %w", err)
+	}
+	if daemon := os.Getenv(daemonVar); daemon != "" {
+		b.Daemon = daemon
+		return b, nil
 	}
 	if err := goBuild(ctx, filepath.Dir(tests), b.Daemon, "./cmd/durable-snapshotter"); err != nil {
 		return Binaries{}, fmt.Errorf("build durable-snapshotter: %w", err)

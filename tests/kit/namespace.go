@@ -112,6 +112,14 @@ func outside() (code int, err error) {
 // initProcess is process 1 of the namespace. It stays small because its death
 // is what cleans up: the kernel kills everything else in the namespace with it.
 func initProcess() (int, error) {
+	if os.Getpid() != 1 {
+		return 1, fmt.Errorf("namespace: %s=%s is set, but this is process %d, not the first", stageVar, stageInit, os.Getpid())
+	}
+	// Unlike os/exec, ForkExec keeps both values of a variable that is there
+	// twice, and the first one wins.
+	if err := os.Setenv(stageVar, stageWork); err != nil {
+		return 1, fmt.Errorf("namespace: %w", err)
+	}
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 1, fmt.Errorf("namespace: make mounts private: %w", err)
 	}
@@ -130,7 +138,7 @@ func initProcess() (int, error) {
 	var worker int
 	start := func() (err error) {
 		worker, err = syscall.ForkExec(self, os.Args, &syscall.ProcAttr{
-			Env:   append(os.Environ(), stageVar+"="+stageWork),
+			Env:   os.Environ(),
 			Files: []uintptr{0, 1, 2},
 		})
 		return err

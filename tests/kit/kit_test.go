@@ -1,0 +1,174 @@
+package kit
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { os.Exit(Main(m.Run)) }
+
+// TestShutdownLosesWhatWasNotSynced shows that the power switch works, and that
+// it does not take what a program had made durable.
+func TestShutdownLosesWhatWasNotSynced(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			disk, err := NewDisk(t.TempDir(), DiskOptions{FS: fs, Size: 512 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept, err := os.Create(disk.Path("kept"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := kept.WriteString("durable"); err != nil {
+				t.Fatal(err)
+			}
+			if err := kept.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			if err := kept.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(disk.Path("lost"), []byte("not synced"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := disk.Shutdown(); err != nil {
+				t.Fatal(err)
+			}
+			if err := disk.Remount(); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := os.ReadFile(disk.Path("kept")); err != nil || string(b) != "durable" {
+				t.Errorf("synced file after the power cut: %q, %v", b, err)
+			}
+			if b, err := os.ReadFile(disk.Path("lost")); err == nil && len(b) > 0 {
+				t.Errorf("unsynced file survived the power cut: %q: the switch does nothing", b)
+			}
+			device := disk.Device()
+			if err := disk.Close(); err != nil {
+				t.Fatal(err)
+			}
+			waitUntil(t, func() bool {
+				_, err := os.Stat("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+				return err != nil
+			}, device+" is still attached")
+		})
+	}
+}
+
+// TestBtrfsDisk shows the third file system, which has no power switch.
+func TestBtrfsDisk(t *testing.T) {
+	disk, err := NewDisk(t.TempDir(), DiskOptions{FS: "btrfs", Size: 512 << 20, Mount: "noatime"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(disk.Path("file"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Remount(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(disk.Path("file")); err != nil {
+		t.Error(err)
+	}
+	if err := disk.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDiff changes one property at a time and expects the fingerprint to tell.
+func TestDiff(t *testing.T) {
+	changes := map[string]func(file string) error{
+		"content": func(f string) error { return os.WriteFile(f, []byte("other"), 0o644) },
+		"mode":    func(f string) error { return os.Chmod(f, 0o600) },
+		"setuid":  func(f string) error { return os.Chmod(f, 0o644|os.ModeSetuid) },
+		"owner":   func(f string) error { return os.Lchown(f, 1, 0) },
+		"group":   func(f string) error { return os.Lchown(f, 0, 1) },
+		"mtime":   func(f string) error { return os.Chtimes(f, time.Unix(1, 0), time.Unix(1, 2)) },
+		"link":    func(f string) error { return os.Link(f, f+"2") },
+		"removed": os.Remove,
+		"xattr":   func(f string) error { return setxattr(f, "user.x", "y") },
+		"opaque":  func(f string) error { return setxattr(f, "trusted.overlay.opaque", "y") },
+		"capability": func(f string) error {
+			return setxattr(f, "security.capability", Capability(1))
+		},
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "file")
+			if err := os.WriteFile(file, []byte("first"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(file, time.Unix(1, 0), time.Unix(1, 1)); err != nil {
+				t.Fatal(err)
+			}
+			before, again := fingerprint(t, dir), fingerprint(t, dir)
+			if d := Diff(before, again, 10); d != "" {
+				t.Errorf("nothing changed, but:\n%s", d)
+			}
+			if err := change(file); err != nil {
+				t.Fatal(err)
+			}
+			after := fingerprint(t, dir)
+			before.Untime(".")
+			after.Untime(".")
+			if d := Diff(before, after, 10); !strings.Contains(d, `"file"`) {
+				t.Errorf("difference not seen: %q", d)
+			}
+		})
+	}
+}
+
+// TestImagesAreDeterministic builds each fixed image twice and compares digests,
+// so that what fails on one machine can be looked for on another.
+func TestImagesAreDeterministic(t *testing.T) {
+	reg, err := StartRegistry(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := reg.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, build := range map[string]func() Image{"all-kinds": AllKinds, "empty-layers": EmptyLayers} {
+		first, err := Push(t.Context(), reg, name, build())
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := Push(t.Context(), reg, name, build())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first.Manifest != second.Manifest {
+			t.Errorf("%s: manifest %s, then %s", name, first.Manifest, second.Manifest)
+		}
+		t.Logf("%s: %d layers, %d entries, %d bytes, %s", name, len(first.Layers), first.Inodes, first.Bytes, first.Manifest)
+	}
+}
+
+func setxattr(file, name, value string) error { return unix.Lsetxattr(file, name, []byte(value), 0) }
+
+func fingerprint(t *testing.T, dir string) Tree {
+	t.Helper()
+	tree, err := Fingerprint(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+func waitUntil(t *testing.T, ok func() bool, what string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
