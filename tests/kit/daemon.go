@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -142,20 +143,21 @@ func (d *Daemon) Snapshotter() (snapshots.Snapshotter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ownedSnapshotter{proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "durable"), conn}, nil
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "durable")
+	return &ownedSnapshotter{Snapshotter: sn, close: sync.OnceValue(func() error {
+		return errors.Join(sn.Close(), conn.Close())
+	})}, nil
 }
 
 // ownedSnapshotter closes the connection that the proxy client leaves open. It
 // passes Cleanup through, which embedding the interface alone would hide.
 type ownedSnapshotter struct {
 	snapshots.Snapshotter
-	conn *grpc.ClientConn
+	close func() error // once: a snapshotter may be closed twice, a connection not
 }
 
 func (s *ownedSnapshotter) Cleanup(ctx context.Context) error {
 	return s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
 }
 
-func (s *ownedSnapshotter) Close() error {
-	return errors.Join(s.Snapshotter.Close(), s.conn.Close())
-}
+func (s *ownedSnapshotter) Close() error { return s.close() }

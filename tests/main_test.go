@@ -1,0 +1,194 @@
+package tests
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// parts are made once and shared by all tests: none of them is on a disk under
+// test, and none has state that a test could spoil for the next one.
+type parts struct {
+	bins     kit.Binaries
+	registry *kit.Registry
+	images   sync.Map // name to func() (kit.Pushed, error)
+}
+
+var shared parts
+
+func TestMain(m *testing.M) { os.Exit(kit.Main(func() int { return withParts(m) })) }
+
+func withParts(m *testing.M) int {
+	var err error
+	if shared.bins, err = kit.Build(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if shared.registry, err = kit.StartRegistry(filepath.Join(os.TempDir(), "registry")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	if err := shared.registry.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// image returns one of the standard images, built and pushed at the first call.
+func image(t *testing.T, name string) kit.Pushed {
+	t.Helper()
+	ctx := context.Background() // the image outlives the test that asks first
+	push := sync.OnceValues(func() (kit.Pushed, error) {
+		img, err := standardImage(ctx, name)
+		if err != nil {
+			return kit.Pushed{}, err
+		}
+		return kit.Push(ctx, shared.registry, name, img)
+	})
+	once, _ := shared.images.LoadOrStore(name, push)
+	pushed, err := once.(func() (kit.Pushed, error))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pushed
+}
+
+func standardImage(ctx context.Context, name string) (kit.Image, error) {
+	switch name {
+	case "all-kinds":
+		return kit.AllKinds(), nil
+	case "empty-layers":
+		return kit.EmptyLayers(), nil
+	case "runnable":
+		return kit.Runnable(ctx)
+	case "large":
+		return kit.Large(ctx, shared.bins)
+	}
+	return kit.Image{}, fmt.Errorf("no standard image is called %q", name)
+}
+
+// stack is a disk with a daemon and a containerd on it.
+type stack struct {
+	disk       *kit.Disk
+	daemon     *kit.Daemon
+	containerd *kit.Containerd
+}
+
+// stackOptions change what newStack starts.
+type stackOptions struct {
+	disk    kit.DiskOptions
+	daemon  kit.DaemonOptions
+	bins    kit.Binaries // of containerd
+	version int          // of containerd's configuration
+}
+
+// newStack starts everything on a fresh disk and stops it after the test, in
+// order: a daemon that does not stop, or a disk that cannot be unmounted because
+// something was left behind, fails the test.
+func newStack(t *testing.T, opts stackOptions) *stack {
+	t.Helper()
+	s := &stack{disk: newDisk(t, opts.disk)}
+	opts.daemon.Dir = s.disk.Path("durable")
+	opts.daemon.RunDir = shortDir(t)
+	s.daemon = startDaemon(t, opts.daemon)
+
+	if opts.bins.Containerd == "" {
+		opts.bins = shared.bins
+	}
+	var err error
+	s.containerd, err = kit.StartContainerd(t.Context(), kit.ContainerdOptions{
+		Binaries: opts.bins, Dir: s.disk.Path("containerd"), RunDir: shortDir(t),
+		Daemon: s.daemon, ConfigVersion: opts.version,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		logOnFailure(t, s.containerd.Process)
+		stopRunning(t, s.containerd.Process)
+	})
+	return s
+}
+
+func newDisk(t *testing.T, opts kit.DiskOptions) *kit.Disk {
+	t.Helper()
+	if opts.FS == "" {
+		opts.FS = "ext4"
+	}
+	disk, err := kit.NewDisk(shortDir(t), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return disk
+}
+
+func startDaemon(t *testing.T, opts kit.DaemonOptions) *kit.Daemon {
+	t.Helper()
+	if opts.Binary == "" {
+		opts.Binary = shared.bins.Daemon
+	}
+	d, err := kit.StartDaemon(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		logOnFailure(t, d.Process)
+		stopRunning(t, d.Process)
+	})
+	return d
+}
+
+func stopRunning(t *testing.T, p *kit.Process) {
+	t.Helper()
+	if !p.Running() {
+		return
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func logOnFailure(t *testing.T, p *kit.Process) {
+	t.Helper()
+	if t.Failed() {
+		t.Log(p.LogTail(16 << 10))
+	}
+}
+
+// shortDir is a scratch directory with a short name: the path of a unix socket
+// has room for 107 bytes, and t.TempDir spells out the test's whole name.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// ctr runs ctr and fails the test when it fails.
+func (s *stack) ctr(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := s.containerd.Ctr(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
