@@ -1,0 +1,102 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+)
+
+// TestPlayer plays a log of a real file system: a file was written and synced,
+// and the power goes at every point. Before the sync it may be there or not,
+// after it it must be.
+func TestPlayer(t *testing.T) {
+	for _, fs := range []disk.FS{disk.Ext4, disk.XFS, disk.Btrfs} {
+		t.Run(string(fs), func(t *testing.T) {
+			d, err := disk.Start(fs.MinSize())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			check := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			check(d.Format(fs))
+			base := bytes.Clone(d.Image())
+			check(d.Reset())
+
+			dir := t.TempDir()
+			path := filepath.Join(dir, "file")
+			content := bytes.Repeat([]byte("whole "), 10000)
+			check(d.Mount(fs, dir))
+			check(os.WriteFile(path, content, 0o600))
+			check(syncFile(path))
+			check(syncFile(dir))
+			acked, err := d.Mark("acked")
+			check(err)
+			check(d.Unmount())
+			entries, err := d.Log(0)
+			check(err)
+			last := bytes.Clone(d.Image())
+
+			l := NewLog(entries)
+			p, err := NewPlayer(d, base, l)
+			check(err)
+			check(p.Set(State{Point: len(entries)}))
+			if !bytes.Equal(last, d.Image()) {
+				t.Fatal("the last prefix is not the last image")
+			}
+
+			var states, there int
+			for _, c := range Enumerate(l, Options{Seed: 1, Want: 150}) {
+				check(p.Set(c.State))
+				if states%10 == 0 {
+					want := bytes.Clone(base)
+					for i := range l.Durable(c.State.Point) {
+						entries[i].Apply(want)
+					}
+					l.Make(c.State, want)
+					if !bytes.Equal(want, d.Image()) {
+						t.Fatalf("%s: the image is not what the log says", c.State)
+					}
+				}
+				if err := d.Mount(fs, dir); err != nil {
+					t.Errorf("%s: %v", c.State, err)
+					continue
+				}
+				got, err := os.ReadFile(path)
+				states++
+				switch {
+				case bytes.Equal(got, content):
+					there++
+				case c.Points[len(c.Points)-1] > acked:
+					t.Errorf("%s: synced and lost: %d bytes, %v", c.State, len(got), err)
+				case err != nil && !errors.Is(err, os.ErrNotExist):
+					t.Errorf("%s: %v", c.State, err)
+				}
+				check(d.Unmount())
+			}
+			if there == 0 || there == states {
+				t.Errorf("the file is there in %d of %d states: the states do not differ", there, states)
+			}
+		})
+	}
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
