@@ -10,6 +10,7 @@ import (
 
 	cstorage "github.com/containerd/containerd/v2/core/snapshots/storage"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
@@ -183,7 +184,7 @@ func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, fn func(cont
 func rollback(t cstorage.Transactor) error {
 	// A panic inside Rollback, after one that brought us here, adds nothing.
 	defer func() { _ = recover() }()
-	if err := t.Rollback(); err != nil && !errors.Is(err, bolt.ErrTxClosed) {
+	if err := t.Rollback(); err != nil && !errors.Is(err, berrors.ErrTxClosed) {
 		return fmt.Errorf("roll back: %w", err)
 	}
 	return nil
