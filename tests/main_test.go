@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -163,7 +164,7 @@ func stopRunning(t *testing.T, p *kit.Process) {
 func logOnFailure(t *testing.T, p *kit.Process) {
 	t.Helper()
 	if t.Failed() {
-		t.Log(p.LogTail(16 << 10))
+		t.Log(p.LogTail(6 << 10))
 	}
 }
 
@@ -183,10 +184,14 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// ctr runs ctr and fails the test when it fails.
+// ctr runs ctr and fails the test when it fails. It is given time enough for
+// the slowest pull, so that a hang shows up as this call and not as a time-out
+// of the whole run.
 func (s *stack) ctr(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := s.containerd.Ctr(t.Context(), args...)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	out, err := s.containerd.Ctr(ctx, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

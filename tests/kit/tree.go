@@ -32,6 +32,10 @@ type Node struct {
 	Target string    // of symbolic links
 	Mtime  time.Time // zero after Untime
 	Xattrs string    // sorted name=value pairs, quoted
+
+	// Phantom is an entry that its directory lists and a lookup does not find:
+	// overlayfs shows a whiteout so in a directory that no lower layer has.
+	Phantom bool
 }
 
 // bookkeeping are the attributes overlayfs keeps for itself. They name inodes
@@ -71,6 +75,9 @@ func Fingerprint(dir string, skip ...string) (Tree, error) {
 
 func readNode(name string) (Node, error) {
 	info, err := os.Lstat(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return Node{Phantom: true}, nil
+	}
 	if err != nil {
 		return Node{}, err
 	}
@@ -144,6 +151,9 @@ func (t Tree) Untime(names ...string) {
 }
 
 func (n Node) String() string {
+	if n.Phantom {
+		return "listed, but not there"
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v %d:%d nlink=%d", n.Mode, n.Uid, n.Gid, n.Nlink)
 	if n.Rdev != 0 || n.Mode&fs.ModeDevice != 0 {
