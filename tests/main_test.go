@@ -88,6 +88,7 @@ type stackOptions struct {
 	daemon  kit.DaemonOptions
 	bins    kit.Binaries // of containerd
 	version int          // of containerd's configuration
+	extra   string       // further text for it
 }
 
 // newStack starts everything on a fresh disk and stops it after the test, in
@@ -106,7 +107,7 @@ func newStack(t *testing.T, opts stackOptions) *stack {
 	var err error
 	s.containerd, err = kit.StartContainerd(t.Context(), kit.ContainerdOptions{
 		Binaries: opts.bins, Dir: s.disk.Path("containerd"), RunDir: shortDir(t),
-		Daemon: s.daemon, ConfigVersion: opts.version,
+		Daemon: s.daemon, ConfigVersion: opts.version, Extra: opts.extra,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -250,6 +250,6 @@ func Large(ctx context.Context, b Binaries) (Image, error) {
 		DirLayer(Gzip, []Place{{strings.TrimSpace(goroot), "usr/local/go"}}),
 		DirLayer(Zstd, sources),
 		NewLayer(Plain, programs...),
-		NewLayer(Gzip, Dir("usr", 0o755), Dir("usr/local", 0o755), Dir("usr/local/go", 0o755), Whiteout("usr/local/go/test"), File("usr/local/go/VERSION", 0o644, "changed\n")),
+		NewLayer(Gzip, Dir("usr", 0o755), Dir("usr/local", 0o755), Dir("usr/local/go", 0o755), Whiteout("usr/local/go/api"), File("usr/local/go/VERSION", 0o644, "changed\n")),
 	}}, nil
 }
