@@ -1,0 +1,52 @@
+# make help lists the targets.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+PREFIX   ?= /usr/local
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+# Debian packages for the tests and the demonstration; the product needs none.
+PACKAGES := runc e2fsprogs xfsprogs btrfs-progs fuse3 strace gcc libc6-dev ca-certificates
+
+STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help build install deps demo test lint fuzz bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/durable-snapshotter, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/durable-snapshotter ./cmd/durable-snapshotter
+
+install: build ## install it below PREFIX (default /usr/local)
+	install -D -m 0755 bin/durable-snapshotter $(DESTDIR)$(PREFIX)/bin/durable-snapshotter
+
+deps: ## install the Debian packages that the tests and the demonstration need
+	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
+	cd tests && $(GO) run ./cmd/demo
+
+# One run over both modules, so that one list at its end names every test that
+# was skipped, with its reason. One package at a time: tests measure time.
+test: deps ## run all tests (root, real disks, a real containerd); lists what was skipped
+	$(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
+		'$(GO) test -json -count=1 ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 1 -timeout 35m ./... || bad=1; exit $${bad:-0}'
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	for dir in . tests; do (cd $$dir && $(GO) vet ./... && $(STATICCHECK) ./...) || exit 1; done
+	$(GO) vet -tags faults ./... && $(STATICCHECK) -tags faults ./...
+
+fuzz: ## fuzz the record decoder for a minute
+	$(GO) test ./storage -run '^$$' -fuzz FuzzDecode -fuzztime 60s
+
+bench: ## benchmarks
+	$(GO) test ./snapshotter ./storage -run '^$$' -bench . -benchmem
+
+clean: ## remove what was built
+	rm -rf bin tests/.bin

@@ -1,0 +1,134 @@
+package snapshotter
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// manySnapshots makes a root with n committed snapshots, in chains of ten, each
+// with a directory, an empty fs/ and a record.
+func manySnapshots(tb testing.TB, n int) string {
+	tb.Helper()
+	root := tb.TempDir()
+	var rows []storage.Row
+	now := time.Now().UTC()
+	for i := 1; i <= n; i++ {
+		name := fmt.Sprintf("k8s.io/%d/sha256:%064x", i, i)
+		parent := ""
+		if i%10 != 1 {
+			parent = rows[len(rows)-1].Info.Name
+		}
+		info := snapshots.Info{
+			Kind: snapshots.KindCommitted, Name: name, Parent: parent, Created: now, Updated: now,
+			Labels: map[string]string{labelTarget: name, labelDiffID: name},
+		}
+		rows = append(rows, storage.Row{ID: uint64(i), Info: info, Commit: storage.CommitEntry{
+			ID: uint64(i), Name: name, Namespace: "k8s.io", ChainID: chainIDOf(name, nil), Parent: parent, DiffID: name,
+			Entries: 1000, Bytes: 1 << 20, Digest: "sha256:" + strings.Repeat("0", 64), Time: now, Strategy: storage.StrategySyncfs,
+		}})
+		dir := filepath.Join(root, "snapshots", strconv.Itoa(i))
+		if err := os.MkdirAll(filepath.Join(dir, "fs"), 0o755); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if _, err := storage.Rebuild(tb.Context(), root, "bench", rows); err != nil {
+		tb.Fatal(err)
+	}
+	return root
+}
+
+// BenchmarkRecover measures the time from the start of a daemon to the instant
+// at which its socket can answer, and the most memory that the process had.
+func BenchmarkRecover(b *testing.B) {
+	for _, n := range []int{1_000, 10_000} {
+		b.Run(fmt.Sprintf("snapshots=%d", n), func(b *testing.B) {
+			root := manySnapshots(b, n)
+			quiet(b)
+			forgetPeak(b)
+			for b.Loop() {
+				s, err := New(b.Context(), Config{Root: root, JournalHistory: 1000})
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(peakMiB(b), "peak-MiB")
+		})
+	}
+}
+
+// quiet sends the log nowhere, so that a benchmark prints its result only.
+func quiet(tb testing.TB) {
+	out := log.L.Logger.Out
+	log.L.Logger.SetOutput(io.Discard)
+	tb.Cleanup(func() { log.L.Logger.SetOutput(out) })
+}
+
+// forgetPeak lets the peak start anew, from what is in use now (proc(5),
+// clear_refs, value 5).
+func forgetPeak(tb testing.TB) {
+	tb.Helper()
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// peakMiB is the peak resident size of this process (proc(5), VmHWM).
+func peakMiB(tb testing.TB) float64 {
+	tb.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.Atoi(strings.Fields(rest)[0])
+			if err != nil {
+				tb.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	tb.Fatal("no VmHWM")
+	return 0
+}
+
+// BenchmarkWalk measures the walk of a Commit over a warm tree.
+func BenchmarkWalk(b *testing.B) {
+	root := b.TempDir()
+	const dirs, files = 300, 100
+	for d := range dirs {
+		dir := filepath.Join(root, strconv.Itoa(d))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			b.Fatal(err)
+		}
+		for f := range files {
+			if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(f)), nil, 0o644); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	for b.Loop() {
+		if _, err := walk(b.Context(), root); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(dirs*(files+1)+1)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+}
