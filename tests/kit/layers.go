@@ -69,9 +69,10 @@ func Symlink(name, target string) Entry {
 	return e
 }
 
-// Hardlink is another name of an entry of the same layer.
-func Hardlink(name, target string) Entry {
-	e := entry(tar.TypeLink, name, 0o644)
+// Hardlink is another name of an entry of the same layer. It repeats the mode,
+// as tar writes it: whoever unpacks sets the mode of both names to it.
+func Hardlink(name, target string, mode int64) Entry {
+	e := entry(tar.TypeLink, name, mode)
 	e.Linkname = target
 	return e
 }
@@ -197,7 +198,7 @@ func yieldTree(p Place, yield func(Entry) error) error {
 			return fmt.Errorf("%s: type %v has no place in a layer made of a directory", file, d.Type())
 		}
 		if first, ok := links[st.Ino]; ok && st.Nlink > 1 {
-			return yield(Hardlink(name, first))
+			return yield(Hardlink(name, first, mode))
 		}
 		links[st.Ino] = name
 		e, err := FileFrom(name, mode, file)

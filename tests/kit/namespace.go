@@ -266,14 +266,22 @@ func waitNoLoop(dir string) error {
 }
 
 // removeCgroups removes the cgroups of a run whose containers died with the
-// namespace, before runc could do it. rmdir refuses one that is still in use.
+// namespace, before runc could do it. With cgroup v1 there is one a controller.
 func removeCgroups(run string) {
 	tops, _ := filepath.Glob("/sys/fs/cgroup/*/" + run)
 	for _, top := range append(tops, "/sys/fs/cgroup/"+run) {
-		children, _ := filepath.Glob(top + "/*/")
-		for _, child := range children {
-			os.Remove(child)
-		}
-		os.Remove(top)
+		removeCgroup(top)
 	}
+}
+
+// removeCgroup removes a cgroup and those inside it. Only rmdir works, and it
+// refuses one that still has a process, so this cannot hurt a living run.
+func removeCgroup(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	os.Remove(dir)
 }
