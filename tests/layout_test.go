@@ -1,0 +1,88 @@
+package tests
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/durable-snapshotter/durable-snapshotter"
+
+// ours lists, for each package of the product, which of our packages it may
+// import. Arrows point from what decides to what knows.
+var ours = map[string][]string{
+	"internal/faults":         {},
+	"fsync":                   {"internal/faults"},
+	"overlayutil":             {},
+	"storage":                 {"fsync", "internal/faults"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/faults"},
+	"cmd/durable-snapshotter": {"snapshotter", "storage", "fsync"},
+}
+
+// only lists packages of others that one package of ours may import, and why.
+var only = map[string]struct{ importer, why string }{
+	"go.etcd.io/bbolt": {"storage", "one package decides what a transaction is"},
+	"github.com/containerd/containerd/v2/core/snapshots/storage":                 {"storage", "rows and journal must change together"},
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay":              {"snapshotter", "the order around it is the product"},
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils": {"overlayutil", "facts about overlayfs have one home"},
+	"google.golang.org/grpc":          {"cmd/durable-snapshotter", "the snapshotter can be used without a daemon"},
+	"github.com/pelletier/go-toml/v2": {"cmd/durable-snapshotter", "parsing is on one side, behaviour on the other"},
+}
+
+type listed struct {
+	ImportPath, Doc string
+	Imports         []string
+}
+
+// goList lists the packages of the module in dir.
+func goList(t *testing.T, dir string, args ...string) (all []listed) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Doc,Imports"}, append(args, "./...")...)...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err, cmd.Stderr)
+	}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, p := range goList(t, "..", "-tags", "faults") {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		allowed, known := ours[name]
+		if !known {
+			t.Errorf("package %s is not in the list: say what it may import", name)
+		}
+		for _, i := range p.Imports {
+			if rest, mine := strings.CutPrefix(i, module+"/"); mine && !slices.Contains(allowed, rest) {
+				t.Errorf("%s imports %s", name, rest)
+			}
+			for path, rule := range only {
+				below := strings.HasPrefix(i, path+"/") && only[i].importer == ""
+				if (i == path || below) && name != rule.importer {
+					t.Errorf("%s imports %s, only %s may: %s", name, i, rule.importer, rule.why)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageIntroducesItself(t *testing.T) {
+	for _, p := range append(goList(t, ".."), goList(t, ".")...) {
+		if len(p.Doc) < 40 {
+			t.Errorf("%s has no package comment that go doc shows: %q", p.ImportPath, p.Doc)
+		}
+	}
+}
