@@ -140,6 +140,7 @@ func TestRestarts(t *testing.T) {
 		if err := restart.do(); err != nil {
 			t.Fatalf("%s: %v", restart.what, err)
 		}
+		s.reconnected(t)
 		if now := s.ctr(t, "snapshot", "--snapshotter", "durable", "ls"); now != listed {
 			t.Errorf("%s: snapshots were\n%s\nand are\n%s", restart.what, listed, now)
 		}

@@ -106,6 +106,15 @@ func (s *stack) wantRunning(t *testing.T, id string) {
 	t.Fatalf("container %s is not in the list of tasks", id)
 }
 
+// reconnected waits until containerd has found the daemon again after a restart.
+func (s *stack) reconnected(t *testing.T) {
+	t.Helper()
+	s.eventually(t, func() (string, error) {
+		_, err := s.containerd.Ctr(t.Context(), "snapshot", "--snapshotter", "durable", "ls")
+		return "", err
+	}, "")
+}
+
 // eventually repeats a command until it prints want. containerd waits up to 3 s
 // before it connects again to a proxy plugin that was gone.
 func (s *stack) eventually(t *testing.T, command func() (string, error), want string) {
