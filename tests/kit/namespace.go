@@ -83,9 +83,10 @@ func outside() (code int, err error) {
 	defer func() {
 		err = errors.Join(err, waitNoLoop(scratch), os.RemoveAll(scratch), lock.Close())
 	}()
-	if err := os.Mkdir(shimSockets, 0o711); err == nil {
-		defer os.Remove(shimSockets)
-	} else if !errors.Is(err, os.ErrExist) {
+	// It stays afterwards: removing a directory takes away what other runs have
+	// mounted on it in their namespaces (rmdir(2) detaches since Linux 3.18), and
+	// an empty one in /run harms nobody.
+	if err := os.Mkdir(shimSockets, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return 1, fmt.Errorf("namespace: %w", err)
 	}
 	run := filepath.Base(scratch)

@@ -23,9 +23,8 @@ type Registry struct {
 // StartRegistry serves a registry that keeps its blobs under dir.
 func StartRegistry(dir string) (*Registry, error) {
 	config := &configuration.Configuration{
-		Version:  "0.1",
-		Log:      configuration.Log{Level: "error", AccessLog: configuration.AccessLog{Disabled: true}},
-		Loglevel: "error",
+		Version: "0.1",
+		Log:     configuration.Log{Level: "error", AccessLog: configuration.AccessLog{Disabled: true}},
 		Storage: configuration.Storage{
 			"filesystem":  configuration.Parameters{"rootdirectory": dir},
 			"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
