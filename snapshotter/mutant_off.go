@@ -10,6 +10,8 @@ import (
 
 // The release binary has no planted defects; see mutant_on.go.
 
+func (s *Snapshotter) mutantPrepared(*active) {}
+
 func (s *Snapshotter) mutantSync(*active) (bool, error) { return false, nil }
 
 func (s *Snapshotter) mutantCommit(context.Context, *active, func(context.Context, *storage.Journal) error) bool {

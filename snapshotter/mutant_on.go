@@ -4,6 +4,8 @@ package snapshotter
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -24,13 +26,26 @@ var sharedFD = sync.OnceValues(func() (int, error) {
 
 var sharedDir string
 
+// mutantPrepared syncs as soon as the extraction has written something, which is
+// too early for the rest of it.
+func (s *Snapshotter) mutantPrepared(a *active) {
+	if !faults.Mutant("syncfs-before-last-write") {
+		return
+	}
+	go func() {
+		for range 10_000 {
+			if entries, err := os.ReadDir(filepath.Join(s.dir(a.id), "fs")); err != nil || len(entries) > 0 {
+				_ = a.cursor.Sync()
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+}
+
 func (s *Snapshotter) mutantSync(a *active) (handled bool, err error) {
 	switch {
-	case faults.Mutant("no-syncfs"), faults.Mutant("tx-before-syncfs"):
-		return true, nil
-	case faults.Mutant("syncfs-before-last-write"):
-		// As if the sync had been made half-way through the extraction: only
-		// what is on disk by itself is durable, and nothing written since.
+	case faults.Mutant("no-syncfs"), faults.Mutant("tx-before-syncfs"), faults.Mutant("syncfs-before-last-write"):
 		return true, nil
 	case faults.Mutant("error-swallowed"):
 		_ = a.cursor.Sync()

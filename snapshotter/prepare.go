@@ -82,6 +82,7 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		s.mu.Lock()
 		s.actives[key] = a
 		s.mu.Unlock()
+		s.mutantPrepared(a)
 	}
 	faults.Point(faults.PrepareDone)
 	return mounts, nil

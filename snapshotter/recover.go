@@ -22,6 +22,7 @@ var errCursorLost = errors.New("the daemon was restarted since the extraction be
 // recovery counts what recover did, for its summary.
 type recovery struct {
 	committed, open, closed, removed, missing int
+	adopted                                   []storage.CommitEntry // for rows that had no entry
 }
 
 // recover brings rows, journal and directories together again after any end of
@@ -73,7 +74,7 @@ func (s *Snapshotter) readActives(ctx context.Context, j *storage.Journal, entri
 		}
 		e, err := j.GetOpen(id)
 		if errors.Is(err, storage.ErrNoEntry) {
-			return fmt.Errorf("active snapshot %d, %q, has no journal entry: %w", id, info.Name, storage.ErrDamaged)
+			e, err = s.missingOpen(ctx, id, info), nil
 		}
 		if err != nil {
 			return err
@@ -99,6 +100,16 @@ func (s *Snapshotter) readActives(ctx context.Context, j *storage.Journal, entri
 	})
 }
 
+// missingOpen makes the entry of an active row that has none: another
+// snapshotter has used this root for a while.
+func (s *Snapshotter) missingOpen(ctx context.Context, id uint64, info snapshots.Info) storage.OpenEntry {
+	log.G(ctx).WithField("key", info.Name).Warn("active snapshot without a journal entry: another snapshotter has used this root")
+	_, extraction := extractionOf(info.Name, info.Labels)
+	e := s.openEntry(&active{id: id, extraction: extraction}, info.Name, info)
+	e.Started = info.Created
+	return e
+}
+
 // checkCommitted compares committed rows with the journal and with what is
 // there. A missing directory is said and not acted on: the row is what
 // containerd was promised (I3).
@@ -109,7 +120,10 @@ func (s *Snapshotter) checkCommitted(ctx context.Context, j *storage.Journal, r 
 		}
 		r.committed++
 		if _, err := j.GetCommitted(id); errors.Is(err, storage.ErrNoEntry) {
-			return fmt.Errorf("committed snapshot %d, %q, has no journal entry: %w", id, info.Name, storage.ErrDamaged)
+			log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
+			e := s.commitEntry(&active{id: id}, info, census{})
+			e.Strategy = storage.StrategyUnknown
+			r.adopted = append(r.adopted, e)
 		} else if err != nil {
 			return err
 		}
@@ -167,12 +181,17 @@ func (s *Snapshotter) replay(ctx context.Context, entries []storage.OpenEntry, r
 		}
 		changed = append(changed, e)
 	}
-	if len(changed) == 0 {
+	if len(changed) == 0 && len(r.adopted) == 0 {
 		return nil
 	}
 	return s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
 		for _, e := range changed {
 			if err := j.PutOpen(e); err != nil {
+				return err
+			}
+		}
+		for _, e := range r.adopted {
+			if err := j.Commit(e); err != nil {
 				return err
 			}
 		}

@@ -203,9 +203,23 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return s.overlay.Mounts(ctx, key)
 }
 
-// Walk visits every row that matches one of the filters.
+// Walk visits every row that matches one of the filters, as they were when it
+// began. The rows are read first: a visitor that waits for a slow client would
+// hold its read transaction, and with it, sooner or later, every writer.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	return s.overlay.Walk(ctx, fn, filters...)
+	var rows []snapshots.Info
+	if err := s.overlay.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		rows = append(rows, info)
+		return nil
+	}, filters...); err != nil {
+		return err
+	}
+	for _, info := range rows {
+		if err := fn(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close ends the background work and releases the root. Nothing is deleted,

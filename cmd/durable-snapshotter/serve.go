@@ -69,7 +69,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
-		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream),
+		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream(ctx)),
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
 	healthapi.RegisterHealthServer(server, healthy)
@@ -110,15 +110,33 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grp
 }
 
 // stream does the same, and translates: containerd's snapshotservice returns
-// the errors of a List as they are (contrib/snapshotservice/service.go:146).
-func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer func() { err = finish(ss.Context(), info.FullMethod, recover(), err) }()
-	err = handler(srv, ss)
-	if _, ok := status.FromError(err); !ok {
-		err = errgrpc.ToGRPC(err)
+// the errors of a List as they are (contrib/snapshotservice/service.go:146). A
+// health check that watches ends with the daemon; it would never end by itself,
+// and a graceful stop would wait for it.
+func stream(daemon context.Context) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+		defer func() { err = finish(ss.Context(), info.FullMethod, recover(), err) }()
+		if info.FullMethod == healthapi.Health_Watch_FullMethodName {
+			ctx, cancel := context.WithCancel(ss.Context())
+			defer cancel()
+			defer context.AfterFunc(daemon, cancel)()
+			ss = boundStream{ss, ctx}
+		}
+		err = handler(srv, ss)
+		if _, ok := status.FromError(err); !ok {
+			err = errgrpc.ToGRPC(err)
+		}
+		return err
 	}
-	return err
 }
+
+// boundStream is a stream with a context of its own.
+type boundStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s boundStream) Context() context.Context { return s.ctx }
 
 func finish(ctx context.Context, method string, panicked any, err error) error {
 	if panicked != nil {
