@@ -25,7 +25,6 @@ type Disk struct {
 	dir   string // holds the image and the mount point
 	opts  DiskOptions
 	loop  *os.File
-	shut  bool
 	mount bool
 }
 
@@ -134,7 +133,7 @@ func (d *Disk) MountWith(options string) error {
 	if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("mount %s: %w: %s", strings.Join(args, " "), err, out)
 	}
-	d.mount, d.shut = true, false
+	d.mount = true
 	return nil
 }
 
@@ -154,7 +153,6 @@ func (d *Disk) Shutdown() error {
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), fsIocShutdown, noLogFlush); err != nil {
 		return fmt.Errorf("shut down %s: %w", d.Path(), err)
 	}
-	d.shut = true
 	return nil
 }
 

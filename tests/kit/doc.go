@@ -18,7 +18,7 @@
 //	daemon, err := kit.StartDaemon(ctx, kit.DaemonOptions{Binary: bins.Daemon, Dir: disk.Path("durable")})
 //	cd, err := kit.StartContainerd(ctx, kit.ContainerdOptions{Binaries: bins, Dir: disk.Path("containerd"), Daemon: daemon})
 //	reg, err := kit.StartRegistry(scratch)
-//	ref, err := kit.Push(ctx, reg, "all-kinds", kit.AllKinds())
-//	out, err := cd.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", "durable", ref)
+//	img, err := kit.Push(ctx, reg, "all-kinds", kit.AllKinds())
+//	out, err := cd.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", "durable", img.Ref)
 //	err = disk.Shutdown() // the power goes
 package kit

@@ -99,6 +99,9 @@ func outside() (code int, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 		Pdeathsig:  syscall.SIGKILL,
+		// A terminal sends Ctrl-C to the whole foreground group. Outside of it,
+		// the program gets the one signal that is passed on, not three.
+		Setpgid: true,
 	}
 	stop := forwardSignals(func(s os.Signal) { cmd.Process.Signal(s) }, cmd.Start)
 	if stop == nil {
@@ -108,7 +111,7 @@ func outside() (code int, err error) {
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		return exitCode(syscall.WaitStatus(exit.Sys().(syscall.WaitStatus))), nil
+		return exitCode(exit.Sys().(syscall.WaitStatus)), nil
 	}
 	return 0, err
 }
