@@ -1,0 +1,240 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// Check looks at cases of a recording.
+type Check struct {
+	Recording *Recording
+	Cases     []state.Case
+	// Subject recovers and answers, in each state.
+	Subject func(worker int) oracle.Subject
+	// Sample recovers and answers instead of Subject in every Every-th state:
+	// the daemon among looks in process. None when Every is 0.
+	Sample func(worker int) oracle.Subject
+	Every  int
+	// Deep makes every Deep-th look extract and mount everything, and Nested
+	// cuts the recovery of every Nested-th state again. Never when 0.
+	Deep, Nested int
+	Workers      int               // 2 when 0
+	Until        func(Result) bool // stops the check when it returns true; may be nil
+	Each         func(Result)      // hears every result; may be nil
+}
+
+// Run looks at all cases. An error means that the check itself did not work.
+func (c *Check) Run(ctx context.Context) (*Tally, error) {
+	if len(c.Cases) == 0 {
+		return nil, fmt.Errorf("check %s: no cases: %w", c.Recording.ID(), ErrBroken)
+	}
+	began := time.Now()
+	tally := &Tally{}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	workers := c.Workers
+	if workers == 0 {
+		workers = min(2, runtime.GOMAXPROCS(0))
+	}
+	var (
+		running sync.WaitGroup
+		done    atomic.Bool
+		errs    = make([]error, workers)
+	)
+	for n := range workers {
+		running.Go(func() {
+			errs[n] = c.work(ctx, n, workers, tally, &done)
+			if errs[n] != nil {
+				done.Store(true)
+			}
+		})
+	}
+	running.Wait()
+	tally.Elapsed = time.Since(began)
+	if err := errors.Join(errs...); err != nil {
+		return tally, fmt.Errorf("check %s: %w", c.Recording.ID(), err)
+	}
+	return tally, nil
+}
+
+// worker has a disk of its own.
+type worker struct {
+	*Check
+	number     int
+	disk       *disk.Disk
+	player     *state.Player
+	scratch    string
+	mountpoint string
+	tally      *Tally
+}
+
+// work looks at every n-th case. Neighbours share what is durable in them, so
+// the players of all workers go forward together.
+func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
+	w := &worker{Check: c, number: n, tally: tally}
+	if w.scratch, err = os.MkdirTemp("", "check"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(w.scratch)) }()
+	w.mountpoint = filepath.Join(w.scratch, "disk")
+	if err := os.Mkdir(w.mountpoint, 0o700); err != nil {
+		return err
+	}
+	if w.disk, err = disk.Start(int64(len(c.Recording.Base))); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.disk.Close()) }()
+	if w.player, err = state.NewPlayer(w.disk, c.Recording.Base, c.Recording.Log); err != nil {
+		return err
+	}
+	for i := n; i < len(c.Cases) && !done.Load(); i += of {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := w.player.Set(c.Cases[i].State); err != nil {
+			return err
+		}
+		result, retried, err := w.judge(ctx, i, c.Cases[i])
+		if err != nil {
+			return err
+		}
+		if w.report(result, retried) {
+			done.Store(true)
+		}
+		if c.Nested > 0 && i%c.Nested == 0 && result.Verdict != NotMeasured {
+			if err := w.nested(ctx, c.Cases[i], done); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// report counts a result and says whether it is enough.
+func (w *worker) report(r Result, retried int) bool {
+	w.tally.add(r, retried)
+	if w.Each != nil {
+		w.Each(r)
+	}
+	return w.Until != nil && w.Until(r)
+}
+
+// subject is who is asked in case number i.
+func (w *worker) subject(i int) oracle.Subject {
+	if w.Every > 0 && (i/w.workers())%w.Every == 0 {
+		return w.Sample(w.number)
+	}
+	return w.Subject(w.number)
+}
+
+func (c *Check) workers() int { return max(c.Workers, 1) }
+
+// judge looks at the disk as it is and judges it for all points of the case.
+func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, error) {
+	r := w.Recording
+	result := Result{
+		ID: r.ID() + "/" + c.State.String(), Path: state.Path{c.State}, Points: len(c.Points),
+	}
+	began := time.Now()
+	expects := r.expects(c.Points)
+	subject := w.subject(i)
+	_, inProcess := subject.(oracle.InProcess)
+	deep := w.Deep > 0 && i%w.Deep == 0
+	extent := oracle.Extent{All: deep, Again: deep || inProcess}
+	for _, e := range expects {
+		extent.Retry = append(extent.Retry, r.retryAt(e)...)
+	}
+
+	if err := w.disk.Mount(r.FS, w.mountpoint, r.Options...); err != nil {
+		result.Verdict, result.Reason = NotMeasured, err.Error()
+		return result, 0, nil
+	}
+	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch}
+	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
+	if err := w.disk.Unmount(); err != nil {
+		return result, 0, err
+	}
+	for _, e := range expects {
+		result.weigh(oracle.Judge(&seen, e, r.Plan))
+		result.Acked = e.Promised()
+	}
+	result.Took = time.Since(began)
+	return result, len(seen.Retried), nil
+}
+
+// expects returns what was promised at the points, each expectation once.
+func (r *Recording) expects(points []int) []oracle.Expect {
+	var out []oracle.Expect
+	last := -1
+	for _, p := range points {
+		n, _ := slices.BinarySearchFunc(r.Marks, p, func(m workload.Mark, p int) int { return m.Index - p })
+		if n != last {
+			out = append(out, oracle.At(r.Marks, p))
+		}
+		last = n
+	}
+	return out
+}
+
+// weigh keeps the findings if they are worse than those so far.
+func (r *Result) weigh(findings []oracle.Finding) {
+	v := verdict(findings)
+	if v > r.Verdict {
+		r.Verdict, r.Findings = v, findings
+	}
+}
+
+func verdict(findings []oracle.Finding) Verdict {
+	switch oracle.Worst(findings) {
+	case oracle.Lost:
+		return Lost
+	case oracle.Lie:
+		return Lied
+	case oracle.Flaw:
+		return Flawed
+	}
+	return Survived
+}
+
+// nested records what happens to the disk after the power came back, and cuts
+// that again.
+func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool) error {
+	if err := w.player.Set(outer.State); err != nil {
+		return err
+	}
+	w.player.Forget()
+	base := bytes.Clone(w.disk.Image())
+	if err := w.disk.Reset(); err != nil {
+		return err
+	}
+	r := w.Recording
+	if err := w.disk.Mount(r.FS, w.mountpoint, r.Options...); err != nil {
+		return err
+	}
+	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
+	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Marks: w.disk}
+	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
+	if err := w.disk.Unmount(); err != nil {
+		return err
+	}
+	entries, err := w.disk.Log(0)
+	if err != nil {
+		return err
+	}
+	inner := &innerCheck{worker: w, outer: outer, base: base, log: state.NewLog(entries), expect: last}
+	return inner.run(ctx, done)
+}

@@ -1,0 +1,83 @@
+package lab
+
+import (
+	"context"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// innerCheck cuts the power a second time, while the snapshotter recovers from
+// the first cut and does what was left to do. What it has reported in between
+// was promised, and must be there after the second cut.
+type innerCheck struct {
+	*worker
+	outer  state.Case
+	base   []byte
+	log    *state.Log
+	expect oracle.Expect // at the first cut
+}
+
+// innerWant bounds the states of one recovery.
+const innerWant = 40
+
+func (n *innerCheck) run(ctx context.Context, done *atomic.Bool) error {
+	player, err := state.NewPlayer(n.disk, n.base, n.log)
+	if err != nil {
+		return err
+	}
+	marks := workload.Marks(n.log.Entries)
+	cases := state.Enumerate(n.log, state.Options{Seed: uint64(n.outer.State.Point), Want: innerWant})
+	// prefix is made at every point: of a long recovery, an even part of it.
+	step := max(1, len(cases)/innerWant)
+	for i := 0; i < len(cases) && !done.Load(); i += step {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := player.Set(cases[i].State); err != nil {
+			return err
+		}
+		result, retried, err := n.judge(ctx, cases[i], marks)
+		if err != nil {
+			return err
+		}
+		if n.report(result, retried) {
+			done.Store(true)
+		}
+	}
+	n.player.Forget()
+	return nil
+}
+
+func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.Mark) (Result, int, error) {
+	r := n.Recording
+	path := state.Path{n.outer.State, c.State}
+	result := Result{ID: r.ID() + "/" + path.String(), Path: path, Points: len(c.Points)}
+	began := time.Now()
+	if err := n.disk.Mount(r.FS, n.mountpoint, r.Options...); err != nil {
+		result.Verdict, result.Reason = NotMeasured, err.Error()
+		return result, 0, nil
+	}
+	var extent oracle.Extent
+	var expects []oracle.Expect
+	for _, p := range c.Points {
+		e := n.expect.After(marks, p)
+		expects = append(expects, e)
+		extent.Retry = append(extent.Retry, r.retryAt(e)...)
+	}
+	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Tag: "-second"}
+	seen := looker.Look(ctx, filepath.Join(n.mountpoint, rootName), extent)
+	if err := n.disk.Unmount(); err != nil {
+		return result, 0, err
+	}
+	for _, e := range expects {
+		result.weigh(oracle.Judge(&seen, e, r.Plan))
+		result.Acked = e.Promised()
+	}
+	result.Took = time.Since(began)
+	return result, len(seen.Retried), nil
+}

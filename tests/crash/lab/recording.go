@@ -1,0 +1,183 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// ErrBroken says that the experiment, not the snapshotter, went wrong.
+var ErrBroken = errors.New("the harness is broken")
+
+// Setup is what an experiment is made of.
+type Setup struct {
+	FS      disk.FS
+	Size    int64    // of the disk; the smallest that the file system takes when 0
+	Options []string // mount options, of the workload and of the looks
+	Seed    uint64
+	Layers  workload.Size
+	Daemon  oracle.Process // the snapshotter that does the work
+	Sync    bool           // containerd's own sync at the end of each extraction
+	Idle    bool           // go on recording until background writes are over
+	Name    string         // of the subject, for names of states
+}
+
+// mark of the first point at which the power may go: the file system is mounted
+// and the snapshotter is about to start for the first time.
+const markStart = "start"
+
+// Recording is a workload that was done, with all that is needed to cut its
+// power later.
+type Recording struct {
+	FS      disk.FS
+	Options []string
+	Seed    uint64
+	Layers  workload.Size
+	Subject string
+	Start   int // the first point
+	Base    []byte
+	Log     *state.Log
+	Marks   []workload.Mark
+	Plan    *workload.Plan
+	Record  *workload.Record
+	Stats   disk.Stats
+}
+
+// rootName is the directory of the snapshotter on the disk.
+const rootName = "root"
+
+// Record does the workload and returns the recording.
+func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("record %s on %s, seed %d: %w", s.Name, s.FS, s.Seed, err)
+		}
+	}()
+	if s.Size == 0 {
+		s.Size = s.FS.MinSize()
+	}
+	if s.Layers == (workload.Size{}) {
+		s.Layers = workload.Small
+	}
+	r := &Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Layers: s.Layers, Subject: s.Name}
+	if r.Plan, err = workload.NewPlan(s.Seed, s.Layers); err != nil {
+		return nil, err
+	}
+	scratch, err := os.MkdirTemp("", "record")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	d, err := disk.Start(s.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := d.Format(s.FS); err != nil {
+		return nil, err
+	}
+	if err := d.DropCache(); err != nil {
+		return nil, err
+	}
+	r.Base = bytes.Clone(d.Image())
+	if err := d.Reset(); err != nil {
+		return nil, err
+	}
+	mountpoint := filepath.Join(scratch, "disk")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		return nil, err
+	}
+	if err := d.Mount(s.FS, mountpoint, s.Options...); err != nil {
+		return nil, err
+	}
+	if r.Start, err = d.Mark(markStart); err != nil {
+		return nil, err
+	}
+	if err := r.work(ctx, s, d, mountpoint, scratch); err != nil {
+		return nil, err
+	}
+	if r.Stats, err = d.Stats(); err != nil {
+		return nil, err
+	}
+	return r, r.sound()
+}
+
+// work runs the daemon and the workload, takes the log, and pulls the plug.
+func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint, scratch string) (err error) {
+	daemon, err := s.Daemon.Launch(ctx, filepath.Join(mountpoint, rootName))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, daemon.Kill()) }()
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Scratch: scratch}
+	if r.Record, err = runner.Run(ctx); err != nil {
+		return err
+	}
+	if s.Idle {
+		if err := workload.Idle(ctx); err != nil {
+			return err
+		}
+	}
+	entries, err := d.Log(0)
+	if err != nil {
+		return err
+	}
+	r.Log, r.Marks = state.NewLog(entries), workload.Marks(entries)
+	return nil
+}
+
+// sound checks that the recording can prove anything at all.
+func (r *Recording) sound() error {
+	acks := 0
+	for _, m := range r.Marks {
+		if m.Phase == workload.Ack && m.Op == workload.Commit {
+			acks++
+		}
+	}
+	switch {
+	case r.Stats.Overflow:
+		return fmt.Errorf("the log has reached its limit: %w", ErrBroken)
+	case r.Stats.Flushes == 0:
+		return fmt.Errorf("no flush has arrived: %w", ErrBroken)
+	case acks < len(r.Record.Trees):
+		return fmt.Errorf("%d commits acknowledged of %d layers: %w", acks, len(r.Record.Trees), ErrBroken)
+	}
+	return nil
+}
+
+// ID is the first part of the names of the recording's states.
+func (r *Recording) ID() string { return fmt.Sprintf("%s-%s-%d", r.Subject, r.FS, r.Seed) }
+
+// retryAt lists the committed names that were begun and not acknowledged at the
+// point: what a crash may have left half-done.
+func (r *Recording) retryAt(e oracle.Expect) []string {
+	var names []string
+	for name, status := range e.Committed {
+		if status == oracle.Maybe {
+			names = append(names, name)
+		}
+	}
+	for key := range e.Active {
+		for _, c := range r.Plan.Chains {
+			for _, l := range c.Layers {
+				if isExtractionOf(key, l) && e.Committed[l.Name] != oracle.Acked {
+					names = append(names, l.Name)
+				}
+			}
+		}
+	}
+	return names
+}
+
+func isExtractionOf(key string, l *workload.Layer) bool {
+	n := len(key) - len(l.ChainID)
+	return n > 0 && key[n:] == l.ChainID
+}

@@ -1,0 +1,74 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// Bench holds the programs under test, and a directory for their sockets and
+// logs.
+type Bench struct {
+	Dir    string // not on a disk under test
+	Ours   string // durable-snapshotter
+	Faulty string // the same with its planted defects, asleep until one is named
+	Stock  string // containerd's overlay snapshotter
+	config string
+}
+
+// NewBench builds what is to be tested.
+func NewBench(ctx context.Context) (*Bench, error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	b := &Bench{Dir: dir, Stock: filepath.Join(dir, "stocksnapshotter"), config: filepath.Join(dir, "config.toml")}
+	if err := os.WriteFile(b.config, nil, 0o600); err != nil {
+		return nil, err
+	}
+	if b.Ours, err = kit.BuildDaemon(ctx, "durable-snapshotter"); err != nil {
+		return nil, err
+	}
+	if b.Faulty, err = kit.BuildDaemon(ctx, "durable-snapshotter-faults", "-tags", "faults"); err != nil {
+		return nil, err
+	}
+	tests, err := kit.Module(ctx)
+	if err != nil {
+		return nil, err
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", b.Stock, "./crash/cmd/stocksnapshotter")
+	build.Dir = tests
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build stocksnapshotter: %w: %s", err, out)
+	}
+	return b, nil
+}
+
+// Close removes the directory.
+func (b *Bench) Close() error { return os.RemoveAll(b.Dir) }
+
+// Daemon is durable-snapshotter as a process. who keeps the sockets and logs of
+// several at a time apart; env is added to its environment.
+func (b *Bench) Daemon(binary, who string, env ...string) oracle.Process {
+	return oracle.Process{
+		Command: []string{binary, "serve", "--config", b.config, "--root", "{root}", "--address", "{address}", "--log-level", "info"},
+		Env:     env,
+		Address: filepath.Join(b.Dir, who, "s"),
+		Log:     filepath.Join(b.Dir, who+".log"),
+	}
+}
+
+// StockDaemon is containerd's overlay snapshotter as a process.
+func (b *Bench) StockDaemon(who string) oracle.Process {
+	return oracle.Process{
+		Command: []string{b.Stock, "--root", "{root}", "--address", "{address}"},
+		Address: filepath.Join(b.Dir, who, "s"),
+		Log:     filepath.Join(b.Dir, who+".log"),
+	}
+}

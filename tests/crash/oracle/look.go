@@ -1,0 +1,377 @@
+package oracle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+
+	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// Looker looks at disks.
+type Looker struct {
+	Subject Subject
+	Plan    *workload.Plan
+	Record  *workload.Record
+	Scratch string          // directory for mount points, not on the disk
+	Marks   workload.Marker // hears what is reported and what is done; may be nil
+	Tag     string          // in the keys it makes: a later look at the same disk needs another one
+}
+
+// Extent says how far a look goes.
+type Extent struct {
+	Retry []string // names to extract and commit if they are not there
+	All   bool     // extract all names of the plan that are not there, and mount the chains
+	Again bool     // start a second time
+}
+
+// Seen is one row of the snapshotter.
+type Seen struct {
+	Parent string
+	Denied error  // Stat, View or Mounts did not say yes
+	Diff   string // it did, and this is what is not as it was
+}
+
+// Observation is what a look has seen.
+type Observation struct {
+	Start     error           // it did not start
+	Committed map[string]Seen // by name
+	Active    map[string]Seen // by key
+	Flaws     []string        // of the store as a whole
+	Retried   map[string]bool // names extracted and committed afterwards
+}
+
+func (o *Observation) flaw(format string, args ...any) {
+	o.Flaws = append(o.Flaws, fmt.Sprintf(format, args...))
+}
+
+// look is one look in progress.
+type look struct {
+	*Looker
+	Observation
+	s    snapshots.Snapshotter
+	root string
+	dirs map[string]string // by name or key: its directory below root
+	view int
+}
+
+// Look starts the snapshotter on root, compares what it says with what is there,
+// stops it, and does so once more.
+func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observation {
+	ctx = namespaces.WithNamespace(ctx, "default")
+	k := &look{
+		Looker: l, root: root, dirs: map[string]string{},
+		Observation: Observation{Committed: map[string]Seen{}, Active: map[string]Seen{}, Retried: map[string]bool{}},
+	}
+	if k.s, k.Start = l.Subject.Start(ctx, root); k.Start != nil {
+		return k.Observation
+	}
+	k.rows(ctx)
+	k.layers(ctx, extent.All)
+	k.actives(ctx)
+	k.journal(ctx)
+	k.orphans(ctx)
+	k.retry(ctx, extent)
+	before, err := list(ctx, k.s)
+	if err != nil {
+		k.flaw("walk at the end: %v", err)
+	}
+	if err := k.s.Close(); err != nil {
+		k.flaw("close: %v", err)
+	}
+	if extent.Again {
+		k.again(ctx, before)
+	}
+	return k.Observation
+}
+
+// list returns all rows, by name.
+func list(ctx context.Context, s snapshots.Snapshotter) (map[string]snapshots.Info, error) {
+	rows := map[string]snapshots.Info{}
+	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		rows[info.Name] = info
+		return nil
+	})
+	// Stock overlay has no bucket to walk before its first snapshot, and says so
+	// in an error of no kind.
+	if errdefs.IsNotFound(err) || err != nil && strings.Contains(err.Error(), "bucket does not exist") {
+		err = nil
+	}
+	return rows, err
+}
+
+// rows asks what there is.
+func (k *look) rows(ctx context.Context) {
+	rows, err := list(ctx, k.s)
+	if err != nil {
+		k.flaw("walk: %v", err)
+	}
+	for name, info := range rows {
+		seen := Seen{Parent: info.Parent}
+		got, err := k.s.Stat(ctx, name)
+		switch {
+		case err != nil:
+			seen.Denied = fmt.Errorf("stat: %w", err)
+		case got.Kind != info.Kind || got.Parent != info.Parent:
+			k.flaw("stat says %s on %q of %q, walk says %s on %q", got.Kind, got.Parent, name, info.Kind, info.Parent)
+		}
+		if info.Kind == snapshots.KindCommitted {
+			k.Committed[name] = seen
+			if seen.Denied == nil {
+				k.mark(workload.Ack, workload.Report, name, "")
+			}
+		} else {
+			k.Active[name] = seen
+		}
+	}
+}
+
+func (k *look) mark(phase workload.Phase, op workload.Op, name, key string) {
+	if k.Marks == nil {
+		return
+	}
+	if _, err := k.Marks.Mark(workload.Mark{Phase: phase, Op: op, Name: name, Key: key}.Text()); err != nil {
+		k.flaw("mark: %v", err)
+	}
+}
+
+// layers compares every committed layer with its fingerprint. A view of the top
+// of a chain names the directories of all its layers.
+func (k *look) layers(ctx context.Context, merged bool) {
+	names := make([]string, 0, len(k.Committed))
+	for name := range k.Committed {
+		names = append(names, name)
+	}
+	// Longest chains first: the others are parts of them.
+	slices.SortFunc(names, func(a, b string) int {
+		if d := len(k.chain(b)) - len(k.chain(a)); d != 0 {
+			return d
+		}
+		return strings.Compare(a, b)
+	})
+	for _, name := range names {
+		if k.dirs[name] == "" && k.Committed[name].Denied == nil {
+			k.show(ctx, name, merged)
+		}
+	}
+	for _, name := range names {
+		seen := k.Committed[name]
+		if seen.Denied == nil {
+			seen.Diff += k.compare(name)
+			k.Committed[name] = seen
+		}
+	}
+}
+
+// chain lists a name and its ancestors, as far as there are rows.
+func (k *look) chain(name string) []string {
+	var chain []string
+	for name != "" && len(chain) <= len(k.Committed) {
+		chain = append(chain, name)
+		name = k.Committed[name].Parent
+	}
+	return chain
+}
+
+// show asks for a view of one name, which tells where it and its ancestors lie.
+func (k *look) show(ctx context.Context, name string, merged bool) {
+	seen := k.Committed[name]
+	defer func() { k.Committed[name] = seen }()
+	k.view++
+	key := fmt.Sprintf("default/look%s-%d", k.Tag, k.view)
+	k.mark(workload.Begin, workload.Prepare, key, "")
+	mounts, err := k.s.View(ctx, key, name)
+	if err != nil {
+		seen.Denied = fmt.Errorf("view: %w", err)
+		return
+	}
+	defer func() {
+		k.mark(workload.Begin, workload.Remove, key, "")
+		if err := k.s.Remove(ctx, key); err != nil {
+			k.flaw("remove a view of %q: %v", name, err)
+		}
+		k.mark(workload.Ack, workload.Remove, key, "")
+	}()
+	_, lower, err := workload.Directories(mounts)
+	chain := k.chain(name)
+	if err != nil || len(lower) != len(chain) {
+		seen.Diff = fmt.Sprintf("the mounts %v do not show the %d layers of the chain: %v", mounts, len(chain), err)
+		return
+	}
+	for i, dir := range lower {
+		if before := k.dirs[chain[i]]; before != "" && before != dir {
+			k.flaw("%q has two directories: %s and %s", chain[i], before, dir)
+		}
+		k.dirs[chain[i]] = dir
+	}
+	if want := k.Record.Merged[name]; merged && want != nil {
+		seen.Diff += k.compareMerged(mounts, want)
+	}
+}
+
+func (k *look) compareMerged(mounts []mount.Mount, want kit.Tree) string {
+	got, err := workload.Merged(mounts, k.Scratch)
+	if err != nil {
+		return err.Error()
+	}
+	if diff := kit.Diff(want, got, 3); diff != "" {
+		return "mounted: " + diff
+	}
+	return ""
+}
+
+// compare says what is not as it was when the layer had just been extracted.
+func (k *look) compare(name string) string {
+	dir := k.dirs[name]
+	if dir == "" {
+		return "" // said already
+	}
+	want, ok := k.Record.Trees[name]
+	if !ok {
+		return "" // of a name that nobody committed: Judge knows
+	}
+	got, err := workload.Tree(dir)
+	if err != nil {
+		return err.Error()
+	}
+	return kit.Diff(want, got, 3)
+}
+
+// actives looks whether the directories of active snapshots are there.
+func (k *look) actives(ctx context.Context) {
+	for key, seen := range k.Active {
+		if seen.Denied != nil {
+			continue
+		}
+		mounts, err := k.s.Mounts(ctx, key)
+		if err != nil {
+			seen.Denied = fmt.Errorf("mounts: %w", err)
+			k.Active[key] = seen
+			continue
+		}
+		upper, lower, err := workload.Directories(mounts)
+		if err != nil {
+			seen.Diff = err.Error()
+		}
+		if upper != "" {
+			k.dirs[key] = upper
+			lower = append(lower, upper, filepath.Join(filepath.Dir(upper), "work"))
+		}
+		for _, dir := range lower {
+			if info, err := os.Lstat(dir); err != nil {
+				seen.Diff += err.Error() + "\n"
+			} else if !info.IsDir() {
+				seen.Diff += dir + " is not a directory\n"
+			}
+		}
+		k.Active[key] = seen
+	}
+}
+
+// journal compares the rows with the journal of durable-snapshotter. Other
+// snapshotters have none.
+func (k *look) journal(ctx context.Context) {
+	s, ok := k.s.(interface {
+		Inspect(context.Context) (snapshotter.Report, error)
+	})
+	if !ok {
+		return
+	}
+	report, err := s.Inspect(ctx)
+	if err != nil {
+		k.flaw("inspect: %v", err)
+		return
+	}
+	committed := map[string]bool{}
+	for _, e := range report.Journal.Committed {
+		committed[e.Name] = true
+		if _, ok := k.Committed[e.Name]; !ok {
+			k.flaw("the journal speaks of a commit of %q, the rows do not", e.Name)
+		}
+	}
+	for name := range k.Committed {
+		if !committed[name] {
+			k.flaw("%q is committed, and the journal does not know it", name)
+		}
+	}
+	for _, e := range report.Journal.Open {
+		if _, ok := k.Active[e.Key]; !ok {
+			k.flaw("the journal has %q open, the rows do not", e.Key)
+		}
+	}
+}
+
+// orphans looks for directories that nothing speaks of, after Cleanup.
+func (k *look) orphans(ctx context.Context) {
+	cleaner, ok := k.s.(snapshots.Cleaner)
+	if !ok {
+		return
+	}
+	if err := cleaner.Cleanup(ctx); err != nil {
+		k.flaw("cleanup: %v", err)
+		return
+	}
+	for _, seen := range k.Committed {
+		if seen.Denied != nil || seen.Diff != "" {
+			return // its directory is not known, and would look like an orphan
+		}
+	}
+	known := map[string]bool{}
+	for _, dir := range k.dirs {
+		known[filepath.Dir(dir)] = true
+	}
+	for key := range k.Active {
+		if k.dirs[key] == "" {
+			return // a view, the same
+		}
+	}
+	for _, sub := range []string{"snapshots", "removing"} {
+		entries, err := os.ReadDir(filepath.Join(k.root, sub))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			k.flaw("%v", err)
+		}
+		for _, e := range entries {
+			if path := filepath.Join(k.root, sub, e.Name()); !known[path] {
+				k.flaw("orphan after cleanup: %s", filepath.Join(sub, e.Name()))
+			}
+		}
+	}
+}
+
+// again starts a second time: recovery of what recovery left must change
+// nothing.
+func (k *look) again(ctx context.Context, before map[string]snapshots.Info) {
+	s, err := k.Subject.Start(ctx, k.root)
+	if err != nil {
+		k.flaw("second start: %v", err)
+		return
+	}
+	after, err := list(ctx, s)
+	if err != nil {
+		k.flaw("second start: walk: %v", err)
+	}
+	for name, info := range before {
+		if now, ok := after[name]; !ok || now.Kind != info.Kind || now.Parent != info.Parent {
+			k.flaw("second start: %q was %s on %q, and is %s on %q", name, info.Kind, info.Parent, now.Kind, now.Parent)
+		}
+	}
+	for name := range after {
+		if _, ok := before[name]; !ok {
+			k.flaw("second start: %q appeared", name)
+		}
+	}
+	if err := s.Close(); err != nil {
+		k.flaw("second close: %v", err)
+	}
+}

@@ -1,0 +1,141 @@
+package oracle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// Subject is a snapshotter under test that can be started on a root directory.
+type Subject interface {
+	// Start recovers what is in root and returns the snapshotter. Close of it
+	// stops it, in order, and leaves nothing open below root.
+	Start(ctx context.Context, root string) (snapshots.Snapshotter, error)
+}
+
+// InProcess is durable-snapshotter as a Go package: the same recovery and the
+// same answers as the daemon's, without a process for every state.
+type InProcess struct{}
+
+// Start opens the root.
+func (InProcess) Start(ctx context.Context, root string) (snapshots.Snapshotter, error) {
+	return snapshotter.New(quiet(ctx), snapshotter.Config{Root: root})
+}
+
+// quiet keeps the log of thousands of recoveries from the output of a test.
+func quiet(ctx context.Context) context.Context {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(l))
+}
+
+// Process is any snapshotter that serves the API for proxy plugins on a unix
+// socket. It is started for every look, because only a start recovers.
+type Process struct {
+	Command []string // {root} and {address} stand for what Start says
+	Env     []string
+	Address string // of the socket
+	Log     string // file
+}
+
+// Start starts the process and waits until it answers.
+func (p Process) Start(ctx context.Context, root string) (snapshots.Snapshotter, error) {
+	return p.Launch(ctx, root)
+}
+
+// Launch is Start, with the process for its result.
+func (p Process) Launch(ctx context.Context, root string) (*Running, error) {
+	argv := make([]string, len(p.Command))
+	for i, word := range p.Command {
+		argv[i] = strings.NewReplacer("{root}", root, "{address}", p.Address).Replace(word)
+	}
+	if err := os.MkdirAll(filepath.Dir(p.Address), 0o700); err != nil {
+		return nil, err
+	}
+	_ = os.Remove(p.Address) // of one that was killed
+	process, err := kit.StartProcess(filepath.Base(argv[0]), p.Log, p.Env, argv...)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("unix://"+p.Address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(impatient))
+	if err != nil {
+		return nil, errors.Join(err, process.Kill())
+	}
+	r := &Running{
+		Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "subject"),
+		process:     process, conn: conn,
+	}
+	if err := process.WaitReady(ctx, 30*time.Second, r.answers); err != nil {
+		return nil, errors.Join(err, conn.Close(), process.Kill())
+	}
+	return r, nil
+}
+
+// Running is a started Process.
+type Running struct {
+	snapshots.Snapshotter
+	process *kit.Process
+	conn    *grpc.ClientConn
+}
+
+// impatient tries again at once: a socket that is not there yet is there in
+// milliseconds, and a process is started for every look.
+var impatient = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond},
+	MinConnectTimeout: time.Second,
+}
+
+// answers asks for something that is not there, and is content with that answer.
+func (r *Running) answers(ctx context.Context) error {
+	_, err := r.Stat(namespaces.WithNamespace(ctx, "default"), "not-there")
+	if err == nil {
+		return errors.New("stat of what is not there: no error")
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Cleanup passes the call through, which embedding alone would hide.
+func (r *Running) Cleanup(ctx context.Context) error {
+	if c, ok := r.Snapshotter.(snapshots.Cleaner); ok {
+		return c.Cleanup(ctx)
+	}
+	return nil
+}
+
+// Close stops the process with SIGTERM.
+func (r *Running) Close() error {
+	err := errors.Join(r.Snapshotter.Close(), r.conn.Close(), r.process.Stop())
+	if err != nil {
+		err = fmt.Errorf("stop snapshotter: %w", err)
+	}
+	return err
+}
+
+// Kill ends the process with SIGKILL, as a power cut would.
+func (r *Running) Kill() error {
+	return errors.Join(r.Snapshotter.Close(), r.conn.Close(), r.process.Kill())
+}
