@@ -44,17 +44,18 @@ func record(t *testing.T, disk *kit.Disk, o kit.DaemonOptions) map[string][]stri
 		l := chain(2, fmt.Sprint("round", round))[1]
 		// Settle what went before: health checks, the parent, the last round.
 		must[snapshots.Info](t)(sn.Stat(ctx, parent.name))
-		tr.take(t, 1)
+		tr.take(t)
 
 		seen = map[string][]string{}
 		dir := must[string](t)(l.prepare(ctx, sn))
-		seen["prepare"] = tr.take(t, 1)
+		seen["prepare"] = tr.take(t)
 		check(t, writeLayer(dir, 1))
 		check(t, l.commit(ctx, sn))
-		seen["commit"] = tr.take(t, 1)
+		seen["commit"] = tr.take(t)
 		check(t, sn.Remove(ctx, l.name))
+		seen["remove"] = tr.take(t)
 		cleanUp(t, sn)
-		seen["remove"] = tr.take(t, 2)
+		seen["remove"] = append(seen["remove"], tr.take(t)...)
 	}
 	check(t, d.Stop())
 	return seen

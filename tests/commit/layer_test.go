@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -87,14 +88,20 @@ func reference(t *testing.T, n int) []kit.Tree {
 // sameTree compares a layer on disk with its reference.
 func sameTree(t *testing.T, what, dir string, want kit.Tree) {
 	t.Helper()
+	if err := compare(dir, want); err != nil {
+		t.Errorf("%s is not whole: %v", what, err)
+	}
+}
+
+func compare(dir string, want kit.Tree) error {
 	got, err := kit.Fingerprint(dir)
 	if err != nil {
-		t.Errorf("%s is not whole: %v", what, err)
-		return
+		return err
 	}
 	if d := kit.Diff(want, got, 8); d != "" {
-		t.Errorf("%s is not whole:\n%s", what, d)
+		return errors.New(d)
 	}
+	return nil
 }
 
 // link is one layer of a chain that is being unpacked, with the names that

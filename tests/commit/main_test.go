@@ -187,9 +187,16 @@ type commitEntry struct {
 // inspect asks a running or a stopped daemon what it has on record.
 func inspect(t *testing.T, d *kit.Daemon) report {
 	t.Helper()
-	var r report
-	check(t, json.Unmarshal([]byte(must[string](t)(program(t, d, "inspect", "--json"))), &r))
-	return r
+	return must[report](t)(tryInspect(t, d))
+}
+
+func tryInspect(t *testing.T, d *kit.Daemon) (r report, err error) {
+	t.Helper()
+	out, err := program(t, d, "inspect", "--json")
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal([]byte(out), &r)
 }
 
 // find returns the row of a key or a name.

@@ -1,0 +1,133 @@
+package commit
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// ailing is a disk that fails on request, with a daemon's root on it. Every pass
+// of a test begins with the same bytes.
+type ailing struct {
+	*disk.Disk
+	fs     disk.FS
+	dir    string // mount point
+	base   []byte // the disk at the beginning of each pass
+	daemon *kit.Daemon
+
+	journal, data []disk.Range // the file system's journal, and the rest
+}
+
+// newAiling makes the disk, lets a daemon make its empty root on it, and keeps
+// the bytes. options are the daemon's.
+func newAiling(t *testing.T, fs disk.FS, o kit.DaemonOptions) *ailing {
+	t.Helper()
+	a := &ailing{Disk: must[*disk.Disk](t)(disk.Start(fs.MinSize())), fs: fs, dir: t.TempDir()}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	check(t, a.Format(fs))
+	check(t, a.Mount(fs, a.dir))
+	// Before Close unmounts: a daemon that still runs would keep the disk busy.
+	o.Dir = filepath.Join(a.dir, "durable")
+	a.daemon = newDaemon(t, o)
+	check(t, a.daemon.Start(t.Context()))
+	check(t, a.daemon.Stop())
+	check(t, a.Unmount())
+
+	a.journal = must[[]disk.Range](t)(a.Journal(fs))
+	a.data = a.Outside(a.journal)
+	a.base = bytes.Clone(a.Image())
+	check(t, a.Watch())
+	return a
+}
+
+// begin puts the disk back to its beginning, mounts it and starts the daemon.
+func (a *ailing) begin(t *testing.T) snapshots.Snapshotter {
+	t.Helper()
+	a.cut(t, true) // when the last pass ended in the middle
+	for _, r := range must[[]disk.Range](t)(a.Touched()) {
+		copy(a.Image()[r.Offset:r.Offset+r.Length], a.base[r.Offset:])
+	}
+	check(t, a.Watch())
+	return must[snapshots.Snapshotter](t)(a.boot(t))
+}
+
+// boot mounts what is on the disk now and starts the daemon. The error is that
+// of the daemon.
+func (a *ailing) boot(t *testing.T) (snapshots.Snapshotter, error) {
+	t.Helper()
+	check(t, a.DropCache())
+	check(t, a.Mount(a.fs, a.dir))
+	if err := a.daemon.Start(t.Context()); err != nil {
+		return nil, err
+	}
+	return connect(t, a.daemon), nil
+}
+
+// cut ends daemon and file system. With power, the file system may still write
+// what it holds in memory; without, it may not (btrfs has no switch for that).
+// The disk is healthy afterwards.
+func (a *ailing) cut(t *testing.T, power bool) {
+	t.Helper()
+	kill(t, a.daemon)
+	if !power && a.fs != disk.Btrfs {
+		// xfs may have shut itself down already, and says so with EIO.
+		if err := disk.Shutdown(a.dir); err != nil && !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+	}
+	check(t, a.Heal())
+	check(t, a.Unmount())
+}
+
+// strike arms a fault; hits tells later whether anything came its way.
+func (a *ailing) strike(t *testing.T, f disk.Fault) {
+	t.Helper()
+	must[int](t)(a.Inject(f))
+}
+
+func (a *ailing) hits(t *testing.T) int {
+	t.Helper()
+	n := 0
+	for _, f := range must[disk.Stats](t)(a.Stats()).Faults {
+		n += f.Hits
+	}
+	return n
+}
+
+// blocks returns where the pages of a file lie on the disk, holes left out; it
+// asks the file system (FIBMAP of fs/ioctl.c, which ext4 and xfs answer).
+func (a *ailing) blocks(t *testing.T, path string) []disk.Range {
+	t.Helper()
+	const fibmap, size = 1, 4096
+	f := must[*os.File](t)(os.Open(path))
+	defer f.Close()
+	pages := must[os.FileInfo](t)(f.Stat()).Size() / size
+	var ranges []disk.Range
+	for page := range pages {
+		block := int32(page)
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fibmap, uintptr(unsafe.Pointer(&block))); errno != 0 {
+			t.Fatalf("find page %d of %s: %v", page, path, errno)
+		}
+		if block != 0 {
+			ranges = append(ranges, disk.Range{Offset: int64(block) * size, Length: size})
+		}
+	}
+	if len(ranges) == 0 {
+		t.Fatalf("%s has no page on the disk", path)
+	}
+	return ranges
+}

@@ -1,0 +1,103 @@
+package commit
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+var every = flag.Bool("every", false, "let each single request fail, on btrfs too")
+
+// diskKind is a kind of request to a disk.
+type diskKind struct {
+	name  string
+	fault disk.Fault
+	step  int // between one k and the next
+}
+
+func (a *ailing) kinds() []diskKind {
+	// A commit of btrfs writes more than a hundred blocks of its trees one by
+	// one, all of them alike.
+	trees := 1
+	if a.fs == disk.Btrfs && !*every {
+		trees = 4
+	}
+	return []diskKind{
+		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data}, 1},
+		{"journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal}, trees},
+		{"flush", disk.Fault{Op: disk.OpFlush}, 1},
+	}
+}
+
+// sweep lets the k-th request of a kind fail, k growing, until it is never
+// reached or something is wrong. A fault strikes once, or from then on for ever.
+func (a *ailing) sweep(t *testing.T, want []kit.Tree, kind diskKind, times int) (wrong []string) {
+	t.Helper()
+	begin, passes, failed := time.Now(), 0, 0
+	for k := 0; ; k += kind.step {
+		f := kind.fault
+		f.Skip, f.Times, f.Errno = k, times, syscall.EIO
+		p := newPass(a, want)
+		hits := p.run(t, f)
+		passes++
+		if p.failed {
+			failed++
+		}
+		if len(p.wrong) > 0 {
+			return append([]string{fmt.Sprintf("%s, %s:", a.fs, f)}, p.wrong...)
+		}
+		if hits == 0 {
+			break
+		}
+	}
+	t.Logf("%d passes, in %d of them a call failed, %v", passes, failed, time.Since(begin).Round(time.Millisecond))
+	if failed == 0 {
+		return []string{"no call failed in any pass: nothing of the kind was sent to the disk"}
+	}
+	return nil
+}
+
+// TestDiskErrors lets every request of a kind fail in turn, until the chain is
+// unpacked without any failing. Whatever fails, no acknowledged layer is less
+// than whole after the next boot, nothing that failed is ever committed, and the
+// daemon goes on answering.
+func TestDiskErrors(t *testing.T) {
+	want := reference(t, layers)
+	for _, fs := range []disk.FS{disk.Btrfs, disk.Ext4, disk.XFS} {
+		t.Run(string(fs), func(t *testing.T) {
+			t.Parallel()
+			a := newAiling(t, fs, kit.DaemonOptions{})
+			for _, kind := range a.kinds() {
+				for times, name := range []string{"for ever", "once"} {
+					t.Run(kind.name+" "+name, func(t *testing.T) {
+						if wrong := a.sweep(t, want, kind, times); len(wrong) > 0 {
+							t.Error(strings.Join(wrong, "\n"))
+						}
+					})
+				}
+			}
+		})
+	}
+}
+
+// TestDiskErrorsSeeMutants plants mistakes in the handling of errors. A test that
+// cannot see them would prove nothing.
+func TestDiskErrorsSeeMutants(t *testing.T) {
+	want := reference(t, layers)
+	for _, mutant := range []string{"error-swallowed", "retry-after-eio", "fd-shared", "no-syncfs"} {
+		t.Run(mutant, func(t *testing.T) {
+			a := newAiling(t, disk.Ext4, kit.DaemonOptions{Binary: must[string](t)(faulty()), Env: []string{"DURABLE_MUTANT=" + mutant}})
+			wrong := a.sweep(t, want, a.kinds()[0], 1)
+			if len(wrong) == 0 {
+				t.Error("not seen")
+			}
+			t.Logf("seen: %.300s", strings.Join(wrong, "\n"))
+		})
+	}
+}
