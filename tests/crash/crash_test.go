@@ -2,12 +2,11 @@ package crash
 
 import (
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
-	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
-	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -16,35 +15,29 @@ func TestMain(m *testing.M) {
 	os.Exit(kit.Main(m.Run))
 }
 
-func TestTry(t *testing.T) {
-	ctx := t.Context()
-	b, err := lab.NewBench(ctx)
+var bench = sync.OnceValues(func() (*lab.Bench, error) { return lab.NewBench() })
+
+func theBench(t *testing.T) *lab.Bench {
+	t.Helper()
+	b, err := bench()
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs := disk.FS(os.Getenv("TRYFS"))
-	daemon := b.Daemon(b.Ours, "record")
-	stock := os.Getenv("STOCK") != ""
-	if stock {
-		daemon = b.StockDaemon("record")
-	}
-	r, err := lab.Record(ctx, lab.Setup{FS: fs, Seed: 1, Daemon: daemon, Name: "try"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%+v", r.Stats)
-	cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: 1, Want: 600})
-	t.Logf("%d cases", len(cases))
-	c := lab.Check{Recording: r, Cases: cases, Subject: func(int) oracle.Subject { return oracle.InProcess{} }, Deep: 20, Nested: 100, Workers: 4}
-	if stock {
-		c.Subject = func(w int) oracle.Subject { return b.StockDaemon("check"+string(rune(65+w))) }
-	}
-	tally, err := c.Run(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Log(tally.Counts)
-	for _, bad := range tally.Worst(5) {
-		t.Log(bad)
+	return b
+}
+
+func TestMutants(t *testing.T) {
+	b := theBench(t)
+	for _, m := range lab.Mutants() {
+		t.Run(m.Name, func(t *testing.T) {
+			c, err := b.Hunt(t.Context(), m, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Log(c)
+			if !c.Caught {
+				t.Error("not caught")
+			}
+		})
 	}
 }

@@ -33,6 +33,9 @@ func StartProcess(name, log string, env []string, argv ...string) (*Process, err
 	p := &Process{name: name, log: log, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = f, f
 	p.cmd.Env = append(os.Environ(), env...)
+	// A program that takes a relative path it should refuse does its damage in
+	// a scratch directory.
+	p.cmd.Dir = filepath.Dir(log)
 	// A group of its own: Ctrl-C must reach the kit, which stops its children
 	// in order, and not the children all at once.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

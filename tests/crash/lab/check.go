@@ -32,6 +32,7 @@ type Check struct {
 	// Deep makes every Deep-th look extract and mount everything, and Nested
 	// cuts the recovery of every Nested-th state again. Never when 0.
 	Deep, Nested int
+	Strict       bool              // hold the subject to what only durable-snapshotter promises
 	Workers      int               // 2 when 0
 	Until        func(Result) bool // stops the check when it returns true; may be nil
 	Each         func(Result)      // hears every result; may be nil
@@ -163,7 +164,7 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 		result.Verdict, result.Reason = NotMeasured, err.Error()
 		return result, 0, nil
 	}
-	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch}
+	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict}
 	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
 	if err := w.disk.Unmount(); err != nil {
 		return result, 0, err
@@ -226,7 +227,7 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 		return err
 	}
 	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
-	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Marks: w.disk}
+	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Marks: w.disk}
 	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
 	if err := w.disk.Unmount(); err != nil {
 		return err

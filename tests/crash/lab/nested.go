@@ -69,7 +69,7 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 		expects = append(expects, e)
 		extent.Retry = append(extent.Retry, r.retryAt(e)...)
 	}
-	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Tag: "-second"}
+	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Strict: n.Strict, Tag: "-second"}
 	seen := looker.Look(ctx, filepath.Join(n.mountpoint, rootName), extent)
 	if err := n.disk.Unmount(); err != nil {
 		return result, 0, err

@@ -27,6 +27,7 @@ type Setup struct {
 	Daemon  oracle.Process // the snapshotter that does the work
 	Sync    bool           // containerd's own sync at the end of each extraction
 	Idle    bool           // go on recording until background writes are over
+	Patient bool           // ask again for a parent that is not there yet
 	Name    string         // of the subject, for names of states
 }
 
@@ -117,7 +118,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
-	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Scratch: scratch}
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Scratch: scratch}
 	if r.Record, err = runner.Run(ctx); err != nil {
 		return err
 	}

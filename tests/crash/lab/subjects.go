@@ -22,7 +22,8 @@ type Bench struct {
 }
 
 // NewBench builds what is to be tested.
-func NewBench(ctx context.Context) (*Bench, error) {
+func NewBench() (*Bench, error) {
+	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, err

@@ -26,6 +26,7 @@ type Looker struct {
 	Record  *workload.Record
 	Scratch string          // directory for mount points, not on the disk
 	Marks   workload.Marker // hears what is reported and what is done; may be nil
+	Strict  bool            // ask for what only durable-snapshotter promises
 	Tag     string          // in the keys it makes: a later look at the same disk needs another one
 }
 
@@ -81,6 +82,7 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 	k.layers(ctx, extent.All)
 	k.actives(ctx)
 	k.journal(ctx)
+	k.stale(ctx)
 	k.orphans(ctx)
 	k.retry(ctx, extent)
 	before, err := list(ctx, k.s)
@@ -276,6 +278,29 @@ func (k *look) actives(ctx context.Context) {
 			}
 		}
 		k.Active[key] = seen
+	}
+}
+
+// stale tries to commit every extraction of before the crash. Nobody knows what
+// of it reached the disk, so it must be refused.
+func (k *look) stale(ctx context.Context) {
+	if !k.Strict {
+		return
+	}
+	for key := range k.Active {
+		for _, chain := range k.Plan.Chains {
+			for _, l := range chain.Layers {
+				if !strings.HasSuffix(key, " "+l.ChainID) {
+					continue
+				}
+				name := fmt.Sprintf("default/stale%s/%s", k.Tag, l.ChainID)
+				if err := k.s.Commit(ctx, name, key); err == nil {
+					k.flaw("an extraction of before the crash could be committed: %q", key)
+				} else if !errdefs.IsFailedPrecondition(err) {
+					k.flaw("commit of an extraction of before the crash: %v, want failed precondition", err)
+				}
+			}
+		}
 	}
 }
 

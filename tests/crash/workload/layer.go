@@ -112,7 +112,7 @@ func (b *builder) base() {
 	b.dir("tmp", 0o1777)
 	b.add(tar.Header{Typeflag: tar.TypeDir, Name: "home/", Mode: 0o2750, Uid: 1234, Gid: 4_000_000,
 		PAXRecords: map[string]string{"SCHILY.xattr.user.kind": "directory"}}, nil)
-	for i := range 6 {
+	for i := range 4 {
 		b.file(fmt.Sprintf("etc/conf%d", i), 0o644, b.small())
 		b.file(fmt.Sprintf("usr/lib/lib%d.so", i), 0o755, b.small())
 		b.file(fmt.Sprintf("usr/gone/file%d", i), 0o600, b.small())
@@ -147,7 +147,7 @@ func (b *builder) upper(depth int) {
 		PAXRecords: map[string]string{"SCHILY.xattr.security.capability": kit.Capability(1 << 13)}}, b.bytes(b.small()))
 	b.dir("etc", 0o755)
 	b.file("etc/conf0", 0o600, b.small())
-	b.whiteout(fmt.Sprintf("etc/conf%d", 1+b.IntN(5)))
+	b.whiteout(fmt.Sprintf("etc/conf%d", 1+b.IntN(3)))
 	switch depth % 3 {
 	case 0:
 		b.dir("usr", 0o755)

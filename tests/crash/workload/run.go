@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -29,6 +30,7 @@ type Runner struct {
 	Marks       Marker
 	Plan        *Plan
 	Sync        bool   // extract with containerd's own sync
+	Patient     bool   // ask again for a while when a parent is not there yet
 	Scratch     string // directory for mount points, not on the disk
 
 	mu     sync.Mutex // guards record
@@ -210,6 +212,10 @@ func (r *Runner) Prepare(ctx context.Context, key, parent string, opts ...snapsh
 		return nil, err
 	}
 	mounts, err := r.Snapshotter.Prepare(ctx, key, parent, opts...)
+	for deadline := time.Now().Add(5 * time.Second); r.Patient && errdefs.IsNotFound(err) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		mounts, err = r.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
 	return mounts, r.answer(err, Prepare, key, "")
 }
 

@@ -1,0 +1,244 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// Place is a part of the disk that a fault concerns.
+type Place string
+
+// The places. Flush is none: the fault concerns cache flushes.
+const (
+	Data    Place = "data"
+	Journal Place = "journal"
+	Flush   Place = "flush"
+)
+
+// Failing is an experiment with a disk that fails: two layers are extracted side
+// by side, the disk fails while they are written back, both are committed, and
+// committed again when that failed. Whatever was acknowledged must be there
+// after the power was cut.
+type Failing struct {
+	FS       disk.FS
+	Seed     uint64
+	Daemon   oracle.Process
+	Name     string
+	Place    Place
+	Fault    disk.Fault // Op, Ranges are filled in from Place
+	Observed bool       // somebody else's sync meets the error before the first Commit
+}
+
+func (f Failing) String() string {
+	observed := ""
+	if f.Observed {
+		observed = ", met by another first"
+	}
+	return fmt.Sprintf("%s: %s: %s%s", f.FS, f.Place, f.Fault, observed)
+}
+
+// Failed is what came of it.
+type Failed struct {
+	*Tally
+	Hits  int // times the fault struck; at 0, there is no later request to fail
+	Acked int // layers acknowledged
+}
+
+// Run does the experiment.
+func (f Failing) Run(ctx context.Context) (_ *Failed, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("failing disk: %s: %w", f, err)
+		}
+	}()
+	r := &Recording{FS: f.FS, Seed: f.Seed, Subject: f.Name, Record: newRecord()}
+	if r.Plan, err = workload.NewPlan(f.Seed, workload.Size{Chains: 2, Layers: 1}); err != nil {
+		return nil, err
+	}
+	scratch, err := os.MkdirTemp("", "failing")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	d, err := disk.Start(f.FS.MinSize())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if err := d.Format(f.FS); err != nil {
+		return nil, err
+	}
+	if f.Fault.Op, f.Fault.Ranges, err = f.where(d); err != nil {
+		return nil, err
+	}
+	if err := d.DropCache(); err != nil {
+		return nil, err
+	}
+	r.Base = bytes.Clone(d.Image())
+	if err := d.Reset(); err != nil {
+		return nil, err
+	}
+	mountpoint := filepath.Join(scratch, "disk")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		return nil, err
+	}
+	if err := d.Mount(f.FS, mountpoint); err != nil {
+		return nil, err
+	}
+	out := &Failed{}
+	if err := f.work(ctx, r, d, mountpoint, out); err != nil {
+		return nil, err
+	}
+	// The file system may have given up; it is not asked.
+	_ = d.Unmount()
+	check := Check{
+		Recording: r, Cases: afterAcks(r), Workers: 1, Deep: 1,
+		Subject: func(int) oracle.Subject { return oracle.InProcess{} },
+	}
+	out.Tally, err = check.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func newRecord() *workload.Record {
+	return &workload.Record{Trees: map[string]kit.Tree{}, Merged: map[string]kit.Tree{}}
+}
+
+// where translates the place.
+func (f Failing) where(d *disk.Disk) (disk.Op, []disk.Range, error) {
+	if f.Place == Flush {
+		return disk.OpFlush, nil, nil
+	}
+	ranges, err := d.Journal(f.FS)
+	if err == nil && f.Place == Data {
+		ranges = d.Outside(ranges)
+	}
+	return disk.OpWrite, ranges, err
+}
+
+// work is the experiment up to the cut.
+func (f Failing) work(ctx context.Context, r *Recording, d *disk.Disk, mountpoint string, out *Failed) (err error) {
+	ctx = namespaces.WithNamespace(ctx, "default")
+	daemon, err := f.Daemon.Launch(ctx, filepath.Join(mountpoint, rootName))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, daemon.Kill()) }()
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan}
+	observer, err := unix.Open(mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(observer)
+
+	var layers []*workload.Layer
+	var keys []string
+	for _, c := range r.Plan.Chains {
+		l := c.Layers[0]
+		key := l.Key("failing")
+		mounts, err := runner.Prepare(ctx, key, "", l.Labels())
+		if err != nil {
+			return err
+		}
+		if err := l.Extract(ctx, mounts, false); err != nil {
+			return err
+		}
+		if r.Record.Trees[l.Name], err = workload.TreeOf(mounts); err != nil {
+			return err
+		}
+		layers, keys = append(layers, l), append(keys, key)
+	}
+	if _, err := d.Inject(f.Fault); err != nil {
+		return err
+	}
+	if f.Observed {
+		if err := unix.Syncfs(observer); err != nil && !errors.Is(err, f.Fault.Errno) {
+			return fmt.Errorf("the observer's sync: %w", err)
+		}
+	}
+	// Errors are what is expected here; what is acknowledged all the same is
+	// for the oracle.
+	for range 2 {
+		for i, l := range layers {
+			if runner.Commit(ctx, l, keys[i]) == nil {
+				out.Acked++
+			}
+		}
+	}
+	stats, err := d.Stats()
+	if err != nil {
+		return err
+	}
+	out.Hits = stats.Faults[0].Hits
+	if err := d.Heal(); err != nil {
+		return err
+	}
+	for i, l := range layers {
+		if runner.Commit(ctx, l, keys[i]) == nil {
+			out.Acked++
+		}
+	}
+	entries, err := d.Log(0)
+	if err != nil {
+		return err
+	}
+	r.Log, r.Marks = state.NewLog(entries), workload.Marks(entries)
+	return nil
+}
+
+// afterAcks are the cases of an error experiment: nothing but what was flushed,
+// and everything, right after each acknowledgement and at the end.
+func afterAcks(r *Recording) []state.Case {
+	points := []int{}
+	for _, m := range r.Marks {
+		if m.Op == workload.Commit && m.Phase == workload.Ack {
+			points = append(points, m.Index+1)
+		}
+	}
+	points = append(points, len(r.Log.Entries))
+	var cases []state.Case
+	for _, p := range points {
+		for _, c := range []state.Class{state.Flushed, state.Prefix} {
+			cases = append(cases, state.Case{State: state.State{Point: p, Class: c}, Points: []int{p}})
+		}
+	}
+	return cases
+}
+
+// huntErrors fails the k-th data write, k = 0, 1, 2 …, met by the daemon itself
+// or by another process before, until the defect shows or a pass is clean.
+func (b *Bench) huntErrors(ctx context.Context, c *Catch, seed uint64) error {
+	for _, observed := range []bool{false, true} {
+		for k := 0; !c.Caught; k++ {
+			f := Failing{
+				FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name, Daemon: b.Mutation(c.Mutant, "hunt-"+c.Mutant.Name),
+				Place: Data, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: observed,
+			}
+			failed, err := f.Run(ctx)
+			if err != nil {
+				return err
+			}
+			c.take(failed.Tally)
+			if failed.Hits == 0 {
+				break
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+)
+
+// Mutant is a defect that is planted in durable-snapshotter behind the build
+// tag "faults". If the harness does not find it, the harness proves nothing.
+type Mutant struct {
+	Name    string
+	Mistake string // what somebody got wrong
+	By      Method
+	Itself  bool    // recovers by itself in each state: its defect is in recovery
+	Patient bool    // its acknowledged parents appear late
+	FS      disk.FS // where it shows, ext4 when empty
+}
+
+// Method is how a mutant is hunted.
+type Method string
+
+// The methods.
+const (
+	ByPower  Method = "power cut"
+	ByErrors Method = "I/O error"
+)
+
+// Mutants lists all planted defects.
+func Mutants() []Mutant {
+	return []Mutant{
+		{Name: "no-syncfs", By: ByPower, Mistake: "Commit does not sync the layer"},
+		{Name: "syncfs-before-last-write", By: ByPower, Mistake: "the sync comes before the last write of the extraction"},
+		{Name: "tx-before-syncfs", By: ByPower, Mistake: "the transaction comes before the sync"},
+		{Name: "ack-before-tx", By: ByPower, Patient: true, Mistake: "Commit answers before its transaction is durable"},
+		{Name: "syncfs-wrong-fs", By: ByPower, Mistake: "the sync is made on another file system"},
+		// On ext4 and xfs the fsync of the record beside the directories brings
+		// the whole journal to the disk, and them with it.
+		{Name: "no-dir-fsync", By: ByPower, FS: disk.Btrfs, Mistake: "Prepare does not sync the directories that it has made"},
+		{Name: "bbolt-nosync", By: ByPower, Mistake: "metadata.db is written without fdatasync"},
+		{Name: "db-not-born-safely", By: ByPower, Mistake: "metadata.db is created under its final name"},
+		{Name: "remove-deletes-first", By: ByPower, Mistake: "Remove deletes the directory before the row"},
+		{Name: "recovery-trusts-open", By: ByPower, Itself: true, Mistake: "an extraction of before the crash can be committed"},
+		{Name: "error-swallowed", By: ByErrors, Mistake: "the error of the sync is not looked at"},
+		{Name: "retry-after-eio", By: ByErrors, Mistake: "a failed sync is tried again, and the second answer believed"},
+		{Name: "fd-late", By: ByErrors, Mistake: "the descriptor for the sync is opened at Commit"},
+		{Name: "fd-shared", By: ByErrors, Mistake: "all snapshots share one descriptor"},
+	}
+}
+
+// Catch is the end of a hunt.
+type Catch struct {
+	Mutant Mutant
+	FS     disk.FS
+	Caught bool
+	States int    // looked at, the one that caught it included
+	First  Result // that one
+	Took   time.Duration
+}
+
+func (c Catch) String() string {
+	if !c.Caught {
+		return fmt.Sprintf("%-26s %s: NOT CAUGHT in %d states, %.1f s", c.Mutant.Name, c.FS, c.States, c.Took.Seconds())
+	}
+	return fmt.Sprintf("%-26s %s: caught by %s in %d states, %.1f s: %s: %s", c.Mutant.Name, c.FS, c.Mutant.By, c.States, c.Took.Seconds(), c.First.ID, c.First.Findings[0])
+}
+
+// rounds bounds a hunt: with so many seeds, so many states each, a defect must
+// have shown.
+const (
+	huntRounds = 3
+	huntStates = 400
+)
+
+// Hunt looks for the defect of a mutant until it shows. A mutant without a name
+// is the same binary without a defect, which must not be caught.
+func (b *Bench) Hunt(ctx context.Context, m Mutant, seed uint64) (Catch, error) {
+	c := Catch{Mutant: m, FS: m.FS}
+	if c.FS == "" {
+		c.FS = disk.Ext4
+	}
+	began := time.Now()
+	var err error
+	for round := uint64(0); round < huntRounds && !c.Caught && err == nil; round++ {
+		if m.By == ByErrors {
+			err = b.huntErrors(ctx, &c, seed+round)
+		} else {
+			err = b.huntPower(ctx, &c, seed+round)
+		}
+		if m.Name == "" {
+			break
+		}
+	}
+	c.Took = time.Since(began)
+	if err != nil {
+		err = fmt.Errorf("hunt %q: %w", m.Name, err)
+	}
+	return c, err
+}
+
+// Mutation is the daemon with the defect awake.
+func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
+	return b.Daemon(b.Faulty, who, "DURABLE_MUTANT="+m.Name)
+}
+
+func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
+	who := "hunt-" + c.Mutant.Name
+	r, err := Record(ctx, Setup{
+		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
+		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient,
+	})
+	if err != nil {
+		return err
+	}
+	check := Check{
+		Recording: r,
+		Cases:     stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates})),
+		Subject:   func(int) oracle.Subject { return oracle.InProcess{} },
+		Strict:    true,
+		Until:     func(res Result) bool { return res.Verdict > NotMeasured },
+	}
+	if c.Mutant.Itself {
+		check.Subject = func(n int) oracle.Subject { return b.Mutation(c.Mutant, fmt.Sprintf("%s-%d", who, n)) }
+	}
+	tally, err := check.Run(ctx)
+	if err != nil {
+		return err
+	}
+	c.take(tally)
+	return nil
+}
+
+// take adds what a check has found.
+func (c *Catch) take(t *Tally) {
+	if t.FirstBad > 0 && !c.Caught {
+		c.Caught = true
+		c.States += t.FirstBad
+		for _, r := range t.Bad {
+			if r.Verdict > NotMeasured {
+				c.First = r
+				break
+			}
+		}
+		return
+	}
+	c.States += t.States
+}
+
+// stride orders cases so that the first few are spread over the whole log.
+func stride(cases []state.Case) []state.Case {
+	const step = 8
+	out := make([]state.Case, 0, len(cases))
+	for first := range step {
+		for i := first; i < len(cases); i += step {
+			out = append(out, cases[i])
+		}
+	}
+	return out
+}
