@@ -45,8 +45,9 @@ lint: ## gofmt, go vet, staticcheck
 fuzz: ## fuzz the record decoder for a minute
 	$(GO) test ./storage -run '^$$' -fuzz FuzzDecode -fuzztime 60s
 
-bench: ## benchmarks
+bench: deps ## benchmarks: recovery, walk, and a pull beside the built-in overlayfs
 	$(GO) test ./snapshotter ./storage -run '^$$' -bench . -benchmem
+	cd tests && $(GO) test . -run '^$$' -bench . -benchtime 3x
 
 clean: ## remove what was built
 	rm -rf bin tests/.bin

@@ -43,7 +43,7 @@ func withParts(m *testing.M) int {
 }
 
 // image returns one of the standard images, built and pushed at the first call.
-func image(t *testing.T, name string) kit.Pushed {
+func image(t testing.TB, name string) kit.Pushed {
 	t.Helper()
 	ctx := context.Background() // the image outlives the test that asks first
 	push := sync.OnceValues(func() (kit.Pushed, error) {
@@ -94,7 +94,7 @@ type stackOptions struct {
 // newStack starts everything on a fresh disk and stops it after the test, in
 // order: a daemon that does not stop, or a disk that cannot be unmounted because
 // something was left behind, fails the test.
-func newStack(t *testing.T, opts stackOptions) *stack {
+func newStack(t testing.TB, opts stackOptions) *stack {
 	t.Helper()
 	s := &stack{disk: newDisk(t, opts.disk)}
 	opts.daemon.Dir = s.disk.Path("durable")
@@ -119,7 +119,7 @@ func newStack(t *testing.T, opts stackOptions) *stack {
 	return s
 }
 
-func newDisk(t *testing.T, opts kit.DiskOptions) *kit.Disk {
+func newDisk(t testing.TB, opts kit.DiskOptions) *kit.Disk {
 	t.Helper()
 	if opts.FS == "" {
 		opts.FS = "ext4"
@@ -136,7 +136,7 @@ func newDisk(t *testing.T, opts kit.DiskOptions) *kit.Disk {
 	return disk
 }
 
-func startDaemon(t *testing.T, opts kit.DaemonOptions) *kit.Daemon {
+func startDaemon(t testing.TB, opts kit.DaemonOptions) *kit.Daemon {
 	t.Helper()
 	if opts.Binary == "" {
 		opts.Binary = shared.bins.Daemon
@@ -152,7 +152,7 @@ func startDaemon(t *testing.T, opts kit.DaemonOptions) *kit.Daemon {
 	return d
 }
 
-func stopRunning(t *testing.T, p *kit.Process) {
+func stopRunning(t testing.TB, p *kit.Process) {
 	t.Helper()
 	if !p.Running() {
 		return
@@ -162,7 +162,7 @@ func stopRunning(t *testing.T, p *kit.Process) {
 	}
 }
 
-func logOnFailure(t *testing.T, p *kit.Process) {
+func logOnFailure(t testing.TB, p *kit.Process) {
 	t.Helper()
 	if t.Failed() {
 		t.Log(p.LogTail(6 << 10))
@@ -171,7 +171,7 @@ func logOnFailure(t *testing.T, p *kit.Process) {
 
 // shortDir is a scratch directory with a short name: the path of a unix socket
 // has room for 107 bytes, and t.TempDir spells out the test's whole name.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "t")
 	if err != nil {
@@ -188,7 +188,7 @@ func shortDir(t *testing.T) string {
 // ctr runs ctr and fails the test when it fails. It is given time enough for
 // the slowest pull, so that a hang shows up as this call and not as a time-out
 // of the whole run.
-func (s *stack) ctr(t *testing.T, args ...string) string {
+func (s *stack) ctr(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()

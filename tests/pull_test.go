@@ -157,7 +157,7 @@ func TestRestarts(t *testing.T) {
 }
 
 // pull pulls an image with ctr, by the transfer service or by the client.
-func (s *stack) pull(t *testing.T, way, snapshotter string, img kit.Pushed) {
+func (s *stack) pull(t testing.TB, way, snapshotter string, img kit.Pushed) {
 	t.Helper()
 	args := []string{"image", "pull", "--plain-http", "--snapshotter", snapshotter}
 	if way == "local" {
