@@ -132,6 +132,9 @@ func (s *Snapshotter) settle(ctx context.Context) error {
 			return err
 		}
 	}
+	if _, err := s.spendErrors(); err != nil {
+		return err
+	}
 	return s.db.Update(ctx, func(ctx context.Context, j *storage.Journal) error {
 		for _, u := range t.undo {
 			if err := takeBack(ctx, j, u); err != nil {
@@ -153,6 +156,28 @@ func (s *Snapshotter) settle(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// spendErrors asks for the writeback errors that nobody has been told of yet, and
+// returns the one it found. The kernel keeps the last of them for the next
+// descriptor that is opened and asks (errseq_sample of lib/errseq.c): that would
+// be the cursor of a layer that is extracted when the disk is well again, for an
+// error of a time before it. What was active then has a cursor of its own. An
+// error of now is the second result.
+func (s *Snapshotter) spendErrors() (old, now error) {
+	for range 2 {
+		cursor, err := fsync.OpenCursor(s.snapshotsDir())
+		if err != nil {
+			return nil, err
+		}
+		now = cursor.Sync()
+		_ = cursor.Close() // a read-only descriptor has nothing to lose
+		if now == nil {
+			return old, nil
+		}
+		old = now
+	}
+	return nil, now
 }
 
 // takeBack removes a row whose transaction was answered with an error. Its

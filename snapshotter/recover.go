@@ -44,6 +44,14 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	r.open = len(entries)
+	// After the cursors of what is active: they are told of it too.
+	old, err := s.spendErrors()
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	if old != nil {
+		log.G(ctx).WithError(old).Warn("the disk has failed before this start: check it")
+	}
 	if err := s.restoreRecords(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
@@ -52,7 +60,6 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverReplayed)
-	var err error
 	if r.removed, err = s.setAside(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}

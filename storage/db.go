@@ -225,12 +225,17 @@ func (db *DB) usable(writable bool) error {
 	return db.broken
 }
 
-// commit commits a writable transaction and looks, when that failed, what
-// readers see now. bbolt writes and syncs the data pages, then the meta page. If
-// the state is still the old one, the meta page was not written: the old state
-// is what is on disk, and the next transaction may try. If readers see the new
-// state, its sync failed: the disk has one of the two, and bbolt would build on
-// pages that the disk may still need. Then nothing is written before Rewrite.
+// commit commits a writable transaction and decides, when that failed, whether
+// another one may follow. bbolt writes the data pages, syncs them, writes the meta
+// page and syncs it.
+//
+// A write that the kernel refused at once, as on a full disk, has changed nothing
+// that the state on disk needs. After a failed sync the file cannot be written to
+// any more. If it was that of the meta page, readers see the new state, the disk
+// has one of the two, and bbolt would build on pages that the disk may still
+// need. If it was that of the data pages, ext4 would lose what is written to them
+// next (see fromDisk). Then nothing is written before Rewrite, which takes a new
+// file.
 func (db *DB) commit(t cstorage.Transactor) error {
 	tx, err := boltTx(t)
 	if err != nil {
@@ -248,7 +253,8 @@ func (db *DB) commit(t cstorage.Transactor) error {
 	}); err != nil {
 		cause = errors.Join(cause, err)
 	}
-	if visible {
+	var refused *os.PathError // bbolt's syncs return a bare errno, or text
+	if visible || !errors.As(cause, &refused) || refused.Op != "write" {
 		db.state.Lock()
 		db.broken = fmt.Errorf("%w: %w", ErrBroken, cause)
 		db.state.Unlock()

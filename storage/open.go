@@ -72,7 +72,7 @@ func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
 		}
 	} else if err != nil {
 		return nil, err
-	} else if err := verify(db.path); err != nil {
+	} else if err := errors.Join(fromDisk(db.path), verify(db.path)); err != nil {
 		return nil, fmt.Errorf("open %s: %w", db.path, err)
 	}
 
@@ -80,6 +80,33 @@ func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
 		return nil, fmt.Errorf("open %s: %w", db.path, err)
 	}
 	return db, db.upgrade(ctx)
+}
+
+// fromDisk makes the kernel show of a file what is on disk, and nothing else.
+//
+// They differ after an earlier process was killed between a write and the end of
+// its sync, or after a sync had failed. bbolt would take a meta page for durable
+// because it can be read, and overwrite pages that the one on disk needs. And
+// ext4 would lose what is written later to a page whose first write had failed:
+// fdatasync succeeds, the extent stays marked as unwritten, and the next mount
+// reads zeros (measured on Linux 6.18).
+func fromDisk(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if f.Sync() != nil {
+		// Perhaps of an earlier process, and never told to anybody: the kernel
+		// keeps it for the next who asks. What is on disk now is read next, so
+		// only an error of now matters.
+		if err := f.Sync(); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return errors.Join(&os.PathError{Op: "fadvise", Path: path, Err: err}, f.Close())
+	}
+	return f.Close()
 }
 
 // lockRoot takes an advisory lock on the directory itself, so that it holds
@@ -118,11 +145,22 @@ func countSnapshots(root string) (int, error) {
 	return n, nil
 }
 
+// mapSize is the part of the address space that the database gets when it is
+// opened: more than it will ever need. When it outgrows its map, bbolt drops the
+// map before it makes a larger one, and if the file system does not allow that
+// any more (one that has shut itself down does not), nothing can be read.
+const mapSize = 256 << 20
+
+// growBy is what the file grows by. bbolt's own step is 16 MiB once the map is
+// large.
+const growBy = 256 << 10
+
 // openStore opens the file through containerd's MetaStore, which opens it at
 // its first transaction: run one, so that errors come now.
 func openStore(path string) (*cstorage.MetaStore, error) {
 	ms, err := cstorage.NewMetaStore(path, func(o *bolt.Options) error {
 		o.Timeout = lockWait
+		o.InitialMmapSize = mapSize
 		o.NoSync = faults.Mutant("bbolt-nosync")
 		return nil
 	})
@@ -136,6 +174,11 @@ func openStore(path string) (*cstorage.MetaStore, error) {
 		}
 		return nil, errors.Join(err, ms.Close())
 	}
+	btx, err := boltTx(tx)
+	if err != nil {
+		return nil, errors.Join(err, tx.Rollback(), ms.Close())
+	}
+	btx.DB().AllocSize = growBy
 	return ms, tx.Rollback()
 }
 

@@ -3,8 +3,12 @@ package commit
 import (
 	"bytes"
 	"errors"
+	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"unsafe"
@@ -128,6 +132,77 @@ func (a *ailing) blocks(t *testing.T, path string) []disk.Range {
 	}
 	if len(ranges) == 0 {
 		t.Fatalf("%s has no page on the disk", path)
+	}
+	return ranges
+}
+
+// free returns the blocks that belong to nothing, once everything that is in
+// memory has its place.
+func (a *ailing) free(t *testing.T) (ranges []disk.Range) {
+	t.Helper()
+	f := must[*os.File](t)(os.Open(a.dir))
+	defer f.Close()
+	check(t, unix.Syncfs(int(f.Fd())))
+	if a.fs == disk.Ext4 {
+		ranges = a.freeInBitmaps(t)
+	} else {
+		ranges = freeInMap(t, f)
+	}
+	if len(ranges) == 0 {
+		t.Fatalf("%s has no free blocks", a.dir)
+	}
+	return ranges
+}
+
+// freeInBitmaps asks dumpe2fs. The kernel's own map counts blocks that it keeps
+// ready for files that grow as used.
+func (a *ailing) freeInBitmaps(t *testing.T) (ranges []disk.Range) {
+	t.Helper()
+	out := must[[]byte](t)(exec.CommandContext(t.Context(), "dumpe2fs", a.Device()).Output())
+	for line := range strings.Lines(string(out)) {
+		list, ok := strings.CutPrefix(strings.TrimSpace(line), "Free blocks: ")
+		if !ok || !strings.HasPrefix(line, "  ") {
+			continue // the number of them, in the superblock's part
+		}
+		for _, part := range strings.Split(list, ", ") {
+			first, last, ok := strings.Cut(part, "-")
+			if !ok {
+				last = first
+			}
+			from, to := must[int64](t)(strconv.ParseInt(first, 10, 64)), must[int64](t)(strconv.ParseInt(last, 10, 64))
+			ranges = append(ranges, disk.Range{Offset: from * 4096, Length: (to - from + 1) * 4096})
+		}
+	}
+	return ranges
+}
+
+// freeInMap asks the file system (FS_IOC_GETFSMAP of linux/fsmap.h).
+func freeInMap(t *testing.T, f *os.File) (ranges []disk.Range) {
+	t.Helper()
+	const getfsmap, ownerFree, special, most = 0xc0c0583b, 1, 0x10, 4096
+	type extent struct {
+		device, flags                  uint32
+		physical, owner, offset, bytes uint64
+		_                              [3]uint64
+	}
+	query := new(struct {
+		iflags, oflags, count, entries uint32
+		_                              [6]uint64
+		low, high                      extent
+		found                          [most]extent
+	})
+	query.count = most
+	query.high = extent{device: math.MaxUint32, flags: math.MaxUint32, physical: math.MaxUint64, owner: math.MaxUint64, offset: math.MaxUint64}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), getfsmap, uintptr(unsafe.Pointer(query))); errno != 0 {
+		t.Fatalf("map the blocks of %s: %v", f.Name(), errno)
+	}
+	if query.entries == most {
+		t.Fatalf("%s has more than %d extents", f.Name(), most)
+	}
+	for _, e := range query.found[:query.entries] {
+		if e.flags&special != 0 && e.owner == ownerFree {
+			ranges = append(ranges, disk.Range{Offset: int64(e.physical), Length: int64(e.bytes)})
+		}
 	}
 	return ranges
 }
