@@ -1,0 +1,154 @@
+package full
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// Check boots a node in states of a recording.
+type Check struct {
+	Recording *Recording
+	Cases     []state.Case
+	// Subject recovers and serves the booted node. It is not asked for when the
+	// recording is one of the built-in overlayfs.
+	Subject func(worker int) oracle.Process
+	Workers int                   // 2 when 0
+	Until   func(lab.Result) bool // stops the check when it returns true; may be nil
+	Each    func(lab.Result)      // hears every result; may be nil
+	// Hold is called while the disk of a state is still mounted, the processes
+	// on it stopped: for a look by hand. May be nil.
+	Hold func(r lab.Result, mountpoint string)
+}
+
+// Run looks at all cases. An error means that the check itself did not work.
+func (c *Check) Run(ctx context.Context) (*Tally, error) {
+	if len(c.Cases) == 0 {
+		return nil, fmt.Errorf("check %s: no cases: %w", c.Recording.ID(), lab.ErrBroken)
+	}
+	began := time.Now()
+	tally := &Tally{}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	workers := c.Workers
+	if workers == 0 {
+		workers = 2
+	}
+	var (
+		running sync.WaitGroup
+		done    atomic.Bool
+		errs    = make([]error, workers)
+	)
+	for n := range workers {
+		running.Go(func() {
+			errs[n] = c.work(ctx, n, workers, tally, &done)
+			if errs[n] != nil {
+				done.Store(true)
+			}
+		})
+	}
+	running.Wait()
+	tally.Elapsed = time.Since(began)
+	if err := errors.Join(errs...); err != nil {
+		return tally, fmt.Errorf("check %s: %w", c.Recording.ID(), err)
+	}
+	return tally, nil
+}
+
+// work looks at every n-th case on a disk of its own.
+func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
+	scratch, err := os.MkdirTemp("", "check")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
+	mountpoint := filepath.Join(scratch, "disk")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		return err
+	}
+	d, err := disk.Start(int64(len(c.Recording.Base)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	player, err := state.NewPlayer(d, c.Recording.Base, c.Recording.Log)
+	if err != nil {
+		return err
+	}
+	for i := n; i < len(c.Cases) && !done.Load(); i += of {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := player.Set(c.Cases[i].State); err != nil {
+			return err
+		}
+		l := c.look(n, c.Cases[i], d, scratch, mountpoint)
+		if err := l.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", l.result.ID, err)
+		}
+		tally.count(l.result, l.counts, l.notes)
+		if c.Each != nil {
+			c.Each(l.result)
+		}
+		if c.Until != nil && c.Until(l.result) {
+			done.Store(true)
+		}
+	}
+	return nil
+}
+
+// look prepares the look at one state.
+func (c *Check) look(worker int, k state.Case, d *disk.Disk, scratch, mountpoint string) *look {
+	l := &look{
+		Check: c, worker: worker, disk: d, scratch: scratch, mountpoint: mountpoint,
+		result: lab.Result{
+			ID:   c.Recording.ID() + "/" + k.State.String(),
+			Path: state.Path{k.State}, Points: len(k.Points),
+		},
+	}
+	l.committing = map[string]bool{}
+	last := -1
+	for _, p := range k.Points {
+		n, _ := slices.BinarySearchFunc(c.Recording.Marks, p, func(m workload.Mark, p int) int { return m.Index - p })
+		if n != last {
+			l.expects = append(l.expects, oracle.At(c.Recording.Marks, p))
+			l.pulled = append(l.pulled, pulledAt(c.Recording.Marks[:n]))
+		}
+		last = n
+	}
+	for _, m := range c.Recording.Marks[:last] {
+		if m.Op == workload.Commit {
+			l.committing[m.Key] = true
+		}
+	}
+	l.result.Acked = l.expects[len(l.expects)-1].Promised()
+	return l
+}
+
+// pulledAt returns the images whose pull was answered, and no removal begun.
+func pulledAt(marks []workload.Mark) map[string]bool {
+	pulled := map[string]bool{}
+	for _, m := range marks {
+		switch m.Op {
+		case opPull:
+			if m.Phase == workload.Ack {
+				pulled[m.Name] = true
+			}
+		case opDelete:
+			delete(pulled, m.Name)
+		}
+	}
+	return pulled
+}

@@ -1,0 +1,188 @@
+package full
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// The names by which containerd knows its snapshotters.
+const (
+	builtIn = "overlayfs"
+	proxied = "durable"
+)
+
+// namespace of all that is done in containerd. It stands in the names of
+// snapshots, and must be the same in the run that records and in one that looks.
+const namespace = "crash"
+
+// node is a running containerd and a client of it.
+type node struct {
+	containerd  *kit.Containerd
+	client      *client.Client
+	run         string // directory of sockets and logs
+	hosts       string
+	snapshotter string
+	views       atomic.Int64
+}
+
+// boot starts containerd with its root in dir. address is the socket of the
+// proxied snapshotter.
+func (b *Bench) boot(ctx context.Context, snapshotter, dir, address string) (_ *node, err error) {
+	n := &node{hosts: b.hosts, snapshotter: snapshotter}
+	if n.run, err = os.MkdirTemp("", "node"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.stop())
+		}
+	}()
+	opts := kit.ContainerdOptions{Binaries: b.binaries, Dir: dir, RunDir: n.run}
+	if snapshotter == proxied {
+		opts.Daemon = &kit.Daemon{Address: address, Root: filepath.Join(filepath.Dir(dir), snapshotterDir)}
+	}
+	if n.containerd, err = kit.StartContainerd(ctx, opts); err != nil {
+		return n, err
+	}
+	n.containerd.Namespace = namespace
+	n.client, err = n.containerd.Client()
+	return n, err
+}
+
+// stop ends containerd as a power cut would: what it still had to do, it has
+// to do without a farewell.
+func (n *node) stop() error {
+	var errs []error
+	if n.client != nil {
+		errs = append(errs, n.client.Close())
+	}
+	if n.containerd != nil && n.containerd.Process != nil {
+		errs = append(errs, n.containerd.Kill())
+	}
+	return errors.Join(append(errs, os.RemoveAll(n.run))...)
+}
+
+// pull pulls an image by the transfer service, as ctr does.
+func (n *node) pull(ctx context.Context, ref string) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	source, err := registry.NewOCIRegistry(ctx, ref, registry.WithHostDir(n.hosts))
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", ref, err)
+	}
+	store := image.NewStore(ref,
+		image.WithPlatforms(platforms.DefaultSpec()), image.WithAllMetadata,
+		image.WithUnpack(platforms.DefaultSpec(), n.snapshotter))
+	if err := n.client.Transfer(ctx, source, store); err != nil {
+		return fmt.Errorf("pull %s: %w", ref, err)
+	}
+	return nil
+}
+
+// remove removes an image and waits until its garbage is collected, as ctr
+// image rm --sync does.
+func (n *node) remove(ctx context.Context, ref string) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	err := n.client.ImageService().Delete(ctx, ref, images.SynchronousDelete())
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove %s: %w", ref, err)
+	}
+	return nil
+}
+
+// prune has the garbage collected: deleting a lease, and waiting, is how ctr
+// does it.
+func (n *node) prune(ctx context.Context) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	l, err := n.client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err == nil {
+		err = n.client.LeasesService().Delete(ctx, l, leases.SynchronousDelete)
+	}
+	if err != nil {
+		return fmt.Errorf("prune: %w", err)
+	}
+	return nil
+}
+
+// unlease deletes all leases, as time does with those of clients that went
+// away, and collects what they held.
+func (n *node) unlease(ctx context.Context) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	all, err := n.client.LeasesService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	for _, l := range all {
+		if err := n.client.LeasesService().Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete lease: %w", err)
+		}
+	}
+	return n.prune(ctx)
+}
+
+// container prepares a snapshot for a container that outlives its client.
+func (n *node) container(ctx context.Context, key, top string) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	_, err := n.client.SnapshotService(n.snapshotter).Prepare(ctx, key, top,
+		snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "yes"}))
+	if err != nil {
+		return fmt.Errorf("prepare container %s: %w", key, err)
+	}
+	return nil
+}
+
+// uncontainer removes the snapshot of a container.
+func (n *node) uncontainer(ctx context.Context, key string) error {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	if err := n.client.SnapshotService(n.snapshotter).Remove(ctx, key); err != nil {
+		return fmt.Errorf("remove container %s: %w", key, err)
+	}
+	return nil
+}
+
+// view asks for a view of a chain ID, hands it to look, and removes it.
+func (n *node) view(ctx context.Context, top string, look func([]mount.Mount) error) (err error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	// The lease keeps the view from the garbage collection that a pull sets off.
+	ctx, release, err := n.client.WithLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release(ctx)) }()
+	s := n.client.SnapshotService(n.snapshotter)
+	key := fmt.Sprintf("view-%d", n.views.Add(1))
+	mounts, err := s.View(ctx, key, top)
+	if err != nil {
+		return fmt.Errorf("view of %s: %w", top, err)
+	}
+	defer func() { err = errors.Join(err, s.Remove(ctx, key)) }()
+	return look(mounts)
+}
+
+// chainID returns the chain ID at the end of a committed name of the daemon,
+// which is namespace, number, and the name in containerd; it is empty for other
+// names.
+func chainID(name string) digest.Digest {
+	if i := strings.LastIndex(name, "/sha256:"); i >= 0 {
+		return digest.Digest(name[i+1:])
+	}
+	return ""
+}
