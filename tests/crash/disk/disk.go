@@ -22,14 +22,12 @@ const logLimit = 4 << 30
 // Disk is a recording disk: the server process, its image, and the loop device.
 type Disk struct {
 	*Control
+	Volume // shared with the server
 
 	dir    string // private temporary directory: FUSE mount and control socket
 	server *exec.Cmd
 	alive  *os.File // write end of the pipe that keeps the server alive
 	stderr bytes.Buffer
-	image  []byte // the memory of the disk, shared with the server
-	loop   *loop
-	mounts []string
 }
 
 // Start makes an empty disk of the given size, a multiple of 4096, and attaches
@@ -114,23 +112,6 @@ func (d *Disk) startServer(size int64) error {
 
 // Socket returns the path of the control socket.
 func (d *Disk) Socket() string { return filepath.Join(d.dir, controlName) }
-
-// Device returns the path of the loop device.
-func (d *Disk) Device() string { return d.loop.path }
-
-// Image returns the memory of the disk. What is written to it is what the loop
-// device reads from then on; use it only while nothing is mounted, and call
-// DropCache after.
-func (d *Disk) Image() []byte { return d.image }
-
-// DropCache makes the loop device forget what it has read: otherwise the next
-// mount would see the previous image.
-func (d *Disk) DropCache() error {
-	if err := unix.IoctlSetInt(int(d.loop.device.Fd()), unix.BLKFLSBUF, 0); err != nil {
-		return fmt.Errorf("drop cache of %s: %w", d.loop.path, err)
-	}
-	return nil
-}
 
 // Kill ends the server as a crash would: from then on every request to the disk
 // fails.

@@ -42,7 +42,7 @@ const uuid = "d15c0000-0000-4000-8000-000000000001"
 
 // Format makes a file system. Everything that the kernel would do later in the
 // background is done at once: it would appear in the logs of other tests.
-func (d *Disk) Format(f FS, extra ...string) error {
+func (v *Volume) Format(f FS, extra ...string) error {
 	var cmd []string
 	switch f {
 	case Ext4:
@@ -53,9 +53,9 @@ func (d *Disk) Format(f FS, extra ...string) error {
 	case Btrfs:
 		cmd = []string{"mkfs.btrfs", "-q", "-f", "-K"} // it refuses a UUID that another disk has
 	default:
-		return fmt.Errorf("format %s: unknown file system %q", d.Device(), f)
+		return fmt.Errorf("format %s: unknown file system %q", v.Device(), f)
 	}
-	cmd = append(append(cmd, extra...), d.Device())
+	cmd = append(append(cmd, extra...), v.Device())
 	if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd, " "), err, out)
 	}
@@ -64,7 +64,7 @@ func (d *Disk) Format(f FS, extra ...string) error {
 
 // Mount mounts the disk on dir. The options are those of mount(8) that the file
 // system itself understands, and "ro".
-func (d *Disk) Mount(f FS, dir string, options ...string) error {
+func (v *Volume) Mount(f FS, dir string, options ...string) error {
 	var flags uintptr
 	options = slices.Clone(options)
 	options = slices.DeleteFunc(options, func(o string) bool {
@@ -77,19 +77,19 @@ func (d *Disk) Mount(f FS, dir string, options ...string) error {
 		// Several disks with one UUID may be mounted at once.
 		options = append(options, "nouuid")
 	}
-	if err := unix.Mount(d.Device(), dir, string(f), flags, strings.Join(options, ",")); err != nil {
-		return fmt.Errorf("mount %s (%s) on %s: %w", d.Device(), f, dir, err)
+	if err := unix.Mount(v.Device(), dir, string(f), flags, strings.Join(options, ",")); err != nil {
+		return fmt.Errorf("mount %s (%s) on %s: %w", v.Device(), f, dir, err)
 	}
-	d.mounts = append(d.mounts, dir)
+	v.mounts = append(v.mounts, dir)
 	return nil
 }
 
 // Unmount unmounts everything that Mount has mounted, last first. A file system
 // whose processes were just killed can be busy for a moment.
-func (d *Disk) Unmount() error {
+func (v *Volume) Unmount() error {
 	deadline := time.Now().Add(30 * time.Second)
-	for len(d.mounts) > 0 {
-		dir := d.mounts[len(d.mounts)-1]
+	for len(v.mounts) > 0 {
+		dir := v.mounts[len(v.mounts)-1]
 		err := unix.Unmount(dir, 0)
 		switch {
 		case errors.Is(err, unix.EBUSY) && time.Now().Before(deadline):
@@ -98,7 +98,7 @@ func (d *Disk) Unmount() error {
 		case err != nil:
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
-		d.mounts = d.mounts[:len(d.mounts)-1]
+		v.mounts = v.mounts[:len(v.mounts)-1]
 	}
 	return nil
 }

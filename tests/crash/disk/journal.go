@@ -14,35 +14,35 @@ import (
 // crash, for Fault.Ranges: the journal of ext4, the log of xfs, and for btrfs,
 // which has neither, the superblocks and the chunks of metadata. The disk must
 // hold the file system and should not be mounted.
-func (d *Disk) Journal(f FS) ([]Range, error) {
+func (v *Volume) Journal(f FS) ([]Range, error) {
 	var ranges []Range
 	var err error
 	switch f {
 	case Ext4:
-		ranges, err = ext4Journal(d.Device())
+		ranges, err = ext4Journal(v.Device())
 	case XFS:
-		ranges, err = xfsLog(d.image)
+		ranges, err = xfsLog(v.image)
 	case Btrfs:
-		ranges, err = btrfsMetadata(d.Device(), int64(len(d.image)))
+		ranges, err = btrfsMetadata(v.Device(), int64(len(v.image)))
 	default:
 		err = fmt.Errorf("unknown file system %q", f)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("journal of %s: %w", d.Device(), err)
+		return nil, fmt.Errorf("journal of %s: %w", v.Device(), err)
 	}
 	if len(ranges) == 0 {
-		return nil, fmt.Errorf("journal of %s: none found", d.Device())
+		return nil, fmt.Errorf("journal of %s: none found", v.Device())
 	}
 	return ranges, nil
 }
 
 // Outside returns the parts of the disk that lie in none of the ranges.
-func (d *Disk) Outside(ranges []Range) []Range {
+func (v *Volume) Outside(ranges []Range) []Range {
 	ranges = slices.Clone(ranges)
 	slices.SortFunc(ranges, func(a, b Range) int { return int(a.Offset - b.Offset) })
 	var out []Range
 	at := int64(0)
-	for _, r := range append(ranges, Range{Offset: int64(len(d.image))}) {
+	for _, r := range append(ranges, Range{Offset: int64(len(v.image))}) {
 		if r.Offset > at {
 			out = append(out, Range{at, r.Offset - at})
 		}

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,10 +46,7 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	tally := &Tally{}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	workers := c.Workers
-	if workers == 0 {
-		workers = min(2, runtime.GOMAXPROCS(0))
-	}
+	workers := c.workers()
 	var (
 		running sync.WaitGroup
 		done    atomic.Bool
@@ -76,8 +72,9 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 type worker struct {
 	*Check
 	number     int
-	disk       *disk.Disk
+	disk       *disk.Plain
 	player     *state.Player
+	recorder   *disk.Disk // for recoveries that are cut again, started at the first
 	scratch    string
 	mountpoint string
 	tally      *Tally
@@ -95,10 +92,15 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	if err := os.Mkdir(w.mountpoint, 0o700); err != nil {
 		return err
 	}
-	if w.disk, err = disk.Start(int64(len(c.Recording.Base))); err != nil {
+	if w.disk, err = disk.StartPlain(int64(len(c.Recording.Base))); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.disk.Close()) }()
+	defer func() {
+		err = errors.Join(err, w.disk.Close())
+		if w.recorder != nil {
+			err = errors.Join(err, w.recorder.Close())
+		}
+	}()
 	if w.player, err = state.NewPlayer(w.disk, c.Recording.Base, c.Recording.Log); err != nil {
 		return err
 	}
@@ -142,7 +144,12 @@ func (w *worker) subject(i int) oracle.Subject {
 	return w.Subject(w.number)
 }
 
-func (c *Check) workers() int { return max(c.Workers, 1) }
+func (c *Check) workers() int {
+	if c.Workers == 0 {
+		return min(2, runtime.GOMAXPROCS(0))
+	}
+	return c.Workers
+}
 
 // judge looks at the disk as it is and judges it for all points of the case.
 func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, error) {
@@ -209,33 +216,4 @@ func verdict(findings []oracle.Finding) Verdict {
 		return Flawed
 	}
 	return Survived
-}
-
-// nested records what happens to the disk after the power came back, and cuts
-// that again.
-func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool) error {
-	if err := w.player.Set(outer.State); err != nil {
-		return err
-	}
-	w.player.Forget()
-	base := bytes.Clone(w.disk.Image())
-	if err := w.disk.Reset(); err != nil {
-		return err
-	}
-	r := w.Recording
-	if err := w.disk.Mount(r.FS, w.mountpoint, r.Options...); err != nil {
-		return err
-	}
-	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
-	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Marks: w.disk}
-	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
-	if err := w.disk.Unmount(); err != nil {
-		return err
-	}
-	entries, err := w.disk.Log(0)
-	if err != nil {
-		return err
-	}
-	inner := &innerCheck{worker: w, outer: outer, base: base, log: state.NewLog(entries), expect: last}
-	return inner.run(ctx, done)
 }

@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"path/filepath"
 	"sync/atomic"
 	"time"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
@@ -20,6 +22,44 @@ type innerCheck struct {
 	base   []byte
 	log    *state.Log
 	expect oracle.Expect // at the first cut
+}
+
+// nested records what happens to the disk after the power came back, and cuts
+// that again.
+func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool) (err error) {
+	r := w.Recording
+	if w.recorder == nil {
+		if w.recorder, err = disk.Start(int64(len(r.Base))); err != nil {
+			return err
+		}
+	}
+	d := w.recorder
+	player, err := state.NewPlayer(d, r.Base, r.Log)
+	if err != nil {
+		return err
+	}
+	if err := player.Set(outer.State); err != nil {
+		return err
+	}
+	base := bytes.Clone(d.Image())
+	if err := d.Reset(); err != nil {
+		return err
+	}
+	if err := d.Mount(r.FS, w.mountpoint, r.Options...); err != nil {
+		return err
+	}
+	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
+	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Marks: d}
+	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
+	if err := d.Unmount(); err != nil {
+		return err
+	}
+	entries, err := d.Log(0)
+	if err != nil {
+		return err
+	}
+	inner := &innerCheck{worker: w, outer: outer, base: base, log: state.NewLog(entries), expect: last}
+	return inner.run(ctx, done)
 }
 
 // innerWant bounds the states of one recovery.

@@ -8,14 +8,23 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 )
 
-// Player puts states onto a recording disk, one after another. Nothing may be
+// Medium is a disk to put states on; *disk.Disk and *disk.Plain are.
+type Medium interface {
+	Image() []byte
+	Clear() error // makes the image all zeroes
+	DropCache() error
+	Watch() error
+	Touched() ([]disk.Range, error) // since Watch; it may name places that were not
+}
+
+// Player puts states onto a disk, one after another. Nothing may be
 // mounted meanwhile; between two states the disk may be mounted and written to.
 //
 // The loop device stays attached: a state costs the copying of what differs
 // from the durable part, and of what the look at the previous state has
 // written.
 type Player struct {
-	d      *disk.Disk
+	d      Medium
 	log    *Log
 	base   []byte       // the image before the log, shared with others, not written
 	golden []byte       // base and the first at entries
@@ -26,7 +35,7 @@ type Player struct {
 
 // NewPlayer returns a player for a log that began on the image base. The disk
 // must have the size of base; what it holds is overwritten.
-func NewPlayer(d *disk.Disk, base []byte, l *Log) (*Player, error) {
+func NewPlayer(d Medium, base []byte, l *Log) (*Player, error) {
 	if len(base) != len(d.Image()) {
 		return nil, fmt.Errorf("play log: a base of %d bytes on a disk of %d", len(base), len(d.Image()))
 	}
@@ -45,50 +54,73 @@ func (p *Player) Set(s State) error {
 	if s.Point > len(p.log.Entries) {
 		return fmt.Errorf("state %s: the log has %d entries", s, len(p.log.Entries))
 	}
-	if err := p.restore(); err != nil {
+	if err := p.seek(p.log.Durable(s.Point)); err != nil {
 		return fmt.Errorf("state %s: %w", s, err)
 	}
-	p.seek(p.log.Durable(s.Point))
 	p.dirty = p.log.Make(s, p.d.Image())
 	if err := p.d.DropCache(); err != nil {
 		return fmt.Errorf("state %s: %w", s, err)
 	}
+	if err := p.d.Watch(); err != nil {
+		return fmt.Errorf("state %s: %w", s, err)
+	}
+	return nil
+}
+
+// seek brings golden and the image to the first n entries.
+func (p *Player) seek(n int) error {
+	image := p.d.Image()
+	if n < p.at {
+		copy(p.golden, p.base)
+		p.at, p.fresh = 0, false
+	}
+	if p.fresh {
+		if err := p.restore(); err != nil {
+			return err
+		}
+	}
+	for ; p.at < n; p.at++ {
+		p.log.Entries[p.at].Apply(p.golden)
+		if p.fresh {
+			p.log.Entries[p.at].Apply(image)
+		}
+	}
+	if p.fresh {
+		return nil
+	}
+	p.fresh = true
+	if err := p.d.Clear(); err != nil {
+		return err
+	}
+	eachBlock(disk.Range{Length: int64(len(image))}, func(from, to int64) {
+		if !bytes.Equal(p.golden[from:to], zeroes[:to-from]) {
+			copy(image[from:to], p.golden[from:to])
+		}
+	})
 	return nil
 }
 
 // restore makes the image equal to golden.
 func (p *Player) restore() error {
 	image := p.d.Image()
-	if !p.fresh {
-		if err := p.d.Watch(); err != nil {
-			return err
-		}
-		copy(image, p.golden)
-		p.dirty, p.fresh = nil, true
-		return nil
-	}
 	touched, err := p.d.Touched()
 	if err != nil {
 		return err
 	}
 	for _, r := range slices.Concat(touched, p.dirty) {
-		copy(image[r.Offset:r.Offset+r.Length], p.golden[r.Offset:])
+		// Most of what a Plain names was not written to.
+		eachBlock(r, func(from, to int64) {
+			if !bytes.Equal(image[from:to], p.golden[from:to]) {
+				copy(image[from:to], p.golden[from:to])
+			}
+		})
 	}
-	p.dirty = nil
 	return nil
 }
 
-// seek brings golden and the image to the first n entries.
-func (p *Player) seek(n int) {
-	image := p.d.Image()
-	if n < p.at {
-		copy(p.golden, p.base)
-		copy(image, p.base)
-		p.at = 0
-	}
-	for ; p.at < n; p.at++ {
-		p.log.Entries[p.at].Apply(p.golden)
-		p.log.Entries[p.at].Apply(image)
+func eachBlock(r disk.Range, do func(from, to int64)) {
+	for at, end := r.Offset, r.Offset+r.Length; at < end; at += Block {
+		do(at, min(at+Block, end))
 	}
 }
 

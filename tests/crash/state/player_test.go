@@ -50,12 +50,25 @@ func TestPlayer(t *testing.T) {
 			last := bytes.Clone(d.Image())
 
 			l := NewLog(entries)
-			p, err := NewPlayer(d, base, l)
+			plain, err := disk.StartPlain(fs.MinSize())
 			check(err)
-			check(p.Set(State{Point: len(entries)}))
-			if !bytes.Equal(last, d.Image()) {
-				t.Fatal("the last prefix is not the last image")
+			defer func() {
+				if err := plain.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			for _, m := range []Medium{d, plain} {
+				p, err := NewPlayer(m, base, l)
+				check(err)
+				for _, point := range []int{len(entries), 0, len(entries)} { // back and forth
+					check(p.Set(State{Point: point}))
+				}
+				if !bytes.Equal(last, m.Image()) {
+					t.Fatalf("%T: the last prefix is not the last image", m)
+				}
 			}
+			p, err := NewPlayer(plain, base, l)
+			check(err)
 
 			var states, there int
 			for _, c := range Enumerate(l, Options{Seed: 1, Want: 150}) {
@@ -66,11 +79,11 @@ func TestPlayer(t *testing.T) {
 						entries[i].Apply(want)
 					}
 					l.Make(c.State, want)
-					if !bytes.Equal(want, d.Image()) {
+					if !bytes.Equal(want, plain.Image()) {
 						t.Fatalf("%s: the image is not what the log says", c.State)
 					}
 				}
-				if err := d.Mount(fs, dir); err != nil {
+				if err := plain.Mount(fs, dir); err != nil {
 					t.Errorf("%s: %v", c.State, err)
 					continue
 				}
@@ -84,7 +97,7 @@ func TestPlayer(t *testing.T) {
 				case err != nil && !errors.Is(err, os.ErrNotExist):
 					t.Errorf("%s: %v", c.State, err)
 				}
-				check(d.Unmount())
+				check(plain.Unmount())
 			}
 			if there == 0 || there == states {
 				t.Errorf("the file is there in %d of %d states: the states do not differ", there, states)

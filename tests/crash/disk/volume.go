@@ -1,0 +1,137 @@
+package disk
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Volume is memory with a loop device on it: what a Disk and a Plain have in
+// common.
+type Volume struct {
+	image  []byte // the memory
+	loop   *loop
+	mounts []string
+}
+
+// Device returns the path of the loop device.
+func (v *Volume) Device() string { return v.loop.path }
+
+// Image returns the memory of the disk. What is written to it is what the loop
+// device reads from then on; use it only while nothing is mounted, and call
+// DropCache after.
+func (v *Volume) Image() []byte { return v.image }
+
+// DropCache makes the loop device forget what it has read: otherwise the next
+// mount would see the previous image.
+func (v *Volume) DropCache() error {
+	if err := unix.IoctlSetInt(int(v.loop.device.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("drop cache of %s: %w", v.loop.path, err)
+	}
+	return nil
+}
+
+// Clear makes the image all zeroes and gives its memory back. The rules are
+// those of Image.
+func (v *Volume) Clear() error {
+	if err := unix.Madvise(v.image, unix.MADV_REMOVE); err != nil {
+		return fmt.Errorf("clear disk: %w", err)
+	}
+	return nil
+}
+
+// Plain is a disk that records nothing: a loop device directly on memory, for
+// looking at states. A request costs a third of what it costs a Disk.
+type Plain struct {
+	Volume
+	memory *os.File
+	before []Range // where there was memory at Watch
+}
+
+// StartPlain makes an empty disk of the given size, a multiple of 4096.
+func StartPlain(size int64) (_ *Plain, err error) {
+	if size <= 0 || size%4096 != 0 {
+		return nil, fmt.Errorf("start plain disk: size %d is not a multiple of 4096", size)
+	}
+	d := &Plain{}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start plain disk: %w", err)
+			_ = d.Close()
+		}
+	}()
+	fd, err := unix.MemfdCreate("plain-disk", unix.MFD_CLOEXEC)
+	if err != nil {
+		return d, fmt.Errorf("memfd: %w", err)
+	}
+	d.memory = os.NewFile(uintptr(fd), "plain-disk")
+	if err = d.memory.Truncate(size); err != nil {
+		return d, err
+	}
+	if d.image, err = mapImage(fd); err != nil {
+		return d, err
+	}
+	d.loop, err = attach(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return d, err
+}
+
+// Watch begins to watch where the disk is written to, for Touched.
+func (d *Plain) Watch() (err error) {
+	d.before, err = d.inMemory()
+	return err
+}
+
+// Touched returns places, all those written since Watch among them: wherever
+// there is memory, or was then and has been discarded.
+func (d *Plain) Touched() ([]Range, error) {
+	now, err := d.inMemory()
+	return append(now, d.before...), err
+}
+
+// inMemory lists the parts of the image that memory is behind. All others have
+// never been written to, or were discarded, and are zero.
+func (d *Plain) inMemory() ([]Range, error) {
+	var out []Range
+	for at, size := int64(0), int64(len(d.image)); at < size; {
+		from, err := unix.Seek(int(d.memory.Fd()), at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("plain disk: seek: %w", err)
+		}
+		to, err := unix.Seek(int(d.memory.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, fmt.Errorf("plain disk: seek: %w", err)
+		}
+		out = append(out, Range{from, to - from})
+		at = to
+	}
+	return out, nil
+}
+
+// Close unmounts what Mount has mounted and gives the loop device and the
+// memory back. It can be called more than once.
+func (d *Plain) Close() error {
+	if err := d.Unmount(); err != nil {
+		return fmt.Errorf("close plain disk: %w", err)
+	}
+	if d.loop != nil {
+		if err := d.loop.detach(); err != nil {
+			return fmt.Errorf("close plain disk: %w", err)
+		}
+		d.loop = nil
+	}
+	if d.image != nil {
+		if err := unix.Munmap(d.image); err != nil {
+			return fmt.Errorf("close plain disk: %w", err)
+		}
+		d.image = nil
+	}
+	if d.memory != nil {
+		defer func() { d.memory = nil }()
+		return d.memory.Close()
+	}
+	return nil
+}
