@@ -112,9 +112,9 @@ func (a *ailing) hits(t *testing.T) int {
 	return n
 }
 
-// blocks returns where the pages of a file lie on the disk, holes left out; it
+// blocks returns where the pages of a file lie on its disk, holes left out; it
 // asks the file system (FIBMAP of fs/ioctl.c, which ext4 and xfs answer).
-func (a *ailing) blocks(t *testing.T, path string) []disk.Range {
+func blocks(t *testing.T, path string) []disk.Range {
 	t.Helper()
 	const fibmap, size = 1, 4096
 	f := must[*os.File](t)(os.Open(path))

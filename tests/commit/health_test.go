@@ -34,7 +34,7 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 			// Nothing of the file system's own: without its journal or its inodes
 			// none comes back before it is mounted again. Not metadata.db alone:
 			// the daemon would write it to another place.
-			places := append(a.free(t), a.blocks(t, filepath.Join(a.daemon.Root, "metadata.db"))...)
+			places := append(a.free(t), blocks(t, filepath.Join(a.daemon.Root, "metadata.db"))...)
 			a.strike(t, disk.Fault{Op: disk.OpWrite, Ranges: places, Errno: syscall.EIO})
 			if err := links[1].commit(ctx, sn); err == nil || !strings.Contains(err.Error(), "input/output error") {
 				t.Fatalf("commit: %v, want an input/output error", err)
@@ -129,17 +129,14 @@ func TestReadsOutliveTheFileSystem(t *testing.T) {
 	}
 }
 
-// databasePages looks at a copy of metadata.db: the daemon has the file locked.
+// databasePages counts the pages of metadata.db.
 func databasePages(t *testing.T, d *kit.Daemon) (used, free, size int) {
 	t.Helper()
-	content := must[[]byte](t)(os.ReadFile(filepath.Join(d.Root, "metadata.db")))
-	path := filepath.Join(t.TempDir(), "metadata.db")
-	check(t, os.WriteFile(path, content, 0o600))
-	db := must[*bolt.DB](t)(bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true}))
-	defer db.Close()
-	check(t, db.View(func(tx *bolt.Tx) error {
-		used = int(tx.Size()) / db.Info().PageSize
+	path := filepath.Join(d.Root, "metadata.db")
+	check(t, viewCopy(t, path, func(db *bolt.DB, tx *bolt.Tx) error {
+		page := db.Info().PageSize
+		used, free, size = int(tx.Size())/page, db.Stats().FreePageN, int(must[os.FileInfo](t)(os.Stat(path)).Size())/page
 		return nil
 	}))
-	return used, db.Stats().FreePageN, len(content) / db.Info().PageSize
+	return used, free, size
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -214,26 +215,35 @@ func layerDir(d *kit.Daemon, id uint64) string {
 	return filepath.Join(d.Root, "snapshots", fmt.Sprint(id), "fs")
 }
 
-// noOrphans is I5 after a Cleanup: a directory for every row, a row for every
-// directory, and nothing waiting to be deleted.
+// noOrphans is I5 after a Cleanup, with nobody else at work.
 func noOrphans(t *testing.T, d *kit.Daemon) {
 	t.Helper()
-	rows := map[string]string{}
+	if err := orphans(t, d); err != nil {
+		t.Error(err)
+	}
+}
+
+// orphans looks for a directory without a row, a row without a directory, and
+// for what waits to be deleted.
+func orphans(t *testing.T, d *kit.Daemon) error {
+	t.Helper()
+	rows, wrong := map[string]string{}, []error(nil)
 	for _, s := range inspect(t, d).Snapshots {
 		rows[fmt.Sprint(s.ID)] = s.Name
 	}
 	for _, name := range list(t, d.Root, "snapshots") {
 		if _, ok := rows[name]; !ok {
-			t.Errorf("I5: snapshots/%s has no row", name)
+			wrong = append(wrong, fmt.Errorf("I5: snapshots/%s has no row", name))
 		}
 		delete(rows, name)
 	}
 	for id, name := range rows {
-		t.Errorf("I5: the directory %s of %q is missing", id, name)
+		wrong = append(wrong, fmt.Errorf("I5: the directory %s of %q is missing", id, name))
 	}
 	for _, name := range list(t, d.Root, "removing") {
-		t.Errorf("I5: removing/%s is still there", name)
+		wrong = append(wrong, fmt.Errorf("I5: removing/%s is still there", name))
 	}
+	return errors.Join(wrong...)
 }
 
 // list returns the names in a directory.

@@ -1,6 +1,7 @@
 package commit
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -10,8 +11,13 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -66,27 +72,27 @@ func (n *node) next(t *testing.T, binary string, env ...string) *kit.Daemon {
 
 // push builds an image and learns from the built-in overlayfs what it must look
 // like.
-func (n *node) push(t *testing.T, name string, image kit.Image) kit.Pushed {
+func (n *node) push(t *testing.T, name string, img kit.Image) kit.Pushed {
 	t.Helper()
-	p := must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, image))
-	check(t, n.pullWith(t, "overlayfs", p))
+	p := must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, img))
+	check(t, n.pull(t.Context(), "overlayfs", p))
 	for _, id := range p.ChainIDs {
 		n.trees[id.String()] = n.tree(t, "overlayfs", p, id.String())
 	}
 	return p
 }
 
-func (n *node) pullWith(t *testing.T, snapshotter string, p kit.Pushed) error {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+// pull pulls an image by the transfer service, as ctr does.
+func (n *node) pull(ctx context.Context, snapshotter string, p kit.Pushed) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	_, err := n.containerd.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", snapshotter, p.Ref)
-	return err
-}
-
-func (n *node) pull(t *testing.T, p kit.Pushed) error {
-	t.Helper()
-	return n.pullWith(t, "durable", p)
+	source, err := registry.NewOCIRegistry(ctx, p.Ref, registry.WithDefaultScheme("http"))
+	if err != nil {
+		return err
+	}
+	store := image.NewStore(p.Ref, image.WithPlatforms(platforms.DefaultSpec()), image.WithAllMetadata,
+		image.WithUnpack(platforms.DefaultSpec(), snapshotter))
+	return n.client.Transfer(ctx, source, store)
 }
 
 // tree mounts a view of a chain ID, as a container would, and reads all of it.
@@ -128,17 +134,12 @@ func (n *node) whole(t *testing.T, p kit.Pushed, names map[string]string) {
 }
 
 // believed reads from containerd's own database which layers it was told are
-// committed: names in the daemon, by chain ID.
+// committed: names in the daemon, by chain ID. Asked for a snapshot, containerd
+// would ask the daemon.
 func (n *node) believed(t *testing.T) map[string]string {
 	t.Helper()
-	// containerd has the file locked; a copy of a file that nobody writes at the
-	// moment is as good.
-	path := filepath.Join(t.TempDir(), "meta.db")
-	check(t, os.WriteFile(path, must[[]byte](t)(os.ReadFile(filepath.Join(n.containerd.Root, "io.containerd.metadata.v1.bolt/meta.db"))), 0o600))
-	db := must[*bolt.DB](t)(bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true}))
-	defer db.Close()
 	names := map[string]string{}
-	check(t, db.View(func(tx *bolt.Tx) error {
+	check(t, viewCopy(t, filepath.Join(n.containerd.Root, "io.containerd.metadata.v1.bolt/meta.db"), func(_ *bolt.DB, tx *bolt.Tx) error {
 		b := tx.Bucket([]byte("v1"))
 		for _, name := range []string{n.containerd.Namespace, "snapshots", "durable"} {
 			if b = b.Bucket([]byte(name)); b == nil {
@@ -155,27 +156,58 @@ func (n *node) believed(t *testing.T) map[string]string {
 	return names
 }
 
-// connected waits until containerd, which backs off for up to 3 s, has found
-// the new daemon.
+// viewCopy reads a copy of a database: the process that uses it has it locked. A
+// copy of a file that is written to meanwhile may make no sense; one that twice
+// is the same was not.
+func viewCopy(t *testing.T, database string, fn func(*bolt.DB, *bolt.Tx) error) error {
+	t.Helper()
+	var content []byte
+	waitFor(t, 10*time.Second, func() error {
+		before := content
+		content = must[[]byte](t)(os.ReadFile(database))
+		if !bytes.Equal(before, content) {
+			return fmt.Errorf("%s does not come to rest", database)
+		}
+		return nil
+	})
+	path := filepath.Join(t.TempDir(), filepath.Base(database))
+	check(t, os.WriteFile(path, content, 0o600))
+	db := must[*bolt.DB](t)(bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, PreLoadFreelist: true}))
+	defer db.Close()
+	return db.View(func(tx *bolt.Tx) error { return fn(db, tx) })
+}
+
+// connected waits until containerd, which backs off for up to 3 s, has found the
+// new daemon. It asks it for every snapshot that it lists.
 func (n *node) connected(t *testing.T) {
 	t.Helper()
-	sn := n.client.SnapshotService("durable")
 	waitFor(t, 30*time.Second, func() error {
-		_, err := sn.Prepare(t.Context(), "probe", "no such parent")
-		if err != nil && strings.Contains(err.Error(), "does not exist") {
-			err = sn.(snapshots.Cleaner).Cleanup(t.Context())
-		}
-		return err
+		return n.client.SnapshotService("durable").Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil })
 	})
 }
 
-// remove removes an image and has containerd collect its garbage.
-func (n *node) remove(t *testing.T, p kit.Pushed) error {
+// unavailable repeats what containerd cannot do while it backs off, until it
+// ends otherwise or stop is closed.
+func unavailable(t *testing.T, stop <-chan struct{}, do func() error) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		err := do()
+		if !errdefs.IsUnavailable(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-stop:
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// remove removes an image and has containerd collect its garbage.
+func (n *node) remove(ctx context.Context, p kit.Pushed) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	_, err := n.containerd.Ctr(ctx, "image", "rm", "--sync", p.Ref)
-	return err
+	return n.client.ImageService().Delete(ctx, p.Ref, images.SynchronousDelete())
 }
 
 // only checks that the daemon has nothing but the layers of the given images
@@ -189,18 +221,11 @@ func (n *node) only(t *testing.T, images ...kit.Pushed) {
 		}
 	}
 	waitFor(t, 20*time.Second, func() error {
-		rows := inspect(t, n.daemon).Snapshots
-		for _, r := range rows {
+		for _, r := range inspect(t, n.daemon).Snapshots {
 			if !want[r.Name[strings.LastIndex(r.Name, "/")+1:]] {
 				return fmt.Errorf("containerd's garbage collection left %s, %s", r.Kind, r.Name)
 			}
 		}
-		for _, dir := range []string{"snapshots", "removing"} {
-			if names := list(t, n.daemon.Root, dir); dir == "removing" && len(names) > 0 || len(names) > len(rows) {
-				return fmt.Errorf("directories left in %s: %v, rows: %v", dir, names, rows)
-			}
-		}
-		return nil
+		return orphans(t, n.daemon)
 	})
-	noOrphans(t, n.daemon)
 }
