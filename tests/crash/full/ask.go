@@ -48,6 +48,11 @@ func (l *look) copyBeliefs() (func() ([]belief, error), error) {
 }
 
 func readBeliefs(path string) (out []belief, err error) {
+	defer func() {
+		if p := recover(); p != nil { // bbolt's answer to a page that makes no sense
+			err = fmt.Errorf("containerd's database: %v", p)
+		}
+	}()
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
 		return nil, err // created, and not written to
 	}
@@ -157,7 +162,7 @@ func (l *look) compare(ctx context.Context, image Image) {
 }
 
 // again pulls every image: a crash must not leave anything in the way.
-func (l *look) again(ctx context.Context) error {
+func (l *look) again(ctx context.Context) {
 	for _, image := range l.Recording.bench.images {
 		short, cancel := context.WithTimeout(ctx, limit)
 		err := l.node.pull(short, image.Ref)
@@ -179,7 +184,6 @@ func (l *look) again(ctx context.Context) error {
 		}
 		l.find(oracle.Flaw, image.Ref, "pull after the crash: %v", err)
 	}
-	return nil
 }
 
 // damaged tells which blob of an image containerd believes to have, and cannot
@@ -207,7 +211,7 @@ func (l *look) damaged(ctx context.Context, image Image) string {
 // sweep removes everything and has containerd collect the garbage, of which
 // nothing may be left: a row or a directory that the crash has left between
 // the two databases would be one nobody can remove.
-func (l *look) sweep(ctx context.Context) error {
+func (l *look) sweep(ctx context.Context) {
 	s := l.node.client.SnapshotService(l.node.snapshotter)
 	var containers []string
 	err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
@@ -234,10 +238,9 @@ func (l *look) sweep(ctx context.Context) error {
 	}
 	if left := l.left(ctx); left != nil {
 		l.find(oracle.Flaw, "", "everything was removed, and there are left: %v", left)
-		return nil
+		return
 	}
 	l.counts.Swept++
-	return nil
 }
 
 // left waits until nothing is left, because directories are deleted in the

@@ -78,7 +78,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	if err := os.Mkdir(mountpoint, 0o700); err != nil {
 		return err
 	}
-	d, err := disk.Start(int64(len(c.Recording.Base)))
+	d, err := disk.StartPlain(int64(len(c.Recording.Base)))
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 }
 
 // look prepares the look at one state.
-func (c *Check) look(worker int, k state.Case, d *disk.Disk, scratch, mountpoint string) *look {
+func (c *Check) look(worker int, k state.Case, d *disk.Plain, scratch, mountpoint string) *look {
 	l := &look{
 		Check: c, worker: worker, disk: d, scratch: scratch, mountpoint: mountpoint,
 		result: lab.Result{

@@ -13,8 +13,9 @@ import (
 // be looked at; the seed says which.
 //
 // A third of them are cut right after something was acknowledged, and half of
-// these hold nothing but what was flushed; a third lose, keep, tear or mix
-// single writes; a third are any.
+// these hold nothing but what was flushed; a sixth are cut during a Commit or a
+// Remove, each during another one; a third lose, keep, tear or mix single
+// writes; the rest are any.
 func (r *Recording) Choose(n int) []state.Case {
 	all := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: r.Seed, Want: 4 * (len(r.Log.Entries) - r.Start)})
 	random := rand.New(rand.NewPCG(r.Seed, 0xc0de))
@@ -45,7 +46,8 @@ func (r *Recording) Choose(n int) []state.Case {
 	}
 	take(flushed, n/6)
 	take(prefix, n/3)
-	take(partial, n*2/3)
+	take(r.during(all, random), n/2)
+	take(partial, n*5/6)
 	take(all, n)
 
 	out := make([]state.Case, 0, len(chosen))
@@ -74,4 +76,37 @@ func (r *Recording) acknowledged() map[int]bool {
 		}
 	}
 	return after
+}
+
+// during returns one state for each Commit and each Remove: one that the power
+// may leave while the call is under way.
+func (r *Recording) during(all []state.Case, random *rand.Rand) []state.Case {
+	at := map[int]state.Case{}
+	for _, c := range all {
+		for _, p := range c.Points {
+			if _, ok := at[p]; !ok || random.IntN(2) == 0 {
+				at[p] = c
+			}
+		}
+	}
+	type call struct {
+		op   workload.Op
+		name string
+	}
+	begun := map[call]int{}
+	var out []state.Case
+	for _, m := range r.Marks {
+		c := call{m.Op, m.Name}
+		switch {
+		case m.Op != workload.Commit && m.Op != workload.Remove:
+		case m.Phase == workload.Begin:
+			begun[c] = m.Index
+		case m.Index > begun[c]+1:
+			if k, ok := at[begun[c]+1+random.IntN(m.Index-begun[c])]; ok {
+				out = append(out, k)
+			}
+		}
+	}
+	random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
 }

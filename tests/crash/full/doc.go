@@ -11,7 +11,7 @@
 //
 //	func NewBench(ctx context.Context, programs *lab.Bench) (*Bench, error)
 //	func (b *Bench) Record(ctx context.Context, s Setup) (*Recording, error)
-//	func (b *Bench) Adopt(r *lab.Recording) *Recording   // one that was kept on disk
+//	func (b *Bench) Adopt(r *lab.Recording) *Recording   // after lab.Load; Save is that of lab.Recording
 //	func (r *Recording) Choose(n int) []state.Case       // seeded by the recording
 //	func (c *Check) Run(ctx context.Context) (*Tally, error)
 //

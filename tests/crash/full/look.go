@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 type look struct {
 	*Check
 	worker              int
-	disk                *disk.Disk
+	disk                *disk.Plain
 	scratch, mountpoint string
 	expects             []oracle.Expect   // at the points of the case
 	pulled              []map[string]bool // images promised, at the same points
@@ -84,14 +85,21 @@ func (l *look) boot(ctx context.Context) (err error) {
 		}
 	}
 	if l.node, err = l.Recording.bench.boot(ctx, l.Recording.Snapshotter, filepath.Join(l.mountpoint, containerdDir), address); err != nil {
-		l.counts.NotBooted++
-		l.result.Verdict, l.result.Reason = lab.NotMeasured, "containerd does not start: "+brief(err)
-		l.note("%s", l.result.Reason)
+		l.unmeasured("containerd does not start: " + brief(err))
 		return nil
 	}
 	defer func() { err = errors.Join(err, l.node.stop()) }()
+	err = l.ask(namespaces.WithNamespace(ctx, namespace), beliefs)
+	if !l.node.containerd.Running() {
+		l.unmeasured("containerd has ended by itself: " + l.node.containerd.LogTail(500))
+		return nil
+	}
 	l.counts.Booted++
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	return err
+}
+
+// ask asks containerd all there is to ask.
+func (l *look) ask(ctx context.Context, beliefs func() ([]belief, error)) error {
 	if err := l.images(ctx); err != nil {
 		return err
 	}
@@ -101,10 +109,18 @@ func (l *look) boot(ctx context.Context) (err error) {
 	if err := l.agree(beliefs); err != nil {
 		return err
 	}
-	if err := l.again(ctx); err != nil {
-		return err
-	}
-	return l.sweep(ctx)
+	l.again(ctx)
+	l.sweep(ctx)
+	return nil
+}
+
+// unmeasured says that containerd could not be asked. What it did not answer
+// is not held against the snapshotter, what it showed is.
+func (l *look) unmeasured(reason string) {
+	l.counts.NotBooted++
+	l.result.Verdict, l.result.Reason = lab.NotMeasured, reason
+	l.note("%s", reason)
+	l.findings = slices.DeleteFunc(l.findings, func(f oracle.Finding) bool { return f.Kind == oracle.Flaw })
 }
 
 // recover starts the daemon and has the oracle look at its layers.

@@ -101,20 +101,26 @@ func (b *Bench) Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	kept.Log = state.NewLog(entries)
 	r := b.Adopt(kept)
 	r.Interrupts = w.interrupts
-	r.Snapshotter = w.snapshotter()
+	if r.Snapshotter != w.snapshotter() {
+		return nil, fmt.Errorf("marks of the snapshotter %q, want %q: %w", r.Snapshotter, w.snapshotter(), lab.ErrBroken)
+	}
 	return r, r.sound()
 }
 
-// Adopt makes a Recording out of its base, its log and the other fields that
-// Record sets in a lab.Recording; the fingerprints that it needs are those of
-// the bench. The snapshotter is taken to be the proxied one.
+// Adopt makes a Recording out of one that lab.Load has read, or out of the base,
+// the log and the other fields that Record sets: the fingerprints are those of
+// the bench, and the rest stands in the marks.
 func (b *Bench) Adopt(kept *lab.Recording) *Recording {
-	r := &Recording{Recording: kept, Snapshotter: proxied, bench: b}
+	r := &Recording{Recording: kept, Snapshotter: builtIn, bench: b}
 	r.Marks = workload.Marks(kept.Log.Entries)
 	r.Plan = &workload.Plan{Seed: kept.Seed}
 	r.Record = &workload.Record{Trees: map[string]kit.Tree{}}
 	for _, m := range r.Marks {
-		if l, ok := b.layers[chainID(m.Name)]; ok && m.Op == workload.Commit {
+		if m.Op != workload.Commit {
+			continue
+		}
+		r.Snapshotter = proxied // nobody stands before the built-in one, and marks
+		if l, ok := b.layers[chainID(m.Name)]; ok {
 			r.Record.Trees[m.Name] = l.tree
 		}
 	}
