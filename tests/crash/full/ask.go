@@ -32,11 +32,14 @@ type belief struct {
 	name string // in the daemon
 }
 
+// metaDB is containerd's database.
+const metaDB = "root/io.containerd.metadata.v1.bolt/meta.db"
+
 // copyBeliefs copies containerd's database as the crash has left it. It is
 // read later, when containerd has shown that it can be: bbolt trusts a file to
 // be whole, and reading beyond its end is a fault.
 func (l *look) copyBeliefs() (func() ([]belief, error), error) {
-	body, err := os.ReadFile(filepath.Join(l.mountpoint, containerdDir, "root/io.containerd.metadata.v1.bolt/meta.db"))
+	body, err := os.ReadFile(filepath.Join(l.mountpoint, containerdDir, metaDB))
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() ([]belief, error) { return nil, nil }, nil
 	}
@@ -101,12 +104,18 @@ func (l *look) agree(read func() ([]belief, error)) error {
 	return nil
 }
 
+// errUnmeasured ends the asking; the reason is in the result.
+var errUnmeasured = errors.New("not measured")
+
 // images compares every image that containerd calls unpacked with its
 // reference.
 func (l *look) images(ctx context.Context) error {
 	listed, err := l.node.client.ImageService().List(ctx)
 	if err != nil {
-		return fmt.Errorf("list images: %w", err)
+		// A containerd that cannot open its database starts without most of its
+		// services.
+		l.unmeasured("containerd does not list its images: " + brief(err))
+		return errUnmeasured
 	}
 	names := map[string]bool{}
 	for _, i := range listed {

@@ -31,6 +31,8 @@ type Check struct {
 	// Hold is called while the disk of a state is still mounted, the processes
 	// on it stopped: for a look by hand. May be nil.
 	Hold func(r lab.Result, mountpoint string)
+
+	spoil func(mountpoint string) error // does damage before the boot, to see it found
 }
 
 // Run looks at all cases. An error means that the check itself did not work.

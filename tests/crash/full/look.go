@@ -56,7 +56,13 @@ func (l *look) run(ctx context.Context) error {
 		return nil
 	}
 	l.equal, l.unready = map[string]bool{}, map[string]string{}
-	err := l.boot(ctx)
+	var err error
+	if l.spoil != nil {
+		err = l.spoil(l.mountpoint)
+	}
+	if err == nil {
+		err = l.boot(ctx)
+	}
 	if err == nil && l.Hold != nil {
 		l.judge()
 		l.Hold(l.result, l.mountpoint)
@@ -90,6 +96,9 @@ func (l *look) boot(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.node.stop()) }()
 	err = l.ask(namespaces.WithNamespace(ctx, namespace), beliefs)
+	if errors.Is(err, errUnmeasured) {
+		return nil
+	}
 	if !l.node.containerd.Running() {
 		l.unmeasured("containerd has ended by itself: " + l.node.containerd.LogTail(500))
 		return nil
