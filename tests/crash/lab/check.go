@@ -171,7 +171,7 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 		result.Verdict, result.Reason = NotMeasured, err.Error()
 		return result, 0, nil
 	}
-	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict}
+	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
 	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
 	if err := w.disk.Unmount(); err != nil {
 		return result, 0, err

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
@@ -16,7 +17,6 @@ type Mutant struct {
 	Name    string
 	Mistake string // what somebody got wrong
 	By      Method
-	Itself  bool    // recovers by itself in each state: its defect is in recovery
 	Patient bool    // its acknowledged parents appear late
 	FS      disk.FS // where it shows, ext4 when empty
 }
@@ -44,7 +44,6 @@ func Mutants() []Mutant {
 		{Name: "bbolt-nosync", By: ByPower, Mistake: "metadata.db is written without fdatasync"},
 		{Name: "db-not-born-safely", By: ByPower, Mistake: "metadata.db is created under its final name"},
 		{Name: "remove-deletes-first", By: ByPower, Mistake: "Remove deletes the directory before the row"},
-		{Name: "recovery-trusts-open", By: ByPower, Itself: true, Mistake: "an extraction of before the crash can be committed"},
 		{Name: "error-swallowed", By: ByErrors, Mistake: "the error of the sync is not looked at"},
 		{Name: "retry-after-eio", By: ByErrors, Mistake: "a failed sync is tried again, and the second answer believed"},
 		{Name: "fd-late", By: ByErrors, Mistake: "the descriptor for the sync is opened at Commit"},
@@ -66,7 +65,12 @@ func (c Catch) String() string {
 	if !c.Caught {
 		return fmt.Sprintf("%-26s %s: NOT CAUGHT in %d states, %.1f s", c.Mutant.Name, c.FS, c.States, c.Took.Seconds())
 	}
-	return fmt.Sprintf("%-26s %s: caught by %s in %d states, %.1f s: %s: %s", c.Mutant.Name, c.FS, c.Mutant.By, c.States, c.Took.Seconds(), c.First.ID, c.First.Findings[0])
+	return fmt.Sprintf("%-26s %s: caught by %s in %d states, %.1f s: %s: %s", c.Mutant.Name, c.FS, c.Mutant.By, c.States, c.Took.Seconds(), c.First.ID, firstLine(c.First.Findings[0].String()))
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return strings.TrimSuffix(line, ":")
 }
 
 // rounds bounds a hunt: with so many seeds, so many states each, a defect must
@@ -122,9 +126,6 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 		Subject:   func(int) oracle.Subject { return oracle.InProcess{} },
 		Strict:    true,
 		Until:     func(res Result) bool { return res.Verdict > NotMeasured },
-	}
-	if c.Mutant.Itself {
-		check.Subject = func(n int) oracle.Subject { return b.Mutation(c.Mutant, fmt.Sprintf("%s-%d", who, n)) }
 	}
 	tally, err := check.Run(ctx)
 	if err != nil {

@@ -49,7 +49,7 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 		return err
 	}
 	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
-	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Marks: d}
+	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic, Marks: d}
 	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
 	if err := d.Unmount(); err != nil {
 		return err
@@ -109,7 +109,7 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 		expects = append(expects, e)
 		extent.Retry = append(extent.Retry, r.retryAt(e)...)
 	}
-	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Strict: n.Strict, Tag: "-second"}
+	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Strict: n.Strict, Generic: r.Generic, Tag: "-second"}
 	seen := looker.Look(ctx, filepath.Join(n.mountpoint, rootName), extent)
 	if err := n.disk.Unmount(); err != nil {
 		return result, 0, err

@@ -28,6 +28,7 @@ type Setup struct {
 	Sync    bool           // containerd's own sync at the end of each extraction
 	Idle    bool           // go on recording until background writes are over
 	Patient bool           // ask again for a parent that is not there yet
+	Generic bool           // look at layers through mounts only: a snapshotter whose directories are not known
 	Name    string         // of the subject, for names of states
 }
 
@@ -50,6 +51,7 @@ type Recording struct {
 	Plan    *workload.Plan
 	Record  *workload.Record
 	Stats   disk.Stats
+	Generic bool // layers were looked at through mounts
 }
 
 // rootName is the directory of the snapshotter on the disk.
@@ -68,7 +70,7 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if s.Layers == (workload.Size{}) {
 		s.Layers = workload.Small
 	}
-	r := &Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Layers: s.Layers, Subject: s.Name}
+	r := &Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Layers: s.Layers, Subject: s.Name, Generic: s.Generic}
 	if r.Plan, err = workload.NewPlan(s.Seed, s.Layers); err != nil {
 		return nil, err
 	}
@@ -108,7 +110,7 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if r.Stats, err = d.Stats(); err != nil {
 		return nil, err
 	}
-	return r, r.sound()
+	return r, r.Sound()
 }
 
 // work runs the daemon and the workload, takes the log, and pulls the plug.
@@ -118,7 +120,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
-	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Scratch: scratch}
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Scratch: scratch}
 	if r.Record, err = runner.Run(ctx); err != nil {
 		return err
 	}
@@ -135,12 +137,19 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 	return nil
 }
 
-// sound checks that the recording can prove anything at all.
-func (r *Recording) sound() error {
-	acks := 0
+// Sound checks that the recording can prove anything at all: that flushes were
+// seen, every commit was answered, and nothing is missing in the log.
+func (r *Recording) Sound() error {
+	acked := map[string]bool{}
 	for _, m := range r.Marks {
 		if m.Phase == workload.Ack && m.Op == workload.Commit {
-			acks++
+			acked[m.Name] = true
+		}
+	}
+	missing := 0
+	for name := range r.Record.Trees {
+		if !acked[name] {
+			missing++
 		}
 	}
 	switch {
@@ -148,8 +157,8 @@ func (r *Recording) sound() error {
 		return fmt.Errorf("the log has reached its limit: %w", ErrBroken)
 	case r.Stats.Flushes == 0:
 		return fmt.Errorf("no flush has arrived: %w", ErrBroken)
-	case acks < len(r.Record.Trees):
-		return fmt.Errorf("%d commits acknowledged of %d layers: %w", acks, len(r.Record.Trees), ErrBroken)
+	case missing > 0 || len(acked) == 0:
+		return fmt.Errorf("%d of %d layers have no mark of an acknowledged commit: %w", missing, len(r.Record.Trees), ErrBroken)
 	}
 	return nil
 }

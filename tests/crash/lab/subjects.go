@@ -65,8 +65,12 @@ func (b *Bench) Daemon(binary, who string, env ...string) oracle.Process {
 	}
 }
 
-// StockDaemon is containerd's overlay snapshotter as a process.
+// StockDaemon is containerd's overlay snapshotter as a process, or ours in its
+// place when there is none: a control that survives.
 func (b *Bench) StockDaemon(who string) oracle.Process {
+	if b.Stock == "" {
+		return b.Daemon(b.Ours, who)
+	}
 	return oracle.Process{
 		Command: []string{b.Stock, "--root", "{root}", "--address", "{address}"},
 		Address: filepath.Join(b.Dir, who, "s"),

@@ -46,11 +46,15 @@ func (r Result) String() string {
 		fmt.Fprintf(&b, ": %s", r.Reason)
 	}
 	for i, f := range r.Findings {
-		if i == 5 {
+		if i == 3 {
 			fmt.Fprintf(&b, "\n  and %d more findings", len(r.Findings)-i)
 			break
 		}
-		fmt.Fprintf(&b, "\n  %s", strings.ReplaceAll(strings.TrimSpace(f.String()), "\n", "\n    "))
+		lines := strings.Split(strings.TrimSpace(f.String()), "\n")
+		if len(lines) > 4 {
+			lines = append(lines[:4], "…")
+		}
+		fmt.Fprintf(&b, "\n  %s", strings.Join(lines, "\n    "))
 	}
 	return b.String()
 }

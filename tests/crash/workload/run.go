@@ -20,7 +20,7 @@ import (
 
 // Record is what must be known to judge a disk afterwards.
 type Record struct {
-	Trees  map[string]kit.Tree // by committed name: the layer after its extraction
+	Trees  map[string]kit.Tree // by committed name: the layer after its extraction; all below it, too, if Generic
 	Merged map[string]kit.Tree // by name of a chain's top: what a container sees
 }
 
@@ -31,6 +31,7 @@ type Runner struct {
 	Plan        *Plan
 	Sync        bool   // extract with containerd's own sync
 	Patient     bool   // ask again for a while when a parent is not there yet
+	Generic     bool   // look at layers through mounts only, not into directories
 	Scratch     string // directory for mount points, not on the disk
 
 	mu     sync.Mutex // guards record
@@ -66,7 +67,12 @@ func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 	if err := r.container(ctx, container, top); err != nil {
 		return err
 	}
-	if err := r.look(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top); err != nil {
+	if err := r.look(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top, func(_ *Layer, tree kit.Tree) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.record.Merged[top.Name] = tree
+		return nil
+	}); err != nil {
 		return err
 	}
 	if c.Remove {
@@ -77,7 +83,7 @@ func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 			return err
 		}
 		if cleaner, ok := r.Snapshotter.(snapshots.Cleaner); ok {
-			if err := cleaner.Cleanup(ctx); err != nil {
+			if err := cleaner.Cleanup(ctx); err != nil && !errdefs.IsNotImplemented(err) {
 				return fmt.Errorf("cleanup: %w", err)
 			}
 		}
@@ -98,7 +104,21 @@ func (r *Runner) unpack(ctx context.Context, l *Layer, unique string) error {
 	if err := l.Extract(ctx, mounts, r.Sync); err != nil {
 		return err
 	}
-	if err := r.remember(l, mounts); err != nil {
+	if r.Generic {
+		// Only when it is committed: the mount that shows it is a view, because
+		// to unmount what can be written to may sync it.
+		if err := r.Commit(ctx, l, key); err != nil {
+			return err
+		}
+		return r.look(ctx, key+"-look", l, func(l *Layer, tree kit.Tree) error {
+			return r.remember(l, Dateless(tree))
+		})
+	}
+	tree, err := TreeOf(mounts)
+	if err != nil {
+		return err
+	}
+	if err := r.remember(l, tree); err != nil {
 		return err
 	}
 	return r.Commit(ctx, l, key)
@@ -107,11 +127,7 @@ func (r *Runner) unpack(ctx context.Context, l *Layer, unique string) error {
 // remember keeps the fingerprint of an extracted layer. A second extraction of
 // the same layer must be equal to the first, or the judgement would depend on
 // which of them a crash left.
-func (r *Runner) remember(l *Layer, mounts []mount.Mount) error {
-	tree, err := TreeOf(mounts)
-	if err != nil {
-		return err
-	}
+func (r *Runner) remember(l *Layer, tree kit.Tree) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if before, ok := r.record.Trees[l.Name]; ok {
@@ -155,6 +171,9 @@ func (r *Runner) container(ctx context.Context, key string, top *Layer) error {
 	if err != nil {
 		return err
 	}
+	if r.Generic {
+		return nil
+	}
 	upper, _, err := Directories(mounts)
 	if err != nil {
 		return err
@@ -162,13 +181,13 @@ func (r *Runner) container(ctx context.Context, key string, top *Layer) error {
 	return os.WriteFile(filepath.Join(upper, "log"), []byte("not promised\n"), 0o600)
 }
 
-// look mounts a view of the layer, remembers what a container sees, and removes
+// look mounts a view of the layer, hands on what a container sees, and removes
 // it again.
-func (r *Runner) look(ctx context.Context, key string, top *Layer) error {
+func (r *Runner) look(ctx context.Context, key string, l *Layer, seen func(*Layer, kit.Tree) error) error {
 	if err := r.mark(Begin, Prepare, key, ""); err != nil {
 		return err
 	}
-	mounts, err := r.Snapshotter.View(ctx, key, top.Name)
+	mounts, err := r.Snapshotter.View(ctx, key, l.Name)
 	if err := r.answer(err, Prepare, key, ""); err != nil {
 		return err
 	}
@@ -176,9 +195,9 @@ func (r *Runner) look(ctx context.Context, key string, top *Layer) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.record.Merged[top.Name] = tree
-	r.mu.Unlock()
+	if err := seen(l, tree); err != nil {
+		return err
+	}
 	return r.Remove(ctx, key)
 }
 
@@ -194,6 +213,17 @@ func Merged(mounts []mount.Mount, scratch string) (_ kit.Tree, err error) {
 	}
 	defer func() { err = errors.Join(err, mount.UnmountAll(dir, 0)) }()
 	return Tree(dir)
+}
+
+// Dateless leaves the times of directories out. A snapshotter that copies its
+// parents, which is good enough for the API, gives them new ones.
+func Dateless(t kit.Tree) kit.Tree {
+	for name, node := range t {
+		if node.Mode.IsDir() {
+			t.Untime(name)
+		}
+	}
+	return t
 }
 
 // abandon extracts a layer under another key and never commits it, as a pull

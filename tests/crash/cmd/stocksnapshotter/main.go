@@ -1,8 +1,9 @@
-// Command stocksnapshotter serves containerd's built-in overlay snapshotter, as
-// it is, on a unix socket. It is the control of the crash tests: the same
-// harness must find that it loses layers.
+// Command stocksnapshotter serves one of containerd's built-in snapshotters, as
+// it is, on a unix socket. The one named overlayfs is the control of the crash
+// tests: the same harness must find that it loses layers. The one named native,
+// which copies, stands for snapshotters of any other kind.
 //
-//	stocksnapshotter --root DIR --address SOCKET
+//	stocksnapshotter --root DIR --address SOCKET [--snapshotter overlayfs|native]
 package main
 
 import (
@@ -17,6 +18,8 @@ import (
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"google.golang.org/grpc"
 )
@@ -32,6 +35,7 @@ func run(args []string) (err error) {
 	flags := flag.NewFlagSet("stocksnapshotter", flag.ContinueOnError)
 	root := flags.String("root", "", "directory of the snapshotter")
 	address := flags.String("address", "", "unix socket to serve on")
+	kind := flags.String("snapshotter", "overlayfs", "overlayfs or native")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -41,8 +45,7 @@ func run(args []string) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	// AsynchronousRemove is what containerd's own plugin sets by default.
-	s, err := overlay.NewSnapshotter(*root, overlay.AsynchronousRemove)
+	s, err := open(*kind, *root)
 	if err != nil {
 		return err
 	}
@@ -55,4 +58,15 @@ func run(args []string) (err error) {
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	context.AfterFunc(ctx, server.GracefulStop)
 	return server.Serve(socket)
+}
+
+func open(kind, root string) (snapshots.Snapshotter, error) {
+	switch kind {
+	case "overlayfs":
+		// AsynchronousRemove is what containerd's own plugin sets by default.
+		return overlay.NewSnapshotter(root, overlay.AsynchronousRemove)
+	case "native":
+		return native.NewSnapshotter(root)
+	}
+	return nil, fmt.Errorf("snapshotter %q: want overlayfs or native", kind)
 }

@@ -1,0 +1,71 @@
+package crash
+
+import (
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+)
+
+// TestAPI cuts the power at every write of a workload on durable-snapshotter.
+// No layer may be lost, none reported that is not whole, nothing else wrong.
+func TestAPI(t *testing.T) {
+	b := theBench(t)
+	for _, fs := range kinds {
+		t.Run(string(fs), func(t *testing.T) {
+			want := map[disk.FS]int{disk.Ext4: 2000, disk.XFS: 500, disk.Btrfs: 500}[fs]
+			r := oursOn(t, fs)
+			check := lab.Check{
+				Recording: r,
+				Cases:     state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: want}),
+				Subject:   inProcess,
+				// Every 25th look is one of the daemon itself, which is what
+				// runs on a node; it costs ten times as much.
+				Sample: daemons(b, "look-"+string(fs)), Every: 25,
+				Deep: 25, Nested: 150, Strict: true,
+			}
+			tally, err := check.Run(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			report(t, tally)
+			if first := tally.States - tally.Nested; first < want {
+				t.Errorf("%d states of a first cut, want %d", first, want)
+			}
+			if tally.Nested == 0 {
+				t.Error("no recovery was cut again")
+			}
+			if tally.Lost != 0 || tally.Lies != 0 || tally.Flawed != 0 {
+				t.Errorf("%d lost, %d lies, %d flawed", tally.Lost, tally.Lies, tally.Flawed)
+			}
+			// A file system that does not come back is not ours to judge. If
+			// that were usual, nothing would have been judged.
+			if tally.NotMeasured*100 > tally.States {
+				t.Errorf("%d of %d states were not measured", tally.NotMeasured, tally.States)
+			}
+		})
+	}
+}
+
+// TestGeneric does the same through nothing but the API and mounts, as it is
+// done to a snapshotter whose directories are not known.
+func TestGeneric(t *testing.T) {
+	b := theBench(t)
+	r, err := lab.Record(t.Context(), lab.Setup{
+		FS: disk.Ext4, Seed: seed, Name: "ours-generic", Generic: true, Daemon: b.Daemon(b.Ours, "generic"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed})
+	check := lab.Check{Recording: r, Cases: lab.Some(cases, 60), Subject: daemons(b, "look-generic"), Deep: 10}
+	tally, err := check.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, tally)
+	if !tally.Clean() {
+		t.Error("not everything survived")
+	}
+}

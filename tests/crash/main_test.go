@@ -1,0 +1,96 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+func TestMain(m *testing.M) {
+	disk.Init()
+	os.Exit(kit.Main(m.Run))
+}
+
+var kinds = []disk.FS{disk.Ext4, disk.XFS, disk.Btrfs}
+
+// seed of everything here. What it gives differs from run to run all the same,
+// because goroutines and the kernel take their turns as they come.
+const seed = 1
+
+// bench holds the programs, built once.
+var bench = sync.OnceValues(func() (*lab.Bench, error) { return lab.NewBench() })
+
+func theBench(t *testing.T) *lab.Bench {
+	t.Helper()
+	b, err := bench()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// ours are recordings of durable-snapshotter on each file system, made once and
+// side by side: most of it is waiting for background writes.
+var ours = sync.OnceValues(func() (map[disk.FS]*lab.Recording, error) {
+	b, err := bench()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		mu      sync.Mutex
+		running sync.WaitGroup
+		errs    []error
+		out     = map[disk.FS]*lab.Recording{}
+	)
+	for _, fs := range kinds {
+		running.Go(func() {
+			s := lab.Setup{FS: fs, Seed: seed, Name: "ours", Daemon: b.Daemon(b.Ours, "ours-"+string(fs)), Idle: true}
+			if fs == disk.Btrfs {
+				// It writes three times as much for the same work, and every
+				// point is looked at.
+				s.Layers = workload.Size{Chains: 2, Layers: 3}
+			}
+			r, err := lab.Record(context.Background(), s)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+			out[fs] = r
+		})
+	}
+	running.Wait()
+	return out, errors.Join(errs...)
+})
+
+func oursOn(t *testing.T, fs disk.FS) *lab.Recording {
+	t.Helper()
+	all, err := ours()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[fs]
+}
+
+func inProcess(int) oracle.Subject { return oracle.InProcess{} }
+
+// daemons returns a Subject for each worker: our daemon as a process.
+func daemons(b *lab.Bench, who string) func(int) oracle.Subject {
+	return func(n int) oracle.Subject { return b.Daemon(b.Ours, fmt.Sprintf("%s-%d", who, n)) }
+}
+
+// report logs the counts and the worst states.
+func report(t *testing.T, tally *lab.Tally) {
+	t.Helper()
+	t.Log(tally.Counts)
+	for _, r := range tally.Worst(5) {
+		t.Log(r)
+	}
+}
