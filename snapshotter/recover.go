@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
@@ -163,7 +164,7 @@ func (s *Snapshotter) restoreRecords(ctx context.Context) error {
 			continue
 		}
 		log.G(ctx).WithField("key", key).Info("record of a snapshot set back to active")
-		if err := replaceRecord(dir, want, true); err != nil {
+		if err := s.unlessFull(ctx, replaceRecord(dir, want, true)); err != nil {
 			return err
 		}
 	}
@@ -191,7 +192,7 @@ func (s *Snapshotter) replay(ctx context.Context, entries []storage.OpenEntry, r
 	if len(changed) == 0 && len(r.adopted) == 0 {
 		return nil
 	}
-	return s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
+	return s.unlessFull(ctx, s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
 		for _, e := range changed {
 			if err := j.PutOpen(e); err != nil {
 				return err
@@ -203,5 +204,19 @@ func (s *Snapshotter) replay(ctx context.Context, entries []storage.OpenEntry, r
 			}
 		}
 		return nil
-	})
+	}))
+}
+
+// unlessFull forgives recovery a step for which the disk has no space: the
+// layers must be served all the same, and what fills the disk be removed. The
+// next recovery takes the step again.
+func (s *Snapshotter) unlessFull(ctx context.Context, err error) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	if s.db.Broken() != nil {
+		s.onWriteFailure(ctx, err, undo{})
+	}
+	log.G(ctx).WithError(err).Warn("the disk is full: a step of the recovery is left to the next start")
+	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/moby/locker"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
@@ -141,7 +142,12 @@ func prepareRoot(ctx context.Context, root string) error {
 	for _, w := range warnings {
 		log.G(ctx).WithField("cure", w.Cure).Warn(w.Problem)
 	}
-	if err := overlayutil.Check(root); err != nil {
+	switch err := overlayutil.Check(root); {
+	case errors.Is(err, unix.ENOSPC):
+		// What is there must be served all the same, and removed to make room.
+		log.G(ctx).WithError(err).WithField("cure", "remove images").
+			Warn("the disk is full: overlay mounts were not tried")
+	case err != nil:
 		return fmt.Errorf("root: %w", err)
 	}
 	return nil

@@ -267,8 +267,7 @@ const headroom = 1 << 20
 
 // Reserve makes the file system set blocks aside for the growth of the database
 // (fallocate(2), without changing its size), so that snapshots can be removed
-// from a disk that is full. On btrfs it has no such effect: every write there
-// goes to new blocks.
+// from a disk that is full. On btrfs this works because of inPlace.
 func (db *DB) Reserve() error {
 	db.swap.RLock()
 	defer db.swap.RUnlock()
@@ -360,7 +359,10 @@ func copyDatabase(ctx context.Context, ms *cstorage.MetaStore, path string) (err
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := inPlace(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}

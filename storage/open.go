@@ -204,8 +204,33 @@ func create(ctx context.Context, path string) error {
 	return fsync.Dir(filepath.Dir(path))
 }
 
+// inPlace makes an empty file whose blocks are overwritten in place on btrfs too
+// (FS_NOCOW_FL, which has an effect on empty files only). Copied on write, a
+// database on a full disk could not even say that a snapshot is removed. The
+// file loses btrfs's checksums; bbolt and our records have their own.
+func inPlace(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return errors.Join(&os.PathError{Op: "statfs", Path: path, Err: err}, f.Close())
+	}
+	if st.Type == unix.BTRFS_SUPER_MAGIC {
+		const nocow = 0x00800000 // linux/fs.h
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, nocow); err != nil {
+			return errors.Join(&os.PathError{Op: "set flags", Path: path, Err: err}, f.Close())
+		}
+	}
+	return f.Close()
+}
+
 // fill writes an empty database and syncs it.
 func fill(ctx context.Context, path string) error {
+	if err := inPlace(path); err != nil {
+		return err
+	}
 	ms, err := openStore(path)
 	if err != nil {
 		return err
