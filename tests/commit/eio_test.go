@@ -14,24 +14,35 @@ import (
 
 var every = flag.Bool("every", false, "let each single request fail, on btrfs too")
 
-// diskKind is a kind of request to a disk.
+// diskKind is a kind of failure of a disk.
 type diskKind struct {
 	name  string
 	fault disk.Fault
-	step  int // between one k and the next
+	step  int   // between one k and the next
+	times []int // how often it strikes; 0: from then on for ever
 }
 
+// kinds returns the kinds of requests that fail with an I/O error, and then other
+// ways for a write to fail: a disk that is thinly provisioned and has no more
+// space, and one that tears a page.
 func (a *ailing) kinds() []diskKind {
 	// A commit of btrfs writes more than a hundred blocks of its trees one by
 	// one, all of them alike.
-	trees := 1
-	if a.fs == disk.Btrfs && !*every {
-		trees = 4
+	trees, others := 1, 4
+	if a.fs == disk.Btrfs {
+		trees, others = 4, 8
 	}
+	if *every {
+		trees, others = 1, 1
+	}
+	both := []int{0, 1}
 	return []diskKind{
-		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data}, 1},
-		{"journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal}, trees},
-		{"flush", disk.Fault{Op: disk.OpFlush}, 1},
+		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO}, 1, both},
+		{"journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO}, trees, both},
+		{"flush", disk.Fault{Op: disk.OpFlush, Errno: syscall.EIO}, 1, both},
+		{"no space for data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.ENOSPC}, others, []int{1}},
+		{"torn data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO, Short: 512}, others, []int{1}},
+		{"torn journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO, Short: 512}, others, []int{1}},
 	}
 }
 
@@ -42,7 +53,7 @@ func (a *ailing) sweep(t *testing.T, want []kit.Tree, kind diskKind, times int) 
 	begin, passes, failed := time.Now(), 0, 0
 	for k := 0; ; k += kind.step {
 		f := kind.fault
-		f.Skip, f.Times, f.Errno = k, times, syscall.EIO
+		f.Skip, f.Times = k, times
 		p := newPass(a, want)
 		hits := p.run(t, f)
 		passes++
@@ -74,8 +85,8 @@ func TestDiskErrors(t *testing.T) {
 			t.Parallel()
 			a := newAiling(t, fs, kit.DaemonOptions{})
 			for _, kind := range a.kinds() {
-				for times, name := range []string{"for ever", "once"} {
-					t.Run(kind.name+" "+name, func(t *testing.T) {
+				for _, times := range kind.times {
+					t.Run(kind.name+[]string{" for ever", " once"}[times], func(t *testing.T) {
 						if wrong := a.sweep(t, want, kind, times); len(wrong) > 0 {
 							t.Error(strings.Join(wrong, "\n"))
 						}
