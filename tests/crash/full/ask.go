@@ -91,13 +91,14 @@ func (l *look) agree(read func() ([]belief, error)) error {
 	if err != nil {
 		return err
 	}
+	last := l.promises[len(l.promises)-1]
 	for _, b := range beliefs {
 		_, committed := l.seen.Committed[b.name]
 		_, active := l.seen.Active[b.name]
 		switch {
 		case strings.HasPrefix(b.key, "sha256:") && !committed:
 			l.find(oracle.Lost, b.name, "it is committed in containerd's database, and the daemon does not have it")
-		case !committed && !active && !l.committing[b.name]:
+		case !committed && !active && !last.committing(b.name):
 			l.find(oracle.Flaw, b.name, "it is in containerd's database, and the daemon does not have it")
 		}
 	}
@@ -140,8 +141,8 @@ func (l *look) images(ctx context.Context) error {
 		}
 		l.compare(ctx, image)
 	}
-	for ref := range l.pulled[0] {
-		everywhere := !slices.ContainsFunc(l.pulled, func(p map[string]bool) bool { return !p[ref] })
+	for ref := range l.promises[0].pulled {
+		everywhere := !slices.ContainsFunc(l.promises, func(p promise) bool { return !p.pulled[ref] })
 		if everywhere && !names[ref] {
 			l.counts.Unlisted++
 			l.note("%s was pulled, and is not listed", ref)
@@ -255,7 +256,11 @@ func (l *look) sweep(ctx context.Context) {
 // left waits until nothing is left, because directories are deleted in the
 // background, and says what is.
 func (l *look) left(ctx context.Context) error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	patience := l.patience
+	if patience == 0 {
+		patience = 10 * time.Second
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		var left []string
 		err := l.daemon.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 			left = append(left, info.Kind.String()+" "+info.Name)

@@ -28,11 +28,12 @@ type Check struct {
 	Workers int                   // 2 when 0
 	Until   func(lab.Result) bool // stops the check when it returns true; may be nil
 	Each    func(lab.Result)      // hears every result; may be nil
-	// Hold is called while the disk of a state is still mounted, the processes
-	// on it stopped: for a look by hand. May be nil.
+	// Hold hears every result, while the disk is mounted as the power cut has
+	// left it: for a look by hand. May be nil.
 	Hold func(r lab.Result, mountpoint string)
 
-	spoil func(mountpoint string) error // does damage before the boot, to see it found
+	spoil    func(mountpoint string) error // does damage before the boot, to see it found
+	patience time.Duration                 // with directories that are to be deleted; 10 s when 0
 }
 
 // Run looks at all cases. An error means that the check itself did not work.
@@ -104,6 +105,15 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 		if c.Each != nil {
 			c.Each(l.result)
 		}
+		if c.Hold != nil {
+			if err := errors.Join(player.Set(c.Cases[i].State), d.Mount(c.Recording.FS, mountpoint, c.Recording.Options...)); err != nil {
+				return err
+			}
+			c.Hold(l.result, mountpoint)
+			if err := d.Unmount(); err != nil {
+				return err
+			}
+		}
 		if c.Until != nil && c.Until(l.result) {
 			done.Store(true)
 		}
@@ -113,44 +123,26 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 
 // look prepares the look at one state.
 func (c *Check) look(worker int, k state.Case, d *disk.Plain, scratch, mountpoint string) *look {
+	r := c.Recording
+	path := append(slices.Clone(r.before.path), k.State)
 	l := &look{
 		Check: c, worker: worker, disk: d, scratch: scratch, mountpoint: mountpoint,
-		result: lab.Result{
-			ID:   c.Recording.ID() + "/" + k.State.String(),
-			Path: state.Path{k.State}, Points: len(k.Points),
-		},
+		result: lab.Result{ID: r.ID() + "/" + path.String(), Path: path, Points: len(k.Points)},
 	}
-	l.committing = map[string]bool{}
 	last := -1
 	for _, p := range k.Points {
-		n, _ := slices.BinarySearchFunc(c.Recording.Marks, p, func(m workload.Mark, p int) int { return m.Index - p })
-		if n != last {
-			l.expects = append(l.expects, oracle.At(c.Recording.Marks, p))
-			l.pulled = append(l.pulled, pulledAt(c.Recording.Marks[:n]))
+		marks := r.marksBefore(p)
+		if len(marks) != last {
+			l.promises = append(l.promises, r.before.after(marks))
 		}
-		last = n
+		last = len(marks)
 	}
-	for _, m := range c.Recording.Marks[:last] {
-		if m.Op == workload.Commit {
-			l.committing[m.Key] = true
-		}
-	}
-	l.result.Acked = l.expects[len(l.expects)-1].Promised()
+	l.result.Acked = l.promises[len(l.promises)-1].expect.Promised()
 	return l
 }
 
-// pulledAt returns the images whose pull was answered, and no removal begun.
-func pulledAt(marks []workload.Mark) map[string]bool {
-	pulled := map[string]bool{}
-	for _, m := range marks {
-		switch m.Op {
-		case opPull:
-			if m.Phase == workload.Ack {
-				pulled[m.Name] = true
-			}
-		case opDelete:
-			delete(pulled, m.Name)
-		}
-	}
-	return pulled
+// marksBefore returns the marks among the first entries of the log.
+func (r *Recording) marksBefore(point int) []workload.Mark {
+	n, _ := slices.BinarySearchFunc(r.Marks, point, func(m workload.Mark, p int) int { return m.Index - p })
+	return r.Marks[:n]
 }

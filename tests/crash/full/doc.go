@@ -12,6 +12,7 @@
 //	func NewBench(ctx context.Context, programs *lab.Bench) (*Bench, error)
 //	func (b *Bench) Record(ctx context.Context, s Setup) (*Recording, error)
 //	func (b *Bench) Adopt(r *lab.Recording) *Recording   // after lab.Load; Save is that of lab.Recording
+//	func (b *Bench) Second(ctx context.Context, r *Recording, k state.Case, daemon oracle.Process) (*Recording, error)
 //	func (r *Recording) Choose(n int) []state.Case       // seeded by the recording
 //	func (c *Check) Run(ctx context.Context) (*Tally, error)
 //
@@ -26,6 +27,9 @@
 // Interrupted: the client of a pull goes away at a random moment and another
 // pulls the same image at once, while others remove images and have the garbage
 // collected.
+//
+// Second is the workload of a node that boots after a power cut: it pulls
+// everything again, and may be cut again.
 //
 // # Marks
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -52,7 +53,7 @@ func TestOrderly(t *testing.T) {
 	for _, c := range []struct {
 		fs     disk.FS
 		states int
-	}{{disk.Ext4, 48}, {disk.XFS, 16}, {disk.Btrfs, 16}} {
+	}{{disk.Ext4, 40}, {disk.XFS, 12}, {disk.Btrfs, 12}} {
 		t.Run(string(c.fs), func(t *testing.T) {
 			r := record(t, Setup{FS: c.fs, Daemon: ours("record"), Name: "orderly"})
 			survives(t, r, c.states)
@@ -64,7 +65,7 @@ func TestInterrupted(t *testing.T) {
 	for _, c := range []struct {
 		fs     disk.FS
 		states int
-	}{{disk.Ext4, 16}, {disk.XFS, 8}, {disk.Btrfs, 8}} {
+	}{{disk.Ext4, 12}, {disk.XFS, 6}, {disk.Btrfs, 6}} {
 		t.Run(string(c.fs), func(t *testing.T) {
 			r := record(t, Setup{FS: c.fs, Daemon: ours("record"), Name: "interrupted", Interrupted: true})
 			t.Log(r.Interrupts)
@@ -75,6 +76,22 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("pulls by clients who stayed: %d ended without a parent snapshot, and otherwise failed: %q", r.Interrupts.Orphaned, r.Interrupts.Failed)
 			}
 			survives(t, r, c.states)
+		})
+	}
+}
+
+// TestSecond cuts the power a second time, while the node recovers from the
+// first cut and pulls what is missing.
+func TestSecond(t *testing.T) {
+	r := record(t, Setup{FS: disk.Ext4, Daemon: ours("record"), Name: "second", Interrupted: true})
+	cases := r.Choose(12) // in the order of the log
+	for _, k := range []state.Case{cases[3], cases[9]} {
+		t.Run(k.State.String(), func(t *testing.T) {
+			second, err := bench.Second(t.Context(), r, k, ours("record"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			survives(t, second, 8)
 		})
 	}
 }
@@ -114,7 +131,20 @@ func TestMutant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := run(t, &Check{Recording: r, Cases: []state.Case{{State: path[0], Points: []int{path[0].Point}}}})
+	held := 0
+	again := run(t, &Check{
+		Recording: r, Cases: []state.Case{{State: path[0], Points: []int{path[0].Point}}},
+		Hold: func(_ lab.Result, mountpoint string) {
+			for _, dir := range []string{containerdDir, snapshotterDir} {
+				if _, err := os.Stat(filepath.Join(mountpoint, dir)); err == nil {
+					held++
+				}
+			}
+		},
+	})
+	if held != 2 {
+		t.Errorf("%s was shown without its directories", worst.ID)
+	}
 	if again.Clean() {
 		t.Errorf("%s was %s, and survived when it was asked for by its name", worst.ID, worst.Verdict)
 	}

@@ -23,9 +23,7 @@ type look struct {
 	worker              int
 	disk                *disk.Plain
 	scratch, mountpoint string
-	expects             []oracle.Expect   // at the points of the case
-	pulled              []map[string]bool // images promised, at the same points
-	committing          map[string]bool   // active keys whose Commit was begun
+	promises            []promise // at the points of the case
 
 	daemon   *oracle.Running
 	node     *node
@@ -62,10 +60,6 @@ func (l *look) run(ctx context.Context) error {
 	}
 	if err == nil {
 		err = l.boot(ctx)
-	}
-	if err == nil && l.Hold != nil {
-		l.judge()
-		l.Hold(l.result, l.mountpoint)
 	}
 	if err = errors.Join(err, l.disk.Unmount()); err != nil {
 		return err
@@ -164,20 +158,20 @@ func (open) Close() error { return nil }
 // judge weighs what was found, at each point where the power may have gone.
 func (l *look) judge() {
 	verdict := l.result.Verdict
-	for i, e := range l.expects {
+	for _, p := range l.promises {
 		var findings []oracle.Finding
 		if l.Recording.Snapshotter == proxied {
-			findings = oracle.Judge(&l.seen, e, l.Recording.Plan)
+			findings = oracle.Judge(&l.seen, p.expect, l.Recording.Plan)
 			findings = append(findings, l.parents()...)
 		}
 		for _, f := range l.findings {
 			findings = append(findings, f)
-			if f.Kind == oracle.Lie && l.pulled[i][f.Name] {
+			if f.Kind == oracle.Lie && p.pulled[f.Name] {
 				findings = append(findings, oracle.Finding{Kind: oracle.Lost, Name: f.Name, Detail: "its pull was answered"})
 			}
 		}
 		for ref, reason := range l.unready {
-			if l.pulled[i][ref] {
+			if p.pulled[ref] {
 				findings = append(findings, oracle.Finding{Kind: oracle.Lost, Name: ref, Detail: "its pull was answered, and it is not unpacked: " + reason})
 			}
 		}

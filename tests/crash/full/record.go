@@ -54,6 +54,7 @@ type Recording struct {
 	Snapshotter string // containerd's name for it
 	Interrupts  Interrupts
 	bench       *Bench
+	before      promise // what was promised when the log began
 }
 
 // Record has a node do the workload on a recording disk.
@@ -69,11 +70,6 @@ func (b *Bench) Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if s.Rounds == 0 {
 		s.Rounds = 10
 	}
-	scratch, err := os.MkdirTemp("", "record")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	d, err := disk.Start(s.Size)
 	if err != nil {
 		return nil, err
@@ -82,15 +78,30 @@ func (b *Bench) Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if err := errors.Join(d.Format(s.FS), d.DropCache()); err != nil {
 		return nil, err
 	}
+	r, err := b.record(ctx, s, d, promise{})
+	if err != nil {
+		return nil, err
+	}
+	return r, r.sound()
+}
+
+// record has a node work on a disk as it is.
+func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promise) (_ *Recording, err error) {
+	scratch, err := os.MkdirTemp("", "record")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	kept := &lab.Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Subject: s.Name, Base: bytes.Clone(d.Image())}
 	mountpoint := filepath.Join(scratch, "disk")
 	if err := errors.Join(d.Reset(), os.Mkdir(mountpoint, 0o700), d.Mount(s.FS, mountpoint, s.Options...)); err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, d.Unmount()) }()
 	if kept.Start, err = d.Mark(markStart); err != nil {
 		return nil, err
 	}
-	w := &worker{bench: b, setup: s, disk: d, scratch: scratch, mountpoint: mountpoint}
+	w := &worker{bench: b, setup: s, disk: d, scratch: scratch, mountpoint: mountpoint, second: before.path != nil}
 	entries, err := w.work(ctx)
 	if err != nil {
 		return nil, err
@@ -100,11 +111,11 @@ func (b *Bench) Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	}
 	kept.Log = state.NewLog(entries)
 	r := b.Adopt(kept)
-	r.Interrupts = w.interrupts
-	if r.Snapshotter != w.snapshotter() {
-		return nil, fmt.Errorf("marks of the snapshotter %q, want %q: %w", r.Snapshotter, w.snapshotter(), lab.ErrBroken)
+	r.Snapshotter, r.Interrupts, r.before = w.snapshotter(), w.interrupts, before
+	for _, m := range before.marks {
+		r.remember(m)
 	}
-	return r, r.sound()
+	return r, nil
 }
 
 // Adopt makes a Recording out of one that lab.Load has read, or out of the base,
@@ -120,11 +131,16 @@ func (b *Bench) Adopt(kept *lab.Recording) *Recording {
 			continue
 		}
 		r.Snapshotter = proxied // nobody stands before the built-in one, and marks
-		if l, ok := b.layers[chainID(m.Name)]; ok {
-			r.Record.Trees[m.Name] = l.tree
-		}
+		r.remember(m)
 	}
 	return r
+}
+
+// remember notes what the layer of a Commit must look like.
+func (r *Recording) remember(m workload.Mark) {
+	if l, ok := r.bench.layers[chainID(m.Name)]; ok && m.Op == workload.Commit {
+		r.Record.Trees[m.Name] = l.tree
+	}
 }
 
 // sound checks that the recording can prove anything at all.
@@ -163,6 +179,7 @@ type worker struct {
 	disk                *disk.Disk
 	scratch, mountpoint string
 	node                *node
+	second              bool // the disk is that of a crash
 	interrupts          Interrupts
 	usual               time.Duration // of a pull
 }
@@ -180,7 +197,10 @@ func (w *worker) work(ctx context.Context) (_ []disk.Entry, err error) {
 	defer func() { err = errors.Join(err, w.node.stop()) }()
 
 	do := w.orderly
-	if w.setup.Interrupted {
+	switch {
+	case w.second:
+		do = w.again
+	case w.setup.Interrupted:
 		do = w.interrupted
 	}
 	if err := do(ctx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
@@ -71,7 +72,7 @@ func TestSpoiled(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tally := run(t, &Check{Recording: r, Cases: last, spoil: c.spoil})
+			tally := run(t, &Check{Recording: r, Cases: last, spoil: c.spoil, patience: time.Second})
 			var found strings.Builder
 			for _, b := range tally.Bad {
 				for _, f := range b.Findings {
