@@ -35,6 +35,9 @@ type Check struct {
 	Workers      int               // 2 when 0
 	Until        func(Result) bool // stops the check when it returns true; may be nil
 	Each         func(Result)      // hears every result; may be nil
+	// Keep hears the log of every recovery that is cut again, before it is: with
+	// it, and with the first state, the second can be made again. May be nil.
+	Keep func(first state.State, recovery []disk.Entry) error
 }
 
 // Run looks at all cases. An error means that the check itself did not work.
@@ -83,25 +86,9 @@ type worker struct {
 // work looks at every n-th case. Neighbours share what is durable in them, so
 // the players of all workers go forward together.
 func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
-	w := &worker{Check: c, number: n, tally: tally}
-	if w.scratch, err = os.MkdirTemp("", "check"); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(w.scratch)) }()
-	w.mountpoint = filepath.Join(w.scratch, "disk")
-	if err := os.Mkdir(w.mountpoint, 0o700); err != nil {
-		return err
-	}
-	if w.disk, err = disk.StartPlain(int64(len(c.Recording.Base))); err != nil {
-		return err
-	}
-	defer func() {
-		err = errors.Join(err, w.disk.Close())
-		if w.recorder != nil {
-			err = errors.Join(err, w.recorder.Close())
-		}
-	}()
-	if w.player, err = state.NewPlayer(w.disk, c.Recording.Base, c.Recording.Log); err != nil {
+	w, err := c.newWorker(n, tally)
+	defer func() { err = errors.Join(err, w.close()) }()
+	if err != nil {
 		return err
 	}
 	for i := n; i < len(c.Cases) && !done.Load(); i += of {
@@ -127,9 +114,40 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	return nil
 }
 
+func (c *Check) newWorker(n int, tally *Tally) (w *worker, err error) {
+	w = &worker{Check: c, number: n, tally: tally}
+	if w.scratch, err = os.MkdirTemp("", "check"); err != nil {
+		return w, err
+	}
+	w.mountpoint = filepath.Join(w.scratch, "disk")
+	if err = os.Mkdir(w.mountpoint, 0o700); err != nil {
+		return w, err
+	}
+	if w.disk, err = disk.StartPlain(int64(len(c.Recording.Base))); err != nil {
+		return w, err
+	}
+	w.player, err = state.NewPlayer(w.disk, c.Recording.Base, c.Recording.Log)
+	return w, err
+}
+
+func (w *worker) close() error {
+	var errs []error
+	if w.disk != nil {
+		errs = append(errs, w.disk.Close())
+	}
+	if w.recorder != nil {
+		errs = append(errs, w.recorder.Close())
+	}
+	if w.scratch != "" {
+		errs = append(errs, os.RemoveAll(w.scratch))
+	}
+	return errors.Join(errs...)
+}
+
 // report counts a result and says whether it is enough.
 func (w *worker) report(r Result, retried int) bool {
 	w.tally.add(r, retried)
+	r.Retried = retried
 	if w.Each != nil {
 		w.Each(r)
 	}

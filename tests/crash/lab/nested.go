@@ -58,6 +58,11 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 	if err != nil {
 		return err
 	}
+	if w.Keep != nil {
+		if err := w.Keep(outer.State, entries); err != nil {
+			return err
+		}
+	}
 	inner := &innerCheck{worker: w, outer: outer, base: base, log: state.NewLog(entries), expect: last}
 	return inner.run(ctx, done)
 }

@@ -36,6 +36,7 @@ type Result struct {
 	Verdict  Verdict
 	Findings []oracle.Finding // of the point with the most serious ones
 	Reason   string           // why it was not measured
+	Retried  int              // layers extracted again
 	Took     time.Duration
 }
 

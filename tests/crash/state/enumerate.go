@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 
@@ -36,7 +37,7 @@ func Enumerate(l *Log, o Options) []Case {
 
 	cases := make([]Case, 0, len(e.cases))
 	for _, c := range e.cases {
-		slices.Sort(c.Points)
+		e.throughMarks(c)
 		cases = append(cases, *c)
 	}
 	slices.SortFunc(cases, func(a, b Case) int {
@@ -58,6 +59,37 @@ type enumerator struct {
 	at      int              // entries in durable
 	durable map[int64]uint64 // block sums of what is durable
 	whole   uint64           // of all of durable
+}
+
+// throughMarks adds the points behind which nothing but marks follow: the disk
+// is the same there, and more may have been promised.
+func (e *enumerator) throughMarks(c *Case) {
+	entries := e.log.Entries
+	for _, p := range c.Points {
+		for ; p < len(entries) && entries[p].Kind == disk.Mark; p++ {
+			c.Points = append(c.Points, p+1)
+		}
+	}
+	slices.Sort(c.Points)
+	c.Points = slices.Compact(c.Points)
+}
+
+// CaseOf returns the case of one state: with all the points, from the first one
+// on, at which its disk is that of a prefix, or of what was flushed.
+func CaseOf(l *Log, s State, from int) (Case, error) {
+	if s.Point > len(l.Entries) {
+		return Case{}, fmt.Errorf("state %s: the log has %d entries", s, len(l.Entries))
+	}
+	e := &enumerator{log: l, durable: map[int64]uint64{}}
+	sum := e.sumOf(s)
+	c := Case{State: s, Points: []int{s.Point}}
+	for p := from; p <= len(l.Entries); p++ {
+		if e.sumOf(State{Point: p, Class: Prefix}) == sum || e.sumOf(State{Point: p, Class: Flushed}) == sum {
+			c.Points = append(c.Points, p)
+		}
+	}
+	e.throughMarks(&c)
+	return c, nil
 }
 
 // everyPoint makes the exhaustive classes, and collects what else there is to
