@@ -56,7 +56,14 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	dir := s.dir(a.id)
-	c, err := walk(ctx, filepath.Join(dir, "fs"))
+	t, err := s.truthOf(ctx, a, info, committed.Parent)
+	if err != nil {
+		return err
+	}
+	c, err := walk(ctx, filepath.Join(dir, "fs"), t)
+	if untrue := (*untrueError)(nil); errors.As(err, &untrue) {
+		s.refuse(a, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -64,6 +71,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 
 	r := recordOf(a.id, committed)
 	r.Inodes, r.Size, r.Entries, r.Bytes, r.Digest = c.Usage.Inodes, c.Usage.Size, c.Entries, c.Bytes, c.Digest
+	r.Overlay = &t.found
 	if err := replaceRecord(dir, r, false); err != nil {
 		return err
 	}
@@ -148,6 +156,15 @@ func (s *Snapshotter) committable(ctx context.Context, name, key string) (a *act
 		return nil, info, fmt.Errorf("active snapshot without a cursor: %w", errdefs.ErrInternal)
 	}
 	return a, info, s.refusal(a)
+}
+
+// refuse makes an active snapshot one that can never be committed.
+func (s *Snapshotter) refuse(a *active, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.refused == nil {
+		a.refused = why
+	}
 }
 
 // refusal says why an active snapshot can never be committed, or nil.

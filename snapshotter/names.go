@@ -32,8 +32,9 @@ func checkName(what, name string) error {
 // Labels that containerd 2.3 and newer send with the Prepare and Commit of an
 // extraction (core/unpack/unpacker.go:487).
 const (
-	labelTarget = "containerd.io/snapshot.ref"
-	labelDiffID = "containerd.io/snapshot/diff-id"
+	labelTarget        = "containerd.io/snapshot.ref"
+	labelDiffID        = "containerd.io/snapshot/diff-id"
+	labelParentChainID = "containerd.io/snapshot/parent-chain-id"
 )
 
 // splitName takes containerd's backend name "<namespace>/<number>/<name>"

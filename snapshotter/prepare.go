@@ -62,6 +62,9 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		if id, info, _, err = storage.Info(ctx, key); err != nil {
 			return err
 		}
+		if err := checkRebase(info); err != nil {
+			return err
+		}
 		faults.Point(faults.PrepareRenamed)
 		if a, err = s.makeDurable(id, info); err != nil || a == nil {
 			return err
@@ -85,7 +88,7 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		s.mutantPrepared(a)
 	}
 	faults.Point(faults.PrepareDone)
-	return mounts, nil
+	return s.adapt(mounts, id, info), nil
 }
 
 // makeDurable puts a new snapshot directory on disk, before its row is. An

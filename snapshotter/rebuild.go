@@ -114,7 +114,7 @@ func check(ctx context.Context, dir string, id uint64, r record) (string, error)
 	if r.Kind != kindNames[snapshots.KindCommitted] {
 		return "", nil
 	}
-	c, err := walk(ctx, filepath.Join(dir, "fs"))
+	c, err := walk(ctx, filepath.Join(dir, "fs"), nil)
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}

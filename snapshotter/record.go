@@ -33,6 +33,8 @@ type record struct {
 	Entries int64  `json:"entries,omitempty"`
 	Bytes   int64  `json:"bytes,omitempty"`
 	Digest  string `json:"digest,omitempty"`
+
+	Overlay *overlayMarks `json:"overlay,omitempty"`
 }
 
 // recordOf is the record of a row.

@@ -126,7 +126,7 @@ func BenchmarkWalk(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		if _, err := walk(b.Context(), root); err != nil {
+		if _, err := walk(b.Context(), root, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
@@ -48,6 +47,11 @@ type Snapshotter struct {
 	bootID  string
 	runID   string
 
+	options       []string // of overlay mounts
+	selfContained []string // further ones of writable overlay mounts
+	space         overlayutil.Space
+	features      overlayutil.Features
+
 	keys     *locker.Locker
 	creating sync.Mutex // see "lock order" in doc.go
 	syncing  sync.Mutex
@@ -71,8 +75,9 @@ type active struct {
 	id         uint64
 	extraction bool
 	cursor     *fsync.Cursor
-	lost       bool  // the cursor was opened after a restart, not at Prepare
-	refused    error // why it can never be committed; guarded by Snapshotter.mu
+	shapedBy   string // of an extraction: the parent of its first Commit; guarded by the key's lock
+	lost       bool   // the cursor was opened after a restart, not at Prepare
+	refused    error  // why it can never be committed; guarded by Snapshotter.mu
 }
 
 // New opens or makes the root, recovers what a crash left, and returns a
@@ -107,8 +112,15 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 			return nil, err
 		}
 	}
+	if err := s.makeEmpty(ctx); err != nil {
+		return nil, err
+	}
 	s.warnSplit(ctx)
-	if s.overlay, err = overlay.NewSnapshotter(cfg.Root, overlayOptions(cfg, db)...); err != nil {
+	if s.options, s.selfContained, s.features, err = overlayMountOptions(cfg.Root, cfg.MountOptions); err != nil {
+		return nil, err
+	}
+	s.space = overlayutil.SpaceOf(s.options)
+	if s.overlay, err = overlay.NewSnapshotter(cfg.Root, s.overlayOptions()...); err != nil {
 		return nil, err
 	}
 
@@ -153,6 +165,19 @@ func prepareRoot(ctx context.Context, root string) error {
 	return nil
 }
 
+// makeEmpty makes the lower directory of extractions without a parent. If
+// somebody put something into it, that would show in their mounts.
+func (s *Snapshotter) makeEmpty(ctx context.Context) error {
+	if entries, err := os.ReadDir(s.emptyDir()); err == nil && len(entries) > 0 {
+		aside := filepath.Join(s.removingDir(), "empty-"+s.runID)
+		log.G(ctx).Warnf("%s is not empty; its content is deleted", s.emptyDir())
+		if err := os.Rename(s.emptyDir(), aside); err != nil {
+			return err
+		}
+	}
+	return fsync.MkdirAll(s.emptyDir(), 0o555)
+}
+
 // warnSplit speaks of snapshots on another file system than the database: the
 // transaction after a sync then no longer proves that the snapshots' file
 // system still takes writes.
@@ -165,20 +190,17 @@ func (s *Snapshotter) warnSplit(ctx context.Context) {
 		Warnf("%s is on another file system than %s", s.snapshotsDir(), s.db.Path())
 }
 
-func overlayOptions(cfg Config, db *storage.DB) []overlay.Opt {
+func (s *Snapshotter) overlayOptions() []overlay.Opt {
 	// Deletion is always ours (remove.go): containerd's deletes by number after
 	// its transaction, when the number may be in use again.
-	opts := []overlay.Opt{overlay.WithMetaStore(db), overlay.AsynchronousRemove}
-	if cfg.UpperdirLabel {
+	opts := []overlay.Opt{overlay.WithMetaStore(s.db), overlay.AsynchronousRemove, overlay.WithMountOptions(s.options)}
+	if s.cfg.UpperdirLabel {
 		opts = append(opts, overlay.WithUpperdirLabel)
 	}
-	if len(cfg.MountOptions) > 0 {
-		opts = append(opts, overlay.WithMountOptions(cfg.MountOptions))
-	}
-	if cfg.SlowChown {
+	if s.cfg.SlowChown {
 		opts = append(opts, overlay.WithSlowChown)
 	}
-	if overlayutil.IDMappedMounts() {
+	if s.features.IDMappedMounts {
 		opts = append(opts, overlay.WithRemapIDs)
 	}
 	return opts
@@ -199,14 +221,6 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 		return snapshots.Usage{}, err
 	}
 	return s.overlay.Usage(ctx, key)
-}
-
-// Mounts returns the mounts of an active snapshot or a view.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	if err := checkName("key", key); err != nil {
-		return nil, err
-	}
-	return s.overlay.Mounts(ctx, key)
 }
 
 // Walk visits every row that matches one of the filters, as they were when it
@@ -245,6 +259,7 @@ func (s *Snapshotter) Close() error {
 
 func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.cfg.Root, "snapshots") }
 func (s *Snapshotter) removingDir() string  { return filepath.Join(s.cfg.Root, "removing") }
+func (s *Snapshotter) emptyDir() string     { return filepath.Join(s.cfg.Root, "empty") }
 
 // dir is the directory of a snapshot.
 func (s *Snapshotter) dir(id uint64) string {

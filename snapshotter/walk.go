@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 )
 
 // census is what one walk over a layer finds.
@@ -29,9 +31,10 @@ type census struct {
 
 // walk counts a layer and digests its metadata: path, type, mode, owner, size,
 // modification time, device, link count, link target and xattrs of every entry,
-// in lexical order. Content is not read.
-func walk(ctx context.Context, root string) (census, error) {
-	w := walker{root: root, hash: sha256.New(), seen: map[inode]struct{}{}}
+// in lexical order. Content is not read. t, when there is one, sees every entry
+// before, and may change it.
+func walk(ctx context.Context, root string, t *truth) (census, error) {
+	w := walker{root: root, truth: t, hash: sha256.New(), seen: map[inode]struct{}{}}
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
@@ -39,7 +42,7 @@ func walk(ctx context.Context, root string) (census, error) {
 		if err != nil {
 			return err
 		}
-		return w.visit(path)
+		return w.visit(ctx, path)
 	})
 	if err != nil {
 		return census{}, err
@@ -53,16 +56,32 @@ type inode struct{ dev, ino uint64 }
 
 type walker struct {
 	census
-	root string
-	hash hash.Hash
-	seen map[inode]struct{}
-	line bytes.Buffer
+	root  string
+	truth *truth
+	hash  hash.Hash
+	seen  map[inode]struct{}
+	line  bytes.Buffer
 }
 
-func (w *walker) visit(path string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: path, Err: err}
+func (w *walker) visit(ctx context.Context, path string) error {
+	st, attrs, err := readEntry(path)
+	if err != nil {
+		return err
+	}
+	if w.truth != nil {
+		rel, err := filepath.Rel(w.root, path)
+		if err != nil {
+			return err
+		}
+		changed, err := w.truth.entry(ctx, path, rel, &st, attrs)
+		if err != nil {
+			return &untrueError{err}
+		}
+		if changed {
+			if st, attrs, err = readEntry(path); err != nil {
+				return err
+			}
+		}
 	}
 	w.Entries++
 	if id := (inode{st.Dev, st.Ino}); !has(w.seen, id) {
@@ -73,14 +92,51 @@ func (w *walker) visit(path string) error {
 			w.Bytes += st.Size
 		}
 	}
-	return w.digest(path, &st)
+	return w.digest(path, &st, attrs)
+}
+
+// untrueError is an error of truth: what the layer means is wrong or unknown.
+type untrueError struct{ error }
+
+func (e *untrueError) Unwrap() error { return e.error }
+
+// xattr is an extended attribute.
+type xattr struct{ name, value string }
+
+func readEntry(path string) (st unix.Stat_t, attrs []xattr, err error) {
+	if err := unix.Lstat(path, &st); err != nil {
+		return st, nil, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	attrs, err = readXattrs(path)
+	return st, attrs, err
+}
+
+// readXattrs reads all extended attributes, sorted by name.
+func readXattrs(path string) ([]xattr, error) {
+	names, err := sysx.LListxattr(path)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "listxattr", Path: path, Err: err}
+	}
+	slices.Sort(names)
+	attrs := make([]xattr, len(names))
+	for i, name := range names {
+		value, err := sysx.LGetxattr(path, name)
+		if err != nil {
+			return nil, &os.PathError{Op: "getxattr " + name, Path: path, Err: err}
+		}
+		attrs[i] = xattr{name, string(value)}
+	}
+	return attrs, nil
 }
 
 func has(m map[inode]struct{}, id inode) bool { _, ok := m[id]; return ok }
 
 // digest adds one entry to the hash. Quoting keeps the fields apart whatever
 // bytes a name has.
-func (w *walker) digest(path string, st *unix.Stat_t) error {
+func (w *walker) digest(path string, st *unix.Stat_t, attrs []xattr) error {
 	w.line.Reset()
 	fmt.Fprintf(&w.line, "%q %o %d:%d %d.%09d", strings.TrimPrefix(path, w.root), st.Mode, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec)
 	switch st.Mode & unix.S_IFMT {
@@ -96,37 +152,12 @@ func (w *walker) digest(path string, st *unix.Stat_t) error {
 		// No link count: containerd and overlay may link whiteouts together.
 		fmt.Fprintf(&w.line, " rdev=%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	}
-	if err := w.xattrs(path); err != nil {
-		return err
+	for _, x := range attrs {
+		if _, name, ok := overlayutil.Split(x.name); !ok || !overlayutil.Bookkeeping(name) {
+			fmt.Fprintf(&w.line, " %s=%q", x.name, x.value)
+		}
 	}
 	w.line.WriteByte('\n')
 	_, err := w.hash.Write(w.line.Bytes())
 	return err
-}
-
-// mutableXattrs are set by the kernel on layers in use, at any time; they say
-// nothing of the layer (fs/overlayfs/overlayfs.h).
-var mutableXattrs = []string{"origin", "impure", "nlink", "uuid", "upper"}
-
-func (w *walker) xattrs(path string) error {
-	names, err := sysx.LListxattr(path)
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	if err != nil {
-		return &os.PathError{Op: "listxattr", Path: path, Err: err}
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		space, rest, _ := strings.Cut(name, ".overlay.")
-		if (space == "trusted" || space == "user") && slices.Contains(mutableXattrs, rest) {
-			continue
-		}
-		value, err := sysx.LGetxattr(path, name)
-		if err != nil {
-			return &os.PathError{Op: "getxattr " + name, Path: path, Err: err}
-		}
-		fmt.Fprintf(&w.line, " %s=%q", name, value)
-	}
-	return nil
 }

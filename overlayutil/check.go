@@ -1,10 +1,3 @@
-// Package overlayutil holds facts about overlayfs: what this kernel can do with
-// a directory, and which mount options would break a promise. It has no policy
-// of its own and keeps no state.
-//
-// What can be asked by trying is tried: a real overlay is mounted below the
-// directory in question and taken away again. Versions are not compared,
-// because distributions backport.
 package overlayutil
 
 import (
@@ -41,7 +34,16 @@ func IDMappedMounts() bool {
 	return err == nil && ok
 }
 
-// forbidden maps mount options that a configuration may not hold to the reason.
+// NeedsUserXattr reports whether overlay mounts of this process must use the
+// user's attributes, because those of root are out of reach: in a user
+// namespace.
+func NeedsUserXattr(dir string) bool {
+	needs, err := overlayutils.NeedsUserXAttr(dir)
+	return err == nil && needs
+}
+
+// forbidden maps mount options that a configuration may not hold, with any value
+// or with one, to the reason.
 // See Documentation/filesystems/overlayfs.rst in the kernel's source.
 var forbidden = map[string]string{
 	"lowerdir":  "the snapshotter names the directories itself",
@@ -50,6 +52,9 @@ var forbidden = map[string]string{
 	"upperdir":  "the snapshotter names the directories itself",
 	"workdir":   "the snapshotter names the directories itself",
 	"volatile":  "the kernel then skips every sync of the upper directory, and a crash makes it unusable",
+
+	"redirect_dir=on": "a layer whose directories point elsewhere is not whole by itself",
+	"metacopy=on":     "a layer whose files have their content elsewhere is not whole by itself",
 }
 
 // CheckOptions refuses options for overlay mounts that break a promise. The
@@ -57,7 +62,11 @@ var forbidden = map[string]string{
 func CheckOptions(options []string) error {
 	for _, o := range options {
 		key, _, _ := strings.Cut(o, "=")
-		if reason, bad := forbidden[key]; bad {
+		reason, bad := forbidden[key]
+		if !bad {
+			reason, bad = forbidden[o]
+		}
+		if bad {
 			return fmt.Errorf("mount option %q: %s: %w", o, reason, errdefs.ErrInvalidArgument)
 		}
 		if o == "" || strings.ContainsAny(o, ",\x00") {

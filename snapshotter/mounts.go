@@ -1,0 +1,111 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/userns"
+
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// Mounts returns the mounts of an active snapshot or a view.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := checkName("key", key); err != nil {
+		return nil, err
+	}
+	mounts, err := s.overlay.Mounts(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		id   uint64
+		info snapshots.Info
+	)
+	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+		id, info, _, err = storage.Info(ctx, key)
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("mounts %q: %w", key, err)
+	}
+	return s.adapt(mounts, id, info), nil
+}
+
+// adapt changes containerd's mounts of a snapshot where they would break a
+// promise.
+func (s *Snapshotter) adapt(mounts []mount.Mount, id uint64, info snapshots.Info) []mount.Mount {
+	if info.Kind != snapshots.KindActive || len(mounts) != 1 {
+		return mounts
+	}
+	m := mounts[0]
+	if m.Type == "bind" && isRebase(info) {
+		// The applier turns whiteouts into overlay's only when it sees an
+		// overlay mount (core/diff/apply/apply_linux.go:34). The empty lower
+		// directory makes it one that can be mounted, too.
+		m = mount.Mount{Type: "overlay", Source: "overlay", Options: overlayutil.Options{
+			Work:  filepath.Join(s.dir(id), "work"),
+			Upper: filepath.Join(s.dir(id), "fs"),
+			Lower: []string{s.emptyDir()},
+			Rest:  append(mappings(m.Options), s.options...),
+		}.Strings()}
+	}
+	if m.Type == "overlay" {
+		m.Options = append(slices.Clone(m.Options), s.selfContained...)
+	}
+	return []mount.Mount{m}
+}
+
+// isRebase reports whether a snapshot is an extraction that learns of its
+// parent at Commit: containerd unpacks the layers of an image in parallel when
+// a snapshotter has the capability "rebase".
+func isRebase(info snapshots.Info) bool {
+	return info.Parent == "" && info.Labels[labelParentChainID] != ""
+}
+
+// checkRebase refuses a parallel extraction where it cannot be right.
+func checkRebase(info snapshots.Info) error {
+	if isRebase(info) && inUserNS() {
+		return fmt.Errorf("parallel unpack: in a user namespace the applier cannot make whiteouts without the parent; "+
+			"take \"rebase\" out of the capabilities of the proxy plugin: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// mappings keeps the options that map owners.
+func mappings(options []string) []string {
+	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
+		return !strings.HasPrefix(o, "uidmap=") && !strings.HasPrefix(o, "gidmap=")
+	})
+}
+
+// overlayMountOptions completes the configured options in the way of
+// containerd's snapshotter, which then finds nothing to add: ours and its
+// mounts must agree.
+func overlayMountOptions(root string, configured []string) (all, selfContained []string, f overlayutil.Features, err error) {
+	all = slices.Clone(configured)
+	if overlayutil.SpaceOf(all) == overlayutil.Trusted && overlayutil.NeedsUserXattr(root) {
+		all = append(all, "userxattr")
+	}
+	space := overlayutil.SpaceOf(all)
+	if f, err = overlayutil.Probe(root, space); err != nil {
+		return nil, nil, f, err
+	}
+	given := func(option string) bool {
+		key, _, _ := strings.Cut(option, "=")
+		return slices.ContainsFunc(configured, func(o string) bool { return o == key || strings.HasPrefix(o, key+"=") })
+	}
+	if f.Index && !given("index") {
+		all = append(all, "index=off")
+	}
+	selfContained = slices.DeleteFunc(f.SelfContained(space), given)
+	return all, selfContained, f, nil
+}
+
+func inUserNS() bool { return userns.RunningInUserNS() }

@@ -1,0 +1,392 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/sysx"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// truth makes a layer mean on disk what its tar said. Commit's walk shows it
+// every entry before it counts it.
+//
+// What it changes, it changes in the layer's directory while nobody else has a
+// right to; an error on the way leaves a layer of which nobody can say what it
+// means, and Commit refuses it for ever.
+type truth struct {
+	space    overlayutil.Space // that of our mounts
+	features overlayutil.Features
+	direct   bool              // an applier wrote into the directory, not through a mount
+	rebased  bool              // the parent became known at Commit
+	lower    overlayutil.Stack // the parent chain
+
+	hidden string // a directory below which the parent chain is hidden, "" when there is none
+	found  overlayMarks
+}
+
+// overlayMarks is what a layer says to overlayfs, and what Commit had to do
+// about it; part of the layer's record.
+type overlayMarks struct {
+	Space     string `json:"space"`               // prefix of the marks
+	Opaque    int64  `json:"opaque,omitempty"`    // opaque directories
+	Whiteouts int64  `json:"whiteouts,omitempty"` // entries that hide a name
+
+	Root      bool  `json:"root,omitempty"`      // the tar made its root opaque; said with whiteouts
+	Moved     int64 `json:"moved,omitempty"`     // opaque marks brought from the other space
+	Removed   int64 `json:"removed,omitempty"`   // marks that said nothing, or were smuggled in
+	Inherited int64 `json:"inherited,omitempty"` // directories that got the attributes of the parent's
+}
+
+// truthOf is for the layer of an active snapshot that is going to be committed
+// on a parent, or on none.
+func (s *Snapshotter) truthOf(ctx context.Context, a *active, info snapshots.Info, parent string) (*truth, error) {
+	rebased := info.Parent != parent
+	if rebased && a.extraction && !isRebase(info) {
+		return nil, fmt.Errorf("parallel unpack by a client that does not announce the parent at Prepare: its applier lost the whiteouts; "+
+			"use containerd 2.3 or newer, or take \"rebase\" out of the capabilities of the proxy plugin: %w", errdefs.ErrFailedPrecondition)
+	}
+	if a.shapedBy != "" && a.shapedBy != parent {
+		return nil, fmt.Errorf("an earlier commit fitted the layer to parent %q; extract again: %w", a.shapedBy, errdefs.ErrFailedPrecondition)
+	}
+	var lower []string
+	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+		for name := parent; name != ""; {
+			id, info, _, err := storage.Info(ctx, name)
+			if err != nil {
+				return fmt.Errorf("parent %q: %w", name, err)
+			}
+			if info.Kind != snapshots.KindCommitted {
+				return fmt.Errorf("parent %q is not committed: %w", name, errdefs.ErrFailedPrecondition)
+			}
+			lower = append(lower, filepath.Join(s.dir(id), "fs"))
+			name = info.Parent
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if a.extraction {
+		a.shapedBy = parent
+	}
+	return &truth{
+		space: s.space, features: s.features, rebased: rebased,
+		// containerd's applier writes into the directory itself, unless mknod
+		// is forbidden (core/diff/apply/apply_linux.go:34).
+		direct: a.extraction && (!inUserNS() || len(lower) == 0),
+		lower:  overlayutil.Stack{Space: s.space, Layers: lower},
+		found:  overlayMarks{Space: string(s.space)},
+	}, nil
+}
+
+// entry looks at one entry. rel is its path below the layer's root, "." for the
+// root itself, which comes first; directories come before what is in them. The
+// result says whether something was changed, and attrs must be read again.
+func (t *truth) entry(ctx context.Context, path, rel string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return t.leaf(ctx, path, st, attrs)
+	}
+	m, err := t.marks(ctx, path, attrs, true)
+	if err != nil {
+		return false, err
+	}
+	if rel == "." {
+		return true, t.root(path, m.opaque)
+	}
+	inherited, err := t.inherit(path, rel, st, attrs)
+	if err != nil {
+		return false, err
+	}
+	if m.opaque {
+		t.found.Opaque++
+		if err := t.checkCopiedUp(path, rel); err != nil {
+			return false, err
+		}
+		if !t.isHidden(rel) {
+			t.hidden = rel
+		}
+	}
+	return m.changed || inherited, nil
+}
+
+func (t *truth) leaf(ctx context.Context, path string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
+	m, err := t.marks(ctx, path, attrs, false)
+	if err != nil {
+		return false, err
+	}
+	whiteout, err := t.space.IsWhiteout(path, st)
+	if whiteout {
+		t.found.Whiteouts++
+	}
+	return m.changed, err
+}
+
+type marks struct {
+	opaque  bool
+	changed bool
+}
+
+// marks brings the overlay attributes of one entry in order.
+func (t *truth) marks(ctx context.Context, path string, attrs []xattr, dir bool) (m marks, err error) {
+	opaque := map[overlayutil.Space]string{}
+	remove := func(space overlayutil.Space, name, why string) {
+		if err == nil {
+			log.G(ctx).WithField("path", path).Warnf("removed %s%s: %s", space, name, why)
+			err = space.Remove(path, name)
+			t.found.Removed++
+			m.changed = true
+		}
+	}
+	for _, x := range attrs {
+		space, name, ok := overlayutil.Split(x.name)
+		switch {
+		case !ok:
+		case t.direct && space == t.space && space == overlayutil.User:
+			// The applier writes trusted marks only, so the tar brought this.
+			remove(space, name, "a layer's tar cannot speak to overlayfs")
+		case name == overlayutil.AttrOpaque && dir:
+			opaque[space] = x.value
+		case space == t.space && name == overlayutil.AttrOpaque:
+			remove(space, name, "not a directory")
+		case space == t.space && (name == overlayutil.AttrRedirect || name == overlayutil.AttrMetacopy):
+			return m, fmt.Errorf("%s has %s: part of it is in other layers, so this one is not whole by itself: %w", path, x.name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err != nil {
+		return m, err
+	}
+
+	ours, other := opaque[t.space], opaque[t.space.Other()]
+	if other != "" && t.direct && t.space == overlayutil.User {
+		// The applier always writes trusted marks; our mounts would not look.
+		if other != overlayutil.Opaque {
+			return m, t.undefined(path, t.space.Other(), other)
+		}
+		if err := t.space.Set(path, overlayutil.AttrOpaque, other); err != nil {
+			return m, err
+		}
+		t.found.Moved++
+		ours, m.changed = other, true
+		if err := t.space.Other().Remove(path, overlayutil.AttrOpaque); err != nil {
+			return m, err
+		}
+	} else if other != "" && (t.direct || ours != "") {
+		// Shown by our mounts as an ordinary attribute, it would be copied up
+		// with the directory, and hide things from a mount of the other kind.
+		remove(t.space.Other(), overlayutil.AttrOpaque, "our mounts do not look at it, and would copy it up")
+	}
+	switch {
+	case ours == "" || ours == overlayutil.Opaque:
+	case ours == overlayutil.XattrWhiteouts && t.features.XattrWhiteouts:
+	default:
+		return m, t.undefined(path, t.space, ours)
+	}
+	m.opaque = ours == overlayutil.Opaque
+	return m, err
+}
+
+func (t *truth) undefined(path string, space overlayutil.Space, value string) error {
+	return fmt.Errorf("%s has %s%s=%q, which means nothing to this kernel: %w", path, space, overlayutil.AttrOpaque, value, errdefs.ErrFailedPrecondition)
+}
+
+// root says what an opaque root means. Kernels do not look at the attributes
+// of a layer's root (seen on 6.18): every name of the parent chain that the
+// layer does not have gets a whiteout, every directory it has becomes opaque.
+func (t *truth) root(path string, opaque bool) error {
+	if !t.direct {
+		return nil
+	}
+	if len(t.lower.Layers) == 0 {
+		return nil
+	}
+	if t.rebased {
+		// At Prepare, with a parent, containerd gives the new root the
+		// parent's owner.
+		if err := sameOwner(path, t.lower.Layers[0]); err != nil {
+			return err
+		}
+	}
+	if !opaque {
+		return nil
+	}
+	t.found.Root = true
+	t.hidden = "."
+	names, err := t.lower.Top()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		own := filepath.Join(path, name)
+		st, err := os.Lstat(own)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			err = overlayutil.MakeWhiteout(own)
+		case err == nil && st.IsDir():
+			err = t.space.Set(own, overlayutil.AttrOpaque, overlayutil.Opaque)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *truth) isHidden(rel string) bool {
+	return t.hidden == "." || t.hidden != "" && strings.HasPrefix(rel, t.hidden+"/")
+}
+
+// inherit gives a directory that the layer's tar did not contain the attributes
+// that the parent chain shows for it. The applier had to invent it, because the
+// tar has something in it; with the parents at hand it copies the attributes
+// itself, but not when the parent is named at Commit, and it does not see that
+// an opaque directory above hides the one it copies from
+// (pkg/archive/tar.go:448, mkparent).
+func (t *truth) inherit(path, rel string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
+	if !t.direct || len(t.lower.Layers) == 0 {
+		return false, nil
+	}
+	if invented, err := isInvented(path, st, attrs); err != nil || !invented {
+		return false, err
+	}
+	want := inventedAs
+	if !t.isHidden(rel) {
+		if want, err = t.shown(rel); err != nil {
+			return false, err
+		}
+	}
+	have := attributes{st.Mode &^ unix.S_IFMT, st.Uid, st.Gid, inheritable(attrs)}
+	if have.equal(want) {
+		return false, nil
+	}
+	t.found.Inherited++
+	return true, have.become(want, path)
+}
+
+// isInvented reports whether the tar that was applied has no entry for a
+// directory. The applier sets the time of every directory that has one, as its
+// last act. The time of the others is that of the last change in them, which
+// the kernel sets together with the status change time; or, when all that
+// followed was an opaque mark, one between birth and that. Only a tar from the
+// nanoseconds of its own extraction could be mistaken.
+func isInvented(path string, st *unix.Stat_t, attrs []xattr) (bool, error) {
+	if st.Mtim == st.Ctim {
+		return true, nil
+	}
+	if st.Mode&^unix.S_IFMT != inventedAs.mode || st.Uid != 0 || st.Gid != 0 || len(inheritable(attrs)) > 0 {
+		return false, nil
+	}
+	var x unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x); err != nil {
+		return false, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	born := unix.Timespec{Sec: x.Btime.Sec, Nsec: int64(x.Btime.Nsec)}
+	return x.Mask&unix.STATX_BTIME != 0 && !before(st.Mtim, born) && !before(st.Ctim, st.Mtim), nil
+}
+
+func before(a, b unix.Timespec) bool {
+	return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec
+}
+
+// attributes of a directory that copying up would bring along.
+type attributes struct {
+	mode     uint32
+	uid, gid uint32
+	xattrs   []xattr
+}
+
+// inventedAs is what the applier makes when it knows no better.
+var inventedAs = attributes{mode: 0o755}
+
+// shown returns the attributes of the directory that the parent chain shows, or
+// those of a new one.
+func (t *truth) shown(rel string) (attributes, error) {
+	path, err := t.lower.Lookup(rel)
+	if err != nil || path == "" {
+		return inventedAs, err
+	}
+	st, attrs, err := readEntry(path)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return inventedAs, err
+	}
+	return attributes{st.Mode &^ unix.S_IFMT, st.Uid, st.Gid, inheritable(attrs)}, nil
+}
+
+// inheritable leaves out what says something about the layer (overlay's marks)
+// or about the machine (security modules label files themselves).
+func inheritable(attrs []xattr) []xattr {
+	return slices.DeleteFunc(slices.Clone(attrs), func(x xattr) bool {
+		_, _, overlay := overlayutil.Split(x.name)
+		return overlay || strings.HasPrefix(x.name, "security.")
+	})
+}
+
+func (a attributes) equal(b attributes) bool {
+	return a.mode == b.mode && a.uid == b.uid && a.gid == b.gid && slices.Equal(a.xattrs, b.xattrs)
+}
+
+func (a attributes) become(want attributes, path string) error {
+	for _, x := range a.xattrs {
+		if err := sysx.LRemovexattr(path, x.name); err != nil {
+			return &os.PathError{Op: "removexattr " + x.name, Path: path, Err: err}
+		}
+	}
+	for _, x := range want.xattrs {
+		if err := sysx.LSetxattr(path, x.name, []byte(x.value), 0); err != nil {
+			return &os.PathError{Op: "setxattr " + x.name, Path: path, Err: err}
+		}
+	}
+	// After chown, which may clear bits of the mode, and after the xattrs, of
+	// which an access control list is a part of the mode.
+	if err := unix.Lchown(path, int(want.uid), int(want.gid)); err != nil {
+		return &os.PathError{Op: "lchown", Path: path, Err: err}
+	}
+	if err := unix.Chmod(path, want.mode); err != nil {
+		return &os.PathError{Op: "chmod", Path: path, Err: err}
+	}
+	return nil
+}
+
+func sameOwner(path, as string) error {
+	var have, want unix.Stat_t
+	if err := errors.Join(unix.Lstat(path, &have), unix.Lstat(as, &want)); err != nil {
+		return fmt.Errorf("owner of %s for %s: %w", as, path, err)
+	}
+	if have.Uid == want.Uid && have.Gid == want.Gid {
+		return nil
+	}
+	if err := unix.Lchown(path, int(want.Uid), int(want.Gid)); err != nil {
+		return &os.PathError{Op: "lchown", Path: path, Err: err}
+	}
+	return nil
+}
+
+// checkCopiedUp refuses an opaque directory of which nobody can say whether it
+// was made opaque or copied up, on a kernel with that bug. What was copied up
+// looks like the directory below it, and such a kernel leaves no other trace
+// (overlay.origin came later, with Linux 4.12).
+func (t *truth) checkCopiedUp(path, rel string) error {
+	if t.direct || !t.features.OpaqueCopiedUp {
+		return nil
+	}
+	lower, err := t.lower.Lookup(rel)
+	if err != nil || lower == "" {
+		return err
+	}
+	mark, err := t.space.Get(lower, overlayutil.AttrOpaque)
+	if err != nil || mark != overlayutil.Opaque {
+		return err
+	}
+	return fmt.Errorf("%s is opaque, and so is %s below it: this kernel copies the mark up by mistake (fixed in Linux 4.8), "+
+		"and files of lower layers would vanish; update the kernel: %w", path, lower, errdefs.ErrFailedPrecondition)
+}
