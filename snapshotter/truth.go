@@ -32,7 +32,8 @@ type truth struct {
 	rebased  bool              // the parent became known at Commit
 	lower    overlayutil.Stack // the parent chain
 
-	hidden string // a directory below which the parent chain is hidden, "" when there is none
+	closed map[string]bool // directories that an opaque root makes opaque
+	hidden string          // a directory below which the parent chain is hidden, "" when there is none
 	found  overlayMarks
 }
 
@@ -107,6 +108,12 @@ func (t *truth) entry(ctx context.Context, path, rel string, st *unix.Stat_t, at
 	inherited, err := t.inherit(path, rel, st, attrs)
 	if err != nil {
 		return false, err
+	}
+	if t.closed[rel] && !m.opaque {
+		if err := t.space.Set(path, overlayutil.AttrOpaque, overlayutil.Opaque); err != nil {
+			return false, err
+		}
+		m.opaque, m.changed = true, true
 	}
 	if m.opaque {
 		t.found.Opaque++
@@ -204,10 +211,7 @@ func (t *truth) undefined(path string, space overlayutil.Space, value string) er
 // of a layer's root (seen on 6.18): every name of the parent chain that the
 // layer does not have gets a whiteout, every directory it has becomes opaque.
 func (t *truth) root(path string, opaque bool) error {
-	if !t.direct {
-		return nil
-	}
-	if len(t.lower.Layers) == 0 {
+	if !t.direct || len(t.lower.Layers) == 0 {
 		return nil
 	}
 	if t.rebased {
@@ -222,6 +226,7 @@ func (t *truth) root(path string, opaque bool) error {
 	}
 	t.found.Root = true
 	t.hidden = "."
+	t.closed = map[string]bool{}
 	names, err := t.lower.Top()
 	if err != nil {
 		return err
@@ -233,7 +238,7 @@ func (t *truth) root(path string, opaque bool) error {
 		case errors.Is(err, os.ErrNotExist):
 			err = overlayutil.MakeWhiteout(own)
 		case err == nil && st.IsDir():
-			err = t.space.Set(own, overlayutil.AttrOpaque, overlayutil.Opaque)
+			t.closed[name] = true // when the walk gets there: times tell who made it
 		}
 		if err != nil {
 			return err
