@@ -16,7 +16,7 @@
 //	         write <id>/record, fsync record, fs, work, <id>, snapshots/
 //	         transaction commits {row, open journal entry}
 //	apply    containerd writes into <id>/fs
-//	Commit   walk <id>/fs: usage, entries, digest
+//	Commit   walk <id>/fs: marks in order (truth.go), usage, entries, digest
 //	         write <id>/record
 //	         syncfs on the cursor
 //	         transaction {committed row, journal entry closed}
@@ -49,6 +49,7 @@
 //	<root>/snapshots/<id>/record  what a lost metadata.db is rebuilt from
 //	<root>/removing/              directories without a row, being deleted
 //	<root>/set-aside/             what a rebuild could not explain
+//	<root>/empty/                 lower directory of extractions without a parent
 //
 // # Concurrency and lock order
 //
