@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -60,7 +61,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	c, err := walk(ctx, filepath.Join(dir, "fs"), t)
+	c, err := seal.Write(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), t.entry)
 	if untrue := (*untrueError)(nil); errors.As(err, &untrue) {
 		s.refuse(a, err)
 	}
@@ -70,7 +71,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	faults.Point(faults.CommitWalked)
 
 	r := recordOf(a.id, committed)
-	r.Inodes, r.Size, r.Entries, r.Bytes, r.Digest = c.Usage.Inodes, c.Usage.Size, c.Entries, c.Bytes, c.Digest
+	r.Inodes, r.Size, r.Entries, r.Bytes, r.Digest = c.Inodes, c.Blocks, c.Entries, c.Bytes, c.Digest
 	r.Overlay = &t.found
 	if err := replaceRecord(dir, r, false); err != nil {
 		return err
@@ -109,7 +110,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		if err := s.refusal(a); err != nil {
 			return err
 		}
-		if err := storage.Commit(ctx, key, name, c.Usage, opts...); err != nil {
+		if err := storage.Commit(ctx, key, name, snapshots.Usage{Inodes: c.Inodes, Size: c.Blocks}, opts...); err != nil {
 			return err
 		}
 		defer faults.Point(faults.CommitInTx)
@@ -208,7 +209,7 @@ func committedInfo(name string, info snapshots.Info, opts []snapshots.Opt) (snap
 	return c, nil
 }
 
-func (s *Snapshotter) commitEntry(a *active, info snapshots.Info, c census) storage.CommitEntry {
+func (s *Snapshotter) commitEntry(a *active, info snapshots.Info, c seal.Summary) storage.CommitEntry {
 	namespace, _ := splitName(info.Name)
 	e := storage.CommitEntry{
 		ID: a.id, Name: info.Name, Namespace: namespace, ChainID: chainIDOf(info.Name, info.Labels),

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -44,8 +45,7 @@ type found struct {
 
 // Rebuild makes a new metadata.db from the records beside the layers, for a
 // root whose database is missing or damaged and whose daemon is not running. A
-// committed layer is restored when a walk finds exactly the entries that its
-// Commit found; the old database is kept, and a directory that cannot be
+// committed layer is restored when a walk finds exactly what its seal says; the old database is kept, and a directory that cannot be
 // restored is moved to set-aside/, children of a layer that is not whole
 // included. Content is not read.
 func Rebuild(ctx context.Context, root string) (_ Rebuilt, err error) {
@@ -114,15 +114,14 @@ func check(ctx context.Context, dir string, id uint64, r record) (string, error)
 	if r.Kind != kindNames[snapshots.KindCommitted] {
 		return "", nil
 	}
-	c, err := walk(ctx, filepath.Join(dir, "fs"), nil)
-	if ctx.Err() != nil {
+	findings, err := seal.Verify(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), r.Digest, 1)
+	switch {
+	case ctx.Err() != nil:
 		return "", ctx.Err()
-	}
-	if err != nil {
-		return "not whole: " + err.Error(), nil
-	}
-	if c.Digest != r.Digest {
-		return fmt.Sprintf("not whole: %d entries and %d bytes, %d and %d when it was committed", c.Entries, c.Bytes, r.Entries, r.Bytes), nil
+	case err != nil:
+		return "not known to be whole: " + err.Error(), nil
+	case len(findings) > 0:
+		return "not whole: " + findings[0].String(), nil
 	}
 	return "", nil
 }

@@ -12,8 +12,12 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// recordFile is the name of a snapshot's record, beside fs/.
-const recordFile = "record"
+// Names of files beside fs/: the record of a snapshot, and the seal of a
+// committed one.
+const (
+	recordFile = "record"
+	sealFile   = "seal"
+)
 
 // record is what a snapshot directory says of itself, so that a lost
 // metadata.db can be rebuilt. The database is the truth while there is one: a

@@ -14,6 +14,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -129,7 +130,7 @@ func (s *Snapshotter) checkCommitted(ctx context.Context, j *storage.Journal, r 
 		r.committed++
 		if _, err := j.GetCommitted(id); errors.Is(err, storage.ErrNoEntry) {
 			log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
-			e := s.commitEntry(&active{id: id}, info, census{})
+			e := s.commitEntry(&active{id: id}, info, seal.Summary{})
 			e.Strategy = storage.StrategyUnknown
 			r.adopted = append(r.adopted, e)
 		} else if err != nil {

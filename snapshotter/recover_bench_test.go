@@ -109,26 +109,3 @@ func peakMiB(tb testing.TB) float64 {
 	tb.Fatal("no VmHWM")
 	return 0
 }
-
-// BenchmarkWalk measures the walk of a Commit over a warm tree.
-func BenchmarkWalk(b *testing.B) {
-	root := b.TempDir()
-	const dirs, files = 300, 100
-	for d := range dirs {
-		dir := filepath.Join(root, strconv.Itoa(d))
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			b.Fatal(err)
-		}
-		for f := range files {
-			if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(f)), nil, 0o644); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	for b.Loop() {
-		if _, err := walk(b.Context(), root, nil); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(dirs*(files+1)+1)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
-}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/sysx"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -34,7 +36,9 @@ type truth struct {
 
 	closed map[string]bool // directories that an opaque root makes opaque
 	hidden string          // a directory below which the parent chain is hidden, "" when there is none
-	found  overlayMarks
+
+	mu    sync.Mutex // guards found: entries that are no directories come side by side
+	found overlayMarks
 }
 
 // overlayMarks is what a layer says to overlayfs, and what Commit had to do
@@ -91,52 +95,60 @@ func (s *Snapshotter) truthOf(ctx context.Context, a *active, info snapshots.Inf
 	}, nil
 }
 
-// entry looks at one entry. rel is its path below the layer's root, "." for the
-// root itself, which comes first; directories come before what is in them. The
-// result says whether something was changed, and attrs must be read again.
-func (t *truth) entry(ctx context.Context, path, rel string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return t.leaf(ctx, path, st, attrs)
+// entry is the seal.Hook of a Commit.
+func (t *truth) entry(ctx context.Context, path string, e *seal.Entry) (changed bool, err error) {
+	if changed, err = t.bringInOrder(ctx, path, e); err != nil {
+		return false, &untrueError{err}
 	}
-	m, err := t.marks(ctx, path, attrs, true)
+	return changed, nil
+}
+
+// untrueError is an error of truth: what the layer means is wrong or unknown.
+type untrueError struct{ error }
+
+func (e *untrueError) Unwrap() error { return e.error }
+
+func (t *truth) bringInOrder(ctx context.Context, path string, e *seal.Entry) (changed bool, err error) {
+	m, err := t.marks(ctx, path, e)
 	if err != nil {
 		return false, err
 	}
-	if rel == "." {
+	if e.Type() != unix.S_IFDIR {
+		whiteout, err := t.space.IsWhiteout(path, &e.Stat)
+		if whiteout {
+			t.count(&t.found.Whiteouts)
+		}
+		return m.changed, err
+	}
+	if e.Path == "." {
 		return true, t.root(path, m.opaque)
 	}
-	inherited, err := t.inherit(path, rel, st, attrs)
+	inherited, err := t.inherit(path, e)
 	if err != nil {
 		return false, err
 	}
-	if t.closed[rel] && !m.opaque {
+	if t.closed[e.Path] && !m.opaque {
 		if err := t.space.Set(path, overlayutil.AttrOpaque, overlayutil.Opaque); err != nil {
 			return false, err
 		}
 		m.opaque, m.changed = true, true
 	}
 	if m.opaque {
-		t.found.Opaque++
-		if err := t.checkCopiedUp(path, rel); err != nil {
+		t.count(&t.found.Opaque)
+		if err := t.checkCopiedUp(path, e.Path); err != nil {
 			return false, err
 		}
-		if !t.isHidden(rel) {
-			t.hidden = rel
+		if !t.isHidden(e.Path) {
+			t.hidden = e.Path
 		}
 	}
 	return m.changed || inherited, nil
 }
 
-func (t *truth) leaf(ctx context.Context, path string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
-	m, err := t.marks(ctx, path, attrs, false)
-	if err != nil {
-		return false, err
-	}
-	whiteout, err := t.space.IsWhiteout(path, st)
-	if whiteout {
-		t.found.Whiteouts++
-	}
-	return m.changed, err
+func (t *truth) count(n *int64) {
+	t.mu.Lock()
+	*n++
+	t.mu.Unlock()
 }
 
 type marks struct {
@@ -145,29 +157,30 @@ type marks struct {
 }
 
 // marks brings the overlay attributes of one entry in order.
-func (t *truth) marks(ctx context.Context, path string, attrs []xattr, dir bool) (m marks, err error) {
+func (t *truth) marks(ctx context.Context, path string, e *seal.Entry) (m marks, err error) {
+	dir := e.Type() == unix.S_IFDIR
 	opaque := map[overlayutil.Space]string{}
 	remove := func(space overlayutil.Space, name, why string) {
 		if err == nil {
 			log.G(ctx).WithField("path", path).Warnf("removed %s%s: %s", space, name, why)
 			err = space.Remove(path, name)
-			t.found.Removed++
+			t.count(&t.found.Removed)
 			m.changed = true
 		}
 	}
-	for _, x := range attrs {
-		space, name, ok := overlayutil.Split(x.name)
+	for _, x := range e.Xattrs {
+		space, name, ok := overlayutil.Split(x.Name)
 		switch {
 		case !ok:
 		case t.direct && space == t.space && space == overlayutil.User:
 			// The applier writes trusted marks only, so the tar brought this.
 			remove(space, name, "a layer's tar cannot speak to overlayfs")
 		case name == overlayutil.AttrOpaque && dir:
-			opaque[space] = x.value
+			opaque[space] = x.Value
 		case space == t.space && name == overlayutil.AttrOpaque:
 			remove(space, name, "not a directory")
 		case space == t.space && (name == overlayutil.AttrRedirect || name == overlayutil.AttrMetacopy):
-			return m, fmt.Errorf("%s has %s: part of it is in other layers, so this one is not whole by itself: %w", path, x.name, errdefs.ErrFailedPrecondition)
+			return m, fmt.Errorf("%s has %s: part of it is in other layers, so this one is not whole by itself: %w", path, x.Name, errdefs.ErrFailedPrecondition)
 		}
 	}
 	if err != nil {
@@ -183,7 +196,7 @@ func (t *truth) marks(ctx context.Context, path string, attrs []xattr, dir bool)
 		if err := t.space.Set(path, overlayutil.AttrOpaque, other); err != nil {
 			return m, err
 		}
-		t.found.Moved++
+		t.count(&t.found.Moved)
 		ours, m.changed = other, true
 		if err := t.space.Other().Remove(path, overlayutil.AttrOpaque); err != nil {
 			return m, err
@@ -257,24 +270,24 @@ func (t *truth) isHidden(rel string) bool {
 // itself, but not when the parent is named at Commit, and it does not see that
 // an opaque directory above hides the one it copies from
 // (pkg/archive/tar.go:448, mkparent).
-func (t *truth) inherit(path, rel string, st *unix.Stat_t, attrs []xattr) (changed bool, err error) {
+func (t *truth) inherit(path string, e *seal.Entry) (changed bool, err error) {
 	if !t.direct || len(t.lower.Layers) == 0 {
 		return false, nil
 	}
-	if invented, err := isInvented(path, st, attrs); err != nil || !invented {
+	if invented, err := isInvented(path, e); err != nil || !invented {
 		return false, err
 	}
 	want := inventedAs
-	if !t.isHidden(rel) {
-		if want, err = t.shown(rel); err != nil {
+	if !t.isHidden(e.Path) {
+		if want, err = t.shown(e.Path); err != nil {
 			return false, err
 		}
 	}
-	have := attributes{st.Mode &^ unix.S_IFMT, st.Uid, st.Gid, inheritable(attrs)}
+	have := attributesOf(e)
 	if have.equal(want) {
 		return false, nil
 	}
-	t.found.Inherited++
+	t.count(&t.found.Inherited)
 	return true, have.become(want, path)
 }
 
@@ -284,11 +297,12 @@ func (t *truth) inherit(path, rel string, st *unix.Stat_t, attrs []xattr) (chang
 // the kernel sets together with the status change time; or, when all that
 // followed was an opaque mark, one between birth and that. Only a tar from the
 // nanoseconds of its own extraction could be mistaken.
-func isInvented(path string, st *unix.Stat_t, attrs []xattr) (bool, error) {
+func isInvented(path string, e *seal.Entry) (bool, error) {
+	st := &e.Stat
 	if st.Mtim == st.Ctim {
 		return true, nil
 	}
-	if st.Mode&^unix.S_IFMT != inventedAs.mode || st.Uid != 0 || st.Gid != 0 || len(inheritable(attrs)) > 0 {
+	if !attributesOf(e).equal(inventedAs) {
 		return false, nil
 	}
 	var x unix.Statx_t
@@ -307,7 +321,7 @@ func before(a, b unix.Timespec) bool {
 type attributes struct {
 	mode     uint32
 	uid, gid uint32
-	xattrs   []xattr
+	xattrs   []seal.Xattr
 }
 
 // inventedAs is what the applier makes when it knows no better.
@@ -320,19 +334,23 @@ func (t *truth) shown(rel string) (attributes, error) {
 	if err != nil || path == "" {
 		return inventedAs, err
 	}
-	st, attrs, err := readEntry(path)
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	e, err := seal.Read(path, rel)
+	if err != nil || e.Type() != unix.S_IFDIR {
 		return inventedAs, err
 	}
-	return attributes{st.Mode &^ unix.S_IFMT, st.Uid, st.Gid, inheritable(attrs)}, nil
+	return attributesOf(&e), nil
+}
+
+func attributesOf(e *seal.Entry) attributes {
+	return attributes{e.Stat.Mode &^ unix.S_IFMT, e.Stat.Uid, e.Stat.Gid, inheritable(e.Xattrs)}
 }
 
 // inheritable leaves out what says something about the layer (overlay's marks)
 // or about the machine (security modules label files themselves).
-func inheritable(attrs []xattr) []xattr {
-	return slices.DeleteFunc(slices.Clone(attrs), func(x xattr) bool {
-		_, _, overlay := overlayutil.Split(x.name)
-		return overlay || strings.HasPrefix(x.name, "security.")
+func inheritable(attrs []seal.Xattr) []seal.Xattr {
+	return slices.DeleteFunc(slices.Clone(attrs), func(x seal.Xattr) bool {
+		_, _, overlay := overlayutil.Split(x.Name)
+		return overlay || strings.HasPrefix(x.Name, "security.")
 	})
 }
 
@@ -342,13 +360,13 @@ func (a attributes) equal(b attributes) bool {
 
 func (a attributes) become(want attributes, path string) error {
 	for _, x := range a.xattrs {
-		if err := sysx.LRemovexattr(path, x.name); err != nil {
-			return &os.PathError{Op: "removexattr " + x.name, Path: path, Err: err}
+		if err := sysx.LRemovexattr(path, x.Name); err != nil {
+			return &os.PathError{Op: "removexattr " + x.Name, Path: path, Err: err}
 		}
 	}
 	for _, x := range want.xattrs {
-		if err := sysx.LSetxattr(path, x.name, []byte(x.value), 0); err != nil {
-			return &os.PathError{Op: "setxattr " + x.name, Path: path, Err: err}
+		if err := sysx.LSetxattr(path, x.Name, []byte(x.Value), 0); err != nil {
+			return &os.PathError{Op: "setxattr " + x.Name, Path: path, Err: err}
 		}
 	}
 	// After chown, which may clear bits of the mode, and after the xattrs, of

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 )
 
@@ -147,12 +148,13 @@ func TestInherit(t *testing.T) {
 				"new":         "755 0:0 []",
 				"file":        "755 0:0 []",
 			} {
-				st, attrs, err := readEntry(e.path(rel))
+				entry, err := seal.Read(e.path(rel), rel)
 				if err != nil {
 					t.Error(err)
 					continue
 				}
-				if got := fmt.Sprintf("%o %d:%d %v", st.Mode&^unix.S_IFMT, st.Uid, st.Gid, inheritable(attrs)); got != want {
+				a := attributesOf(&entry)
+				if got := fmt.Sprintf("%o %d:%d %v", a.mode, a.uid, a.gid, a.xattrs); got != want {
 					t.Errorf("%s: %s, want %s", rel, got, want)
 				}
 			}
@@ -205,11 +207,11 @@ func setMark(t *testing.T, path, name, value string) {
 
 func xattrsOf(t *testing.T, path string) string {
 	t.Helper()
-	attrs, err := readXattrs(path)
+	e, err := seal.Read(path, ".")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprint(attrs)
+	return fmt.Sprint(e.Xattrs)
 }
 
 // TestMarks: opaque marks end up in the space that the mounts use, and nothing
