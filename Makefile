@@ -7,7 +7,7 @@ PREFIX   ?= /usr/local
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 # Debian packages for the tests and the demonstration; the product needs none.
-PACKAGES := runc e2fsprogs xfsprogs btrfs-progs fuse3 strace gcc libc6-dev ca-certificates
+PACKAGES := runc e2fsprogs xfsprogs btrfs-progs fuse3 strace mtree-netbsd gcc libc6-dev ca-certificates
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
@@ -45,8 +45,8 @@ lint: ## gofmt, go vet, staticcheck
 fuzz: ## fuzz the record decoder for a minute
 	$(GO) test ./storage -run '^$$' -fuzz FuzzDecode -fuzztime 60s
 
-bench: deps ## benchmarks: recovery, walk, and a pull beside the built-in overlayfs
-	$(GO) test ./snapshotter ./storage -run '^$$' -bench . -benchmem
+bench: deps ## benchmarks: recovery, seals, and a pull beside the built-in overlayfs
+	$(GO) test ./snapshotter ./storage ./internal/seal -run '^$$' -bench . -benchmem
 	cd tests && $(GO) test . -run '^$$' -bench . -benchtime 3x
 
 clean: ## remove what was built

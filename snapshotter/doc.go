@@ -16,7 +16,7 @@
 //	         write <id>/record, fsync record, fs, work, <id>, snapshots/
 //	         transaction commits {row, open journal entry}
 //	apply    containerd writes into <id>/fs
-//	Commit   walk <id>/fs: marks in order (truth.go), usage, entries, digest
+//	Commit   walk <id>/fs: marks in order (truth.go), usage, <id>/seal
 //	         write <id>/record
 //	         syncfs on the cursor
 //	         transaction {committed row, journal entry closed}
@@ -47,6 +47,7 @@
 //	<root>/snapshots/<id>/fs      the layer
 //	<root>/snapshots/<id>/work    overlay's work directory, active snapshots
 //	<root>/snapshots/<id>/record  what a lost metadata.db is rebuilt from
+//	<root>/snapshots/<id>/seal    what the layer was (package internal/seal)
 //	<root>/removing/              directories without a row, being deleted
 //	<root>/set-aside/             what a rebuild could not explain
 //	<root>/empty/                 lower directory of extractions without a parent

@@ -18,8 +18,9 @@ var ours = map[string][]string{
 	"internal/faults":         {},
 	"fsync":                   {"internal/faults"},
 	"overlayutil":             {},
+	"internal/seal":           {"overlayutil"},
 	"storage":                 {"fsync", "internal/faults"},
-	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/faults"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/faults", "internal/seal"},
 	"cmd/durable-snapshotter": {"snapshotter", "storage", "fsync"},
 }
 

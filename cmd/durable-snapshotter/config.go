@@ -141,13 +141,18 @@ func (c Config) snapshotter() snapshotter.Config {
 // JSON for a program.
 func setUpLog(level string) error {
 	format := log.JSONFormat
-	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
+	if isTerminal(os.Stderr) {
 		format = log.TextFormat
 	}
 	if err := log.SetFormat(format); err != nil {
 		return err
 	}
 	return log.SetLevel(level)
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 func printConfig(c *command) error {

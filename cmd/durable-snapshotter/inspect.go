@@ -32,8 +32,7 @@ func adminHandler(sn *snapshotter.Snapshotter) http.Handler {
 	return mux
 }
 
-// inspect prints what metadata.db says: it asks a running daemon, which holds
-// the file's lock, and reads the file when none is running.
+// inspect prints what metadata.db says.
 func inspect(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
 	if err := c.parseOnly(); err != nil {
@@ -43,13 +42,7 @@ func inspect(c *command) error {
 	if err != nil {
 		return err
 	}
-	report, err := inspectLive(c.ctx, adminSocket(cfg.Address))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		report, err = snapshotter.InspectRoot(c.ctx, cfg.Root)
-	} else if err == nil && report.Root != cfg.Root {
-		// The socket belongs to a daemon with another root.
-		report, err = snapshotter.InspectRoot(c.ctx, cfg.Root)
-	}
+	report, err := c.report(cfg)
 	if err != nil {
 		return err
 	}
@@ -59,6 +52,20 @@ func inspect(c *command) error {
 		return enc.Encode(report)
 	}
 	return printReport(c.stdout, report)
+}
+
+// report asks a running daemon, which holds the lock of metadata.db, and reads
+// the file when none is running.
+func (c *command) report(cfg Config) (snapshotter.Report, error) {
+	r, err := inspectLive(c.ctx, adminSocket(cfg.Address))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return snapshotter.InspectRoot(c.ctx, cfg.Root)
+	}
+	if err == nil && r.Root != cfg.Root {
+		// The socket belongs to a daemon with another root.
+		return snapshotter.InspectRoot(c.ctx, cfg.Root)
+	}
+	return r, err
 }
 
 func inspectLive(ctx context.Context, socket string) (r snapshotter.Report, err error) {

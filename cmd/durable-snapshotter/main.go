@@ -24,6 +24,8 @@ on disk, whatever happens to the power.
 Verbs:
   serve             serve containerd on a unix socket
   inspect [--json]  print snapshots and commit journal, of a running or a stopped daemon
+  check [--json] [SNAPSHOT...]
+                    compare committed layers with their seals, and write nothing
   repair --rebuild  make a new metadata.db from the layers' own records; the daemon must be stopped
   config            print the configuration in effect
   config default    print the default configuration
@@ -35,7 +37,8 @@ Flags of every verb:
   --address SOCKET  unix socket, overrides "address"
   --log-level LEVEL trace, debug, info, warn or error, overrides "log_level"
 
-Exit status: 0 done; 1 an error; 2 the command line makes no sense.
+Exit status: 0 done; 1 an error; 2 the command line makes no sense. Of check:
+0 all are ready; 1 some are not; 2 it could not look.
 
 Example:
   durable-snapshotter serve --root /var/lib/durable-snapshotter
@@ -52,6 +55,7 @@ func main() {
 // verbs maps a verb to the function that does it.
 var verbs = map[string]func(*command) error{
 	"serve":   serve,
+	"check":   check,
 	"inspect": inspect,
 	"repair":  repair,
 	"config":  printConfig,
@@ -134,7 +138,7 @@ func report(stderr io.Writer, err error) int {
 			fmt.Fprintf(stderr, "durable-snapshotter: hint: %s\n", h.text)
 		}
 	}
-	if errors.Is(err, errUsage) {
+	if errors.Is(err, errUsage) || errors.Is(err, errNotLooked) {
 		return 2
 	}
 	return 1
