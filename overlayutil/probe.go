@@ -49,7 +49,8 @@ const probePattern = ".overlay-probe-"
 var probed sync.Map // file system type and Space to Features
 
 // Probe finds the features by mounting below dir, in mounts of the given space.
-// The answer is kept for other directories on file systems of the same type.
+// The answer is kept for other directories on file systems of the same type. On
+// a full disk, where nothing can be tried, it is a cautious guess.
 // Nobody else may probe in dir at the same time.
 func Probe(dir string, space Space) (f Features, err error) {
 	defer func() {
@@ -68,16 +69,33 @@ func Probe(dir string, space Space) (f Features, err error) {
 	if known, ok := probed.Load(key); ok {
 		return known.(Features), nil
 	}
-	base, err := os.MkdirTemp(dir, probePattern)
-	if err != nil {
-		return f, err
-	}
 	defer func() { err = errors.Join(err, removeProbes(dir)) }()
-	p := prober{base: base, space: space}
-	if f, err = p.run(); err == nil {
+	base, err := os.MkdirTemp(dir, probePattern)
+	if err == nil {
+		f, err = prober{base: base, space: space}.run()
+	}
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return guess(), nil
+	case err == nil:
 		probed.Store(key, f)
 	}
 	return f, err
+}
+
+// guess is what can be said without mounting, on a full disk: an option is
+// known when the module has a parameter for its default. Of the rest the worst
+// is assumed.
+func guess() Features {
+	known := func(option string) bool {
+		_, err := os.Lstat("/sys/module/overlay/parameters/" + option)
+		return err == nil
+	}
+	return Features{
+		OpaqueCopiedUp: true,
+		RedirectDir:    known("redirect_dir"), Metacopy: known("metacopy"), Index: known("index"),
+		IDMappedMounts: IDMappedMounts(),
+	}
 }
 
 // removeProbes removes what a probe left, also one that was killed.

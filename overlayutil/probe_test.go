@@ -27,6 +27,9 @@ func TestProbe(t *testing.T) {
 	if again, err := Probe(dir, Trusted); err != nil || again != f {
 		t.Errorf("second probe: %+v, %v", again, err)
 	}
+	if g := guess(); g.RedirectDir != f.RedirectDir || g.Metacopy != f.Metacopy || g.Index != f.Index || g.IDMappedMounts != f.IDMappedMounts {
+		t.Errorf("a guess says %+v", g)
+	}
 	// The look must be able to see what the options are there to prevent.
 	p := prober{base: t.TempDir(), space: Trusted}
 	for _, d := range []string{"merged", "low/opaque", "low/x", "low/renamed", "mid/opaque", "mid/x"} {

@@ -175,7 +175,9 @@ func (s *Snapshotter) makeEmpty(ctx context.Context) error {
 			return err
 		}
 	}
-	return fsync.MkdirAll(s.emptyDir(), 0o555)
+	// Without it an extraction of that kind cannot be mounted, which nobody
+	// does; and on a full disk there is none.
+	return s.unlessFull(ctx, fsync.MkdirAll(s.emptyDir(), 0o555))
 }
 
 // warnSplit speaks of snapshots on another file system than the database: the
