@@ -20,21 +20,22 @@ type made struct {
 	kit.Node
 	keys    []string // of the xattrs
 	kind    kind
-	target  string // of a symlink
-	implied bool   // made for what lies in it, so far without an entry
+	entry   entry
+	implied bool // made for what lies in it, so far without an entry
 }
 
 // upper is the directory of a layer by path.
 type upper map[string]*made
 
 // What the applier refuses or gets wrong by itself. Images with these are not
-// generated; TestApplierErrors has one of each.
+// generated; TestNamedDeviations has one of each.
 var (
 	errIllegal      = errors.New("the specification forbids it or leaves it open")
 	errNotDirectory = errors.New("a parent lies below something that a middle layer removed or replaced")
 	errLateXattrs   = errors.New("a directory's entry follows its content and lacks xattrs of the lower one")
 	errNaiveOpaque  = errors.New("lowest layer: an opaque mark follows what lies in a directory without an entry")
-	errLinkXattrs   = errors.New("a hardlink's entry lacks xattrs of its target")
+	errLink         = errors.New("a hardlink's entry has other attributes than its target")
+	errDevice       = errors.New("a character device 0:0 is a whiteout")
 	errSetgid       = errors.New("a setgid directory: what is made in it belongs to its group")
 )
 
@@ -100,8 +101,9 @@ func (u upper) apply(e entry, lower []upper, lowest bool) error {
 		if old != nil || t == nil || t.kind == dir || t.kind == whiteout {
 			return errIllegal
 		}
-		if !slices.Equal(t.keys, keys(e)) {
-			return errLinkXattrs
+		n := t.entry
+		if e.mode != n.mode && t.kind != symlink || e.uid != n.uid || e.gid != n.gid || !e.mtime.Equal(n.mtime) || !maps.Equal(e.xattrs, n.xattrs) {
+			return errLink
 		}
 	case dir:
 		if old != nil && !old.implied {
@@ -121,13 +123,17 @@ func (u upper) apply(e entry, lower []upper, lowest bool) error {
 		if old != nil {
 			return errIllegal
 		}
+		if e.kind == char && e.major == 0 && e.minor == 0 {
+			return errDevice
+		}
+	}
+	if e.kind == hardlink {
+		u[e.path] = u[e.target]
+		return nil
 	}
 	n := inode{}
 	n.set(e)
-	u[e.path] = &made{Node: n.Node, keys: keys(e), kind: e.kind, target: e.target}
-	if e.kind == hardlink {
-		u[e.path].kind, u[e.path].target = u[e.target].kind, u[e.target].target
-	}
+	u[e.path] = &made{Node: n.Node, keys: keys(e), kind: e.kind, entry: e}
 	return nil
 }
 
@@ -175,10 +181,10 @@ func (u upper) resolve(name string) (*made, error) {
 			return nil, errNotDirectory
 		}
 		from := at
-		if path.IsAbs(m.target) {
+		if path.IsAbs(m.entry.target) {
 			from = "."
 		}
-		whole := path.Join("/", from, m.target, strings.Join(rest[1:], "/"))
+		whole := path.Join("/", from, m.entry.target, strings.Join(rest[1:], "/"))
 		at, rest = ".", strings.FieldsFunc(whole, func(r rune) bool { return r == '/' })
 	}
 	if at == "." {

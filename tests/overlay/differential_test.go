@@ -38,7 +38,7 @@ func TestDifferential(t *testing.T) {
 	if *single >= 0 {
 		n := newNode(t, "ext4", "")
 		t.Logf("image %d of seed %d:\n%v", *single, *seed, generate(*seed, uint64(*single)))
-		differential(t, n, uint64(*single))
+		differential(t, n, uint64(*single), ways)
 		return
 	}
 	// Most on ext4, the file system of most nodes, a few on the others.
@@ -55,7 +55,7 @@ func TestDifferential(t *testing.T) {
 				if i%500 == 0 { // before the disk is full
 					n = newNode(t, part.fs, "")
 				}
-				if !differential(t, n, uint64(start+i)) {
+				if !differential(t, n, uint64(start+i), ways) {
 					if failures++; failures == *limit {
 						break
 					}
@@ -68,10 +68,10 @@ func TestDifferential(t *testing.T) {
 }
 
 // differential tests one image, and reports whether it is right.
-func differential(t *testing.T, n *node, number uint64) bool {
+func differential(t *testing.T, n *node, number uint64, ways []way) bool {
 	t.Helper()
 	img := generate(*seed, number)
-	err := n.differs(t.Context(), img)
+	err := n.differs(t.Context(), img, ways)
 	if err == nil {
 		return true
 	}
@@ -79,12 +79,12 @@ func differential(t *testing.T, n *node, number uint64) bool {
 	if !errors.As(err, &d) {
 		t.Fatalf("image %d of seed %d: %v\n%v", number, *seed, err, indent(img.String()))
 	}
-	small := shrink(img, 2*time.Minute, func(img image) bool {
+	small := shrink(img, time.Minute, func(img image) bool {
 		var e *difference
-		return errors.As(n.differs(t.Context(), img), &e) && e.way == d.way
+		return errors.As(n.differs(t.Context(), img, ways), &e) && e.way == d.way
 	})
 	t.Errorf("image %d of seed %d (-seed %d -image %d), shrunk:\n%v\n%v",
-		number, *seed, *seed, number, indent(small.String()), n.differs(t.Context(), small))
+		number, *seed, *seed, number, indent(small.String()), n.differs(t.Context(), small, ways))
 	return false
 }
 
@@ -97,7 +97,7 @@ func (d *difference) Error() string {
 
 // differs unpacks an image in every way and compares. The error is a difference
 // when an unpacking shows the wrong tree, or does not succeed.
-func (n *node) differs(ctx context.Context, img image) error {
+func (n *node) differs(ctx context.Context, img image, ways []way) error {
 	for _, w := range ways {
 		if !strings.HasPrefix(w.name, *only) {
 			continue

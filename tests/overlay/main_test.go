@@ -22,7 +22,7 @@ var (
 	seed   = flag.Uint64("seed", 5, "of the generated images")
 	single = flag.Int("image", -1, "number of the only image to test")
 	limit  = flag.Int("failures", 3, "images that fail before a file system is given up")
-	only   = flag.String("way", "", "unpack only in the ways whose name starts so")
+	only   = flag.String("way", "", "unpack only in the ways whose names start so")
 )
 
 func TestMain(m *testing.M) {
@@ -54,14 +54,24 @@ func check(t testing.TB, err error) {
 }
 
 // memory is a tmpfs for disks and databases: what is tested here is what layers
-// mean, not how long a disk takes to sync them.
-func memory(t testing.TB) string {
+// mean, not how long a disk takes to sync them. It goes with the namespace that
+// kit.Main makes.
+var memory = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "m")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.NewSyscallError("mount", unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8g"))
+})
+
+// scratch is a directory in memory. Its name is short: the path of a unix socket
+// has room for 107 bytes, and t.TempDir spells out the test's whole name.
+func scratch(t testing.TB) string {
 	t.Helper()
-	dir := must[string](t)(os.MkdirTemp("", "m"))
-	check(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=6g"))
+	dir := must[string](t)(os.MkdirTemp(must[string](t)(memory()), "t"))
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
 		}
 	})
 	return dir
@@ -69,7 +79,7 @@ func memory(t testing.TB) string {
 
 func newDisk(t testing.TB, fs string) *kit.Disk {
 	t.Helper()
-	d := must[*kit.Disk](t)(kit.NewDisk(filepath.Join(memory(t), "disk"), kit.DiskOptions{FS: fs}))
+	d := must[*kit.Disk](t)(kit.NewDisk(filepath.Join(scratch(t), "disk"), kit.DiskOptions{FS: fs}))
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -83,7 +93,7 @@ func newDisk(t testing.TB, fs string) *kit.Disk {
 func startDaemon(t testing.TB, dir, config string) *kit.Daemon {
 	t.Helper()
 	d := must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
-		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: dir, RunDir: shortDir(t), Config: config,
+		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: dir, RunDir: scratch(t), Config: config,
 	}))
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -96,19 +106,6 @@ func startDaemon(t testing.TB, dir, config string) *kit.Daemon {
 		}
 	})
 	return d
-}
-
-// shortDir is a scratch directory with a short name: the path of a unix socket
-// has room for 107 bytes, and t.TempDir spells out the test's whole name.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir := must[string](t)(os.MkdirTemp("", "t"))
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 // indent makes a listing stand out in a failure message.

@@ -59,7 +59,7 @@ func newNode(t testing.TB, fs, config string) *node {
 	for _, name := range []string{overlayfs, renamed} {
 		all[name] = must[snapshots.Snapshotter](t)(stock.NewSnapshotter(n.disk.Path(name)))
 	}
-	dir := memory(t)
+	dir := scratch(t)
 	cs := must[content.Store](t)(local.NewStore(filepath.Join(dir, "content")))
 	db := must[*bolt.DB](t)(bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil))
 	n.db = metadata.NewDB(db, cs, all)

@@ -77,13 +77,19 @@ func (root *inode) apply(l layer) {
 
 // add puts an entry into the tree. "If the entry and the existing path are both
 // directories, then the existing path's attributes MUST be replaced"; in all
-// other cases the existing path is removed first.
+// other cases the existing path is removed first. A hardlink is one more name,
+// and changes nothing else.
 func (root *inode) add(e entry) {
+	if e.path == "." {
+		root.set(e)
+		return
+	}
 	parent, base := root.directory(path.Dir(e.path)), path.Base(e.path)
 	n := parent.names[base]
 	switch {
 	case e.kind == hardlink:
-		n = root.find(path.Dir(e.target)).names[path.Base(e.target)]
+		parent.names[base] = root.find(path.Dir(e.target)).names[path.Base(e.target)]
+		return
 	case e.kind != dir:
 		n = &inode{}
 	case n == nil || n.names == nil:
@@ -99,17 +105,13 @@ var types = map[kind]fs.FileMode{
 }
 
 func (n *inode) set(e entry) {
-	kind := n.Mode.Type()
-	if e.kind != hardlink {
-		kind = types[e.kind]
-	}
-	n.Mode = kind | fs.FileMode(e.mode)&fs.ModePerm
+	n.Mode = types[e.kind] | fs.FileMode(e.mode)&fs.ModePerm
 	for bit, mode := range map[int64]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
 		if e.mode&bit != 0 {
 			n.Mode |= mode
 		}
 	}
-	if kind == fs.ModeSymlink {
+	if e.kind == symlink {
 		n.Mode = fs.ModeSymlink | 0o777 // Linux has no other
 	}
 	n.Uid, n.Gid, n.Mtime = uint32(e.uid), uint32(e.gid), e.mtime

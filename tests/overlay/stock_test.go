@@ -7,7 +7,7 @@ import (
 
 // stockView is what the built-in overlay snapshotter is known to show: the
 // reference, with its known deviations put in. Each has a name in the table of
-// TestStockDeviations.
+// TestNamedDeviations.
 func stockView(img image, parallel bool) (view, error) {
 	uppers, err := unpacked(img, parallel)
 	if err != nil {
