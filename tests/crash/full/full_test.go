@@ -113,8 +113,8 @@ func TestControl(t *testing.T) {
 }
 
 // TestMutant wakes a defect in the daemon that does the work, and looks with one
-// that has none. The state that shows it shows it again when it is asked for by
-// its name.
+// that has none. The state that shows it shows it again when the recording was
+// kept and read back, and the state is asked for by its name.
 func TestMutant(t *testing.T) {
 	no := lab.Mutant{Name: "no-syncfs"}
 	r := record(t, Setup{FS: disk.Ext4, Daemon: bench.Mutation(no, "record"), Name: "mutant"})
@@ -131,9 +131,18 @@ func TestMutant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As another run would do it, days later.
+	dir := t.TempDir()
+	if err := r.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := lab.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	held := 0
 	again := run(t, &Check{
-		Recording: r, Cases: []state.Case{{State: path[0], Points: []int{path[0].Point}}},
+		Recording: bench.Adopt(loaded), Cases: []state.Case{{State: path[0], Points: []int{path[0].Point}}},
 		Hold: func(_ lab.Result, mountpoint string) {
 			for _, dir := range []string{containerdDir, snapshotterDir} {
 				if _, err := os.Stat(filepath.Join(mountpoint, dir)); err == nil {
