@@ -90,10 +90,10 @@ func newDisk(t testing.TB, fs string) *kit.Disk {
 
 // startDaemon starts the daemon on a directory of a disk and stops it in the
 // orderly way after the test.
-func startDaemon(t testing.TB, dir, config string) *kit.Daemon {
+func startDaemon(t testing.TB, binary, dir, config string) *kit.Daemon {
 	t.Helper()
 	d := must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
-		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: dir, RunDir: scratch(t), Config: config,
+		Binary: binary, Dir: dir, RunDir: scratch(t), Config: config,
 	}))
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -2,13 +2,19 @@ package overlay
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,6 +37,8 @@ func TestSmuggledMarks(t *testing.T) {
 			hostile[1][i] = e.withXattr("user.overlay."+m[0], m[1])
 		}
 	}
+	s := start(t, n, hostile, overlayfs, 0)
+	expect(t, "the built-in snapshotter's layers, in a mount with userxattr", mounted(t, s.layers(t, s.top()), "userxattr", "D"), "b")
 	for _, limit := range []int{0, 3} {
 		u := start(t, n, hostile, durable, limit)
 		got := must[view](t)(u.view())
@@ -111,6 +119,26 @@ func TestMarksThatAreRefused(t *testing.T) {
 			check(t, u.sn.Remove(u.ctx, "writing "+name))
 			expect(t, "the layer below", u.shows(t, u.top(), "D"), "a")
 		})
+	}
+}
+
+// TestUnannouncedParent: containerd before 2.3 unpacks in parallel without saying
+// at Prepare that there will be a parent. It then gets a bind mount, into which
+// its applier writes no whiteouts. The loss is refused, and the cure is named.
+func TestUnannouncedParent(t *testing.T) {
+	n := newNode(t, "ext4", "")
+	u := start(t, n, image{{mkfile("a"), mkfile("b")}}, durable, 0)
+	above := layer{rm("a")}
+	desc := must[ocispec.Descriptor](t)(n.blob(u.ctx, ocispec.MediaTypeImageLayer, must[[]byte](t)(above.tar())))
+	name := identity.ChainID([]digest.Digest{u.chain[0], desc.Digest}).String()
+	key := fmt.Sprintf(snapshots.UnpackKeyFormat, "1-abcd", name)
+	labels := snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: name})
+	mounts := must[[]mount.Mount](t)(u.sn.Prepare(u.ctx, key, "", labels))
+	_, err := apply.NewFileSystemApplier(n.db.ContentStore()).Apply(u.ctx, desc, mounts)
+	check(t, err)
+	err = u.sn.Commit(u.ctx, name, key, labels, snapshots.WithParent(u.top()))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "rebase") {
+		t.Errorf("commit of a layer that lost its whiteouts: %v, want a failed precondition that names the capability", err)
 	}
 }
 

@@ -36,7 +36,6 @@ import (
 // snapshotter, and the proxy client of the daemon under test. All of it is
 // containerd's own code, in this process.
 type node struct {
-	disk   *kit.Disk
 	daemon *kit.Daemon
 	db     *metadata.DB
 	count  int
@@ -53,15 +52,19 @@ const (
 // newNode makes a node whose snapshotters lie on a disk of their own.
 func newNode(t testing.TB, fs, config string) *node {
 	t.Helper()
-	n := &node{disk: newDisk(t, fs)}
-	n.daemon = startDaemon(t, n.disk.Path("durable"), config)
+	return newNodeIn(t, newDisk(t, fs).Path(), must[kit.Binaries](t)(binaries()).Daemon, config)
+}
+
+func newNodeIn(t testing.TB, dir, binary, config string) *node {
+	t.Helper()
+	n := &node{daemon: startDaemon(t, binary, filepath.Join(dir, "durable"), config)}
 	all := map[string]snapshots.Snapshotter{durable: must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())}
 	for _, name := range []string{overlayfs, renamed} {
-		all[name] = must[snapshots.Snapshotter](t)(stock.NewSnapshotter(n.disk.Path(name)))
+		all[name] = must[snapshots.Snapshotter](t)(stock.NewSnapshotter(filepath.Join(dir, name)))
 	}
-	dir := scratch(t)
-	cs := must[content.Store](t)(local.NewStore(filepath.Join(dir, "content")))
-	db := must[*bolt.DB](t)(bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil))
+	own := scratch(t)
+	cs := must[content.Store](t)(local.NewStore(filepath.Join(own, "content")))
+	db := must[*bolt.DB](t)(bolt.Open(filepath.Join(own, "meta.db"), 0o600, nil))
 	n.db = metadata.NewDB(db, cs, all)
 	check(t, n.db.Init(t.Context()))
 	t.Cleanup(func() {
