@@ -139,3 +139,23 @@ func decompress(path string, read func(io.Reader) error) error {
 	}
 	return nil
 }
+
+// SaveLog writes a log to a file that LoadLog reads.
+func SaveLog(path string, entries []disk.Entry) error {
+	if err := compress(path, func(w io.Writer) error { return disk.Export(w, entries) }); err != nil {
+		return fmt.Errorf("save log: %w", err)
+	}
+	return nil
+}
+
+// LoadLog reads what SaveLog has written.
+func LoadLog(path string) (entries []disk.Entry, err error) {
+	err = decompress(path, func(in io.Reader) error {
+		entries, err = disk.Import(in)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load log: %w", err)
+	}
+	return entries, nil
+}

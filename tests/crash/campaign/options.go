@@ -1,0 +1,120 @@
+package campaign
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// Workload is what happens before the power goes.
+type Workload string
+
+// The workloads.
+const (
+	API  Workload = "api"  // calls to the snapshotter
+	Full Workload = "full" // a containerd that pulls, removes and collects
+)
+
+// Options of a campaign.
+type Options struct {
+	Workload Workload
+	Seed     uint64
+	FS       []disk.FS
+	Foreign  *Foreign `json:",omitempty"` // what is under test instead of durable-snapshotter
+
+	States int `json:"-"` // how many to look at; may grow when a campaign goes on
+}
+
+// Foreign is a snapshotter that is not ours: a program that serves containerd's
+// API for proxy plugins on a unix socket.
+type Foreign struct {
+	// Start is a shell command that runs the program in the foreground until
+	// SIGTERM. {root} stands for a directory that is on the disk under test, and
+	// {address} for the socket to serve on.
+	Start string
+	// Address is the socket of a program that cannot be told, and Roots are the
+	// directories where such a program keeps its data: they are mounted on the
+	// disk under test while it runs.
+	Address string
+	Roots   []string `json:",omitempty"`
+}
+
+// Validate says what cannot be done.
+func (o *Options) Validate() error {
+	switch {
+	case o.Workload != API && o.Workload != Full:
+		return fmt.Errorf("workload %q: want %s or %s", o.Workload, API, Full)
+	case o.States <= 0:
+		return fmt.Errorf("%d states: want more than none", o.States)
+	case len(o.FS) == 0:
+		return errors.New("no file system")
+	}
+	for i, fs := range o.FS {
+		if !fs.Valid() {
+			return fmt.Errorf("file system %q: want ext4, xfs or btrfs", fs)
+		}
+		if slices.Contains(o.FS[:i], fs) {
+			return fmt.Errorf("file system %q is named twice", fs)
+		}
+	}
+	if o.Foreign == nil {
+		return nil
+	}
+	if o.Workload != API {
+		return fmt.Errorf("workload %s is for durable-snapshotter only", o.Workload)
+	}
+	return o.Foreign.validate()
+}
+
+func (f *Foreign) validate() error {
+	switch {
+	case f.Start == "":
+		return errors.New("a foreign snapshotter needs a command that starts it: only a start recovers from a power cut")
+	case f.movable() == (f.Address != "" || len(f.Roots) > 0):
+		return errors.New("a foreign snapshotter either has {root} and {address} in its command, or an address and its roots are named")
+	case !f.movable() && (f.Address == "" || len(f.Roots) == 0):
+		return errors.New("a foreign snapshotter without {root} and {address} in its command needs its address and at least one root")
+	}
+	for _, path := range append([]string{f.Address}, f.Roots...) {
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("path %q is not absolute", path)
+		}
+	}
+	return nil
+}
+
+// rounds are taken in turn.
+var sizes = []workload.Size{workload.Small, {Chains: 2, Layers: 6}, {Chains: 5, Layers: 2}}
+
+var mountOptions = map[disk.FS][][]string{
+	disk.Ext4:  {nil, {"commit=1", "noauto_da_alloc"}, {"data=journal"}, {"data=writeback"}},
+	disk.XFS:   {nil, {"logbsize=256k"}},
+	disk.Btrfs: {nil, {"flushoncommit"}, {"compress=zstd"}},
+}
+
+// plan is what one recording of a round is to be.
+func (o *Options) plan(fs disk.FS, round int) (options []string, size workload.Size) {
+	all := mountOptions[fs]
+	return all[round%len(all)], sizes[round%len(sizes)]
+}
+
+// share is how many states of a first cut one recording gives. More recordings
+// are better than more states of one, and cost a few seconds each.
+func (o *Options) share() int {
+	most := 1500
+	if o.Workload == Full {
+		most = 150
+	}
+	return max(1, min(most, (o.States+len(o.FS)-1)/len(o.FS)))
+}
+
+// movable reports whether the program can be told where its data and its socket
+// are.
+func (f *Foreign) movable() bool {
+	return strings.Contains(f.Start, "{root}") && strings.Contains(f.Start, "{address}")
+}

@@ -1,0 +1,175 @@
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+)
+
+// ErrInterrupted is returned by Run when its context ended before all states
+// were looked at. The campaign can be resumed.
+var ErrInterrupted = errors.New("interrupted")
+
+// campaign is one in progress.
+type campaign struct {
+	*Store
+	bench    *lab.Bench
+	progress io.Writer
+	last     time.Time  // of a line of progress
+	mu       sync.Mutex // guards last and err
+	err      error      // of the store; ends the campaign
+}
+
+// Run begins or resumes the campaign in dir and returns its summary, also when
+// it was interrupted.
+func Run(ctx context.Context, dir string, o Options, resume bool, progress io.Writer) (_ *Summary, err error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	bench, err := lab.NewBench()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, bench.Close()) }()
+	// Also the program itself: it recovers in its own process.
+	tested, err := sumOf(bench.Ours, bench.Faulty, bench.Stock, "/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	store, err := Create(dir, o, tested, resume)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	c := &campaign{Store: store, bench: bench, progress: progress}
+	err = c.gatesHold(ctx)
+	store.began = time.Now() // the rate is that of looking
+	if err == nil {
+		if o.Workload == Full {
+			err = c.full(ctx)
+		} else {
+			err = c.api(ctx)
+		}
+	}
+	if err != nil && !errors.Is(err, ErrInterrupted) {
+		return nil, err
+	}
+	return c.Summary(), err
+}
+
+// enough reports whether the campaign is over.
+func (c *campaign) enough(ctx context.Context) bool {
+	c.Store.mu.Lock()
+	defer c.Store.mu.Unlock()
+	return ctx.Err() != nil || len(c.Lines) >= c.Options.States
+}
+
+// hear takes in a result.
+func (c *campaign) hear(r lab.Result) {
+	n, err := c.result(r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	if r.Verdict > lab.NotMeasured {
+		fmt.Fprintln(c.progress, r)
+	}
+	if time.Since(c.last) > 10*time.Second {
+		c.last = time.Now()
+		fmt.Fprintf(c.progress, "%d of %d states; at %s\n", n, c.Options.States, r.ID)
+	}
+}
+
+func (c *campaign) failed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// api is the workload of calls to the snapshotter.
+func (c *campaign) api(ctx context.Context) error {
+	subject := c.subject()
+	for round := 0; ; round++ {
+		for _, fs := range c.Options.FS {
+			if c.enough(ctx) {
+				return c.end(ctx)
+			}
+			r, err := c.recording(ctx, subject, fs, round)
+			if err != nil {
+				return err
+			}
+			if err := c.check(ctx, subject, r); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *campaign) end(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ErrInterrupted
+	}
+	return c.failed()
+}
+
+// recording loads the recording of a round, or makes and keeps it.
+func (c *campaign) recording(ctx context.Context, s subject, fs disk.FS, round int) (*lab.Recording, error) {
+	options, size := c.Options.plan(fs, round)
+	setup := lab.Setup{
+		FS: fs, Seed: c.Options.Seed + uint64(round), Options: options, Layers: size, Idle: true,
+		Name: s.name, Generic: s.generic, Daemon: s.daemon("record"),
+	}
+	dir := c.RecordingDir((&lab.Recording{FS: fs, Seed: setup.Seed, Subject: s.name}).ID())
+	r, err := lab.Load(dir)
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		return r, err
+	}
+	// A call that is cut short by Ctrl-C would look like one that failed.
+	if r, err = lab.Record(context.WithoutCancel(ctx), setup); err != nil {
+		return nil, err
+	}
+	return r, r.Save(dir)
+}
+
+// check looks at the states of a recording that were not looked at before.
+func (c *campaign) check(ctx context.Context, s subject, r *lab.Recording) error {
+	cases := lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: r.Seed, Want: c.Share}), c.Share)
+	var left []state.Case
+	for _, k := range cases {
+		if !c.isDone(r.ID() + "/" + k.State.String()) {
+			left = append(left, k)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	check := lab.Check{
+		Recording: r, Cases: left, Workers: s.workers, Strict: s.strict,
+		Subject: s.look, Sample: s.sample, Every: s.every,
+		Deep: 50, Nested: 150,
+		Each:  c.hear,
+		Until: func(lab.Result) bool { return c.enough(ctx) || c.failed() != nil },
+		Keep: func(first state.State, recovery []disk.Entry) error {
+			return lab.SaveLog(c.secondLog(r.ID(), first), recovery)
+		},
+	}
+	if _, err := check.Run(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return c.failed()
+}
+
+// WriteFile writes a file into the directory of the campaign.
+func (s *Store) WriteFile(name string, text []byte) error {
+	return os.WriteFile(filepath.Join(s.Dir, name), text, 0o644)
+}
