@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -55,6 +57,12 @@ type Process struct {
 	Env     []string
 	Address string // of the socket
 	Log     string // file
+
+	// Roots are directories where the program insists to keep its data. A part of
+	// the disk is mounted on each while it runs; they must exist.
+	Roots []string
+	// Foreign programs may end with any status when they are told to stop.
+	Foreign bool
 }
 
 // Start starts the process and waits until it answers.
@@ -72,31 +80,68 @@ func (p Process) Launch(ctx context.Context, root string) (*Running, error) {
 		return nil, err
 	}
 	_ = os.Remove(p.Address) // of one that was killed
+	r := &Running{program: p}
+	if err := r.bind(root); err != nil {
+		return nil, errors.Join(err, r.unbind())
+	}
 	process, err := kit.StartProcess(filepath.Base(argv[0]), p.Log, p.Env, argv...)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, r.unbind())
 	}
 	conn, err := grpc.NewClient("unix://"+p.Address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(impatient))
 	if err != nil {
-		return nil, errors.Join(err, process.Kill())
+		return nil, errors.Join(err, process.Kill(), r.unbind())
 	}
-	r := &Running{
-		Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "subject"),
-		process:     process, conn: conn,
-	}
+	r.Snapshotter = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "subject")
+	r.process, r.conn = process, conn
 	if err := process.WaitReady(ctx, 30*time.Second, r.answers); err != nil {
-		return nil, errors.Join(err, conn.Close(), process.Kill())
+		return nil, errors.Join(err, conn.Close(), process.Kill(), r.unbind())
 	}
 	return r, nil
+}
+
+// bind mounts a part of root on each of the program's own directories.
+func (r *Running) bind(root string) error {
+	for i, dir := range r.program.Roots {
+		part := filepath.Join(root, strconv.Itoa(i))
+		if err := os.MkdirAll(part, 0o711); err != nil {
+			return err
+		}
+		if err := unix.Mount(part, dir, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", part, dir, err)
+		}
+		r.bound = append(r.bound, dir)
+	}
+	return nil
+}
+
+// unbind undoes bind, and waits for a program that was just killed to let go.
+func (r *Running) unbind() error {
+	deadline := time.Now().Add(30 * time.Second)
+	for len(r.bound) > 0 {
+		dir := r.bound[len(r.bound)-1]
+		err := unix.Unmount(dir, 0)
+		if errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
+			time.Sleep(5 * time.Millisecond)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		r.bound = r.bound[:len(r.bound)-1]
+	}
+	return nil
 }
 
 // Running is a started Process.
 type Running struct {
 	snapshots.Snapshotter
+	program Process
 	process *kit.Process
 	conn    *grpc.ClientConn
+	bound   []string // of program.Roots, those that are mounted
 }
 
 // impatient tries again at once: a socket that is not there yet is there in
@@ -128,7 +173,14 @@ func (r *Running) Cleanup(ctx context.Context) error {
 
 // Close stops the process with SIGTERM.
 func (r *Running) Close() error {
-	err := errors.Join(r.Snapshotter.Close(), r.conn.Close(), r.process.Stop())
+	stop := r.process.Stop
+	if r.program.Foreign {
+		stop = func() error {
+			_ = r.process.Stop() // its status is its own business
+			return r.process.Kill()
+		}
+	}
+	err := errors.Join(r.Snapshotter.Close(), r.conn.Close(), stop(), r.unbind())
 	if err != nil {
 		err = fmt.Errorf("stop snapshotter: %w", err)
 	}
@@ -137,5 +189,5 @@ func (r *Running) Close() error {
 
 // Kill ends the process with SIGKILL, as a power cut would.
 func (r *Running) Kill() error {
-	return errors.Join(r.Snapshotter.Close(), r.conn.Close(), r.process.Kill())
+	return errors.Join(r.Snapshotter.Close(), r.conn.Close(), r.process.Kill(), r.unbind())
 }
