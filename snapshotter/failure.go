@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
@@ -209,16 +210,28 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		healthy := s.trouble.cause == nil
 		s.trouble.mu.Unlock()
 		if healthy {
-			if _, err := fsync.Inspect(s.cfg.Root); errors.Is(err, fsync.ErrUnsuitable) {
-				s.onWriteFailure(ctx, err, undo{})
-			} else if err := s.db.Reserve(); err != nil {
-				log.G(ctx).WithError(err).Debug("no space was set aside for metadata.db")
-			}
+			s.look(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// look asks for what the kernel may have done to the file system without being
+// asked to write. Since Linux 6.15 an ext4 that made itself read-only after an
+// error does not say so to statfs(2); it refuses fallocate(2).
+func (s *Snapshotter) look(ctx context.Context) {
+	_, err := fsync.Inspect(s.cfg.Root)
+	if !errors.Is(err, fsync.ErrUnsuitable) {
+		err = s.db.Reserve()
+	}
+	switch {
+	case errors.Is(err, fsync.ErrUnsuitable), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
+		s.onWriteFailure(ctx, err, undo{})
+	case err != nil:
+		log.G(ctx).WithError(err).Debug("no space was set aside for metadata.db")
 	}
 }

@@ -123,7 +123,7 @@ func (t *truth) bringInOrder(ctx context.Context, path string, e *seal.Entry) (c
 	if e.Path == "." {
 		return true, t.root(path, m.opaque)
 	}
-	inherited, err := t.inherit(path, e)
+	inherited, err := t.inherit(path, e, m.opaque)
 	if err != nil {
 		return false, err
 	}
@@ -270,11 +270,15 @@ func (t *truth) isHidden(rel string) bool {
 // itself, but not when the parent is named at Commit, and it does not see that
 // an opaque directory above hides the one it copies from
 // (pkg/archive/tar.go:448, mkparent).
-func (t *truth) inherit(path string, e *seal.Entry) (changed bool, err error) {
+func (t *truth) inherit(path string, e *seal.Entry, opaque bool) (changed bool, err error) {
 	if !t.direct || len(t.lower.Layers) == 0 {
 		return false, nil
 	}
-	if invented, err := isInvented(path, e); err != nil || !invented {
+	invented, err := isInvented(path, e)
+	if err == nil && !invented && opaque {
+		invented, err = t.isCopied(e)
+	}
+	if err != nil || !invented {
 		return false, err
 	}
 	want := inventedAs
@@ -302,15 +306,34 @@ func isInvented(path string, e *seal.Entry) (bool, error) {
 	if st.Mtim == st.Ctim {
 		return true, nil
 	}
-	if !attributesOf(e).equal(inventedAs) {
-		return false, nil
-	}
 	var x unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x); err != nil {
 		return false, &os.PathError{Op: "statx", Path: path, Err: err}
 	}
 	born := unix.Timespec{Sec: x.Btime.Sec, Nsec: int64(x.Btime.Nsec)}
 	return x.Mask&unix.STATX_BTIME != 0 && !before(st.Mtim, born) && !before(st.Ctim, st.Mtim), nil
+}
+
+// isCopied reports whether the applier made a directory by copying the first
+// one of that path in the layers below, and has put nothing but an opaque mark
+// into it since: then it still has the times of the other. A directory from a
+// tar has its time of access from there too, and when the tar has none, that of
+// modification.
+func (t *truth) isCopied(e *seal.Entry) (bool, error) {
+	if e.Stat.Atim == e.Stat.Mtim {
+		return false, nil
+	}
+	for _, layer := range t.lower.Layers {
+		var st unix.Stat_t
+		err := unix.Lstat(filepath.Join(layer, e.Path), &st)
+		if err == nil {
+			return st.Mode == e.Stat.Mode && st.Mtim == e.Stat.Mtim && st.Atim == e.Stat.Atim, nil
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			return false, &os.PathError{Op: "lstat", Path: filepath.Join(layer, e.Path), Err: err}
+		}
+	}
+	return false, nil
 }
 
 func before(a, b unix.Timespec) bool {

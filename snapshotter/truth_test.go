@@ -128,25 +128,34 @@ func TestInherit(t *testing.T) {
 	acl := map[string]string{"SCHILY.xattr.user.kind": "d"}
 	owned := dir("a/b", 0o2750, 1234)
 	owned.PAXRecords = acl
-	bottom := []tar.Header{dir("a", 0, 7), owned, file("a/b/one"), dir("kept", 0o700, 5), dir("swept/inner", 0o700, 5), dir("gone", 0o700, 5), dir("file", 0o700, 5)}
+	bottom := []tar.Header{dir("a", 0, 7), owned, file("a/b/one"), dir("kept", 0o700, 5), dir("swept/inner", 0o700, 5), dir("swept/marked", 0o700, 5), dir("own/marked", 0o700, 5), dir("gone", 0o700, 5), dir("file", 0o700, 5)}
 	middle := []tar.Header{dir("swept", 0o711, 6), opaque("swept"), file(".wh.gone"), file("file")}
 	for _, parallel := range []bool{false, true} {
 		t.Run(map[bool]string{false: "sequential", true: "parallel"}[parallel], func(t *testing.T) {
 			s := start(t, t.TempDir())
-			extract(t, s, 1, false, bottom...).mustCommit(t)
+			low := extract(t, s, 1, false, bottom...).mustCommit(t)
+			for _, rel := range []string{"swept/marked", "own/marked"} {
+				// Somebody reads them; a mount with noatime would not notice.
+				read := []unix.Timespec{{Sec: 1_100_000_000}, {Nsec: unix.UTIME_OMIT}}
+				if err := unix.UtimesNanoAt(unix.AT_FDCWD, low.path(rel), read, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
 			extract(t, s, 2, parallel, middle...).mustCommit(t)
 			e := extract(t, s, 3, parallel,
 				file("a/b/two"), dir("kept", 0o755, 0), file("swept/inner/x"), file("gone/x"), file("new/x"),
-				file("file/x"), opaque("a/b")).mustCommit(t)
+				file("file/x"), opaque("a/b"), opaque("swept/marked"), opaque("own"), opaque("own/marked")).mustCommit(t)
 			for rel, want := range map[string]string{
-				"a":           "0 7:7 []",
-				"a/b":         "2750 1234:1234 [{user.kind d}]",
-				"kept":        "755 0:0 []", // the tar says so
-				"swept":       "711 6:6 []",
-				"swept/inner": "755 0:0 []", // hidden by the opaque directory
-				"gone":        "755 0:0 []",
-				"new":         "755 0:0 []",
-				"file":        "755 0:0 []",
+				"a":            "0 7:7 []",
+				"a/b":          "2750 1234:1234 [{user.kind d}]",
+				"kept":         "755 0:0 []", // the tar says so
+				"swept":        "711 6:6 []",
+				"swept/inner":  "755 0:0 []", // hidden by the opaque directory
+				"swept/marked": "755 0:0 []",
+				"own/marked":   "755 0:0 []", // hidden by the layer itself
+				"gone":         "755 0:0 []",
+				"new":          "755 0:0 []",
+				"file":         "755 0:0 []",
 			} {
 				entry, err := seal.Read(e.path(rel), rel)
 				if err != nil {
