@@ -28,6 +28,12 @@
 //     lost data; a shared one reports the error to one of its users only.
 //   - After an error the pages are marked clean. A second syncfs returns 0 and
 //     the data is gone: nothing may be retried into success.
+//   - Nor may the same pages be written again: on ext4, a page whose first write
+//     failed counts as written from then on. A later write and fdatasync succeed,
+//     the extent stays marked as unwritten, and the next mount reads zeros. A new
+//     file, or the file dropped from the page cache, is safe.
+//   - An error that nobody was told of waits for the next descriptor that is
+//     opened (errseq_sample), however long ago it happened.
 //   - Before Linux 5.17 errors of the file system's own sync_fs are dropped
 //     (commits 5679897eb104 and 2d86293c7075).
 //   - ext4 with an aborted journal, and a failed cache flush on ext4 and btrfs,

@@ -21,8 +21,18 @@
 // what is on disk, and the DB refuses every transaction until [DB.Rewrite]
 // has succeeded. bbolt itself would go on: after a failed sync of its meta page
 // the page cache holds the new state and the disk the old one, and the next
-// transaction reuses pages that the old state still needs. Rewrite copies the
-// state into a new file, syncs it and renames it into place.
+// transaction reuses pages that the old state still needs; after one of its data
+// pages, ext4 loses what is written to them next. Rewrite copies the state into
+// a new file, syncs it and renames it into place. A transaction that the kernel
+// refused at once, as on a full disk, has changed nothing, and the next one may
+// follow.
+//
+// An earlier process may have ended between a failed write and its consequences.
+// Therefore [Open] drops the file from the page cache before it reads it.
+//
+// Removing works on a full disk: [DB.Reserve] keeps blocks for it. Reading works
+// on a file system that has shut itself down: the file is mapped once, larger
+// than it grows.
 //
 // metadata.db is born complete: written under a temporary name, synced, renamed,
 // directory synced. bbolt's own creation is not crash-safe. A database that is
