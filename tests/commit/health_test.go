@@ -2,6 +2,7 @@ package commit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -85,6 +86,36 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 			a.cut(t, true)
 		})
 	}
+}
+
+// TestHealthNoticesReadOnly has the kernel make the file system read-only, as it
+// does with errors=remount-ro, under a daemon that nobody calls.
+func TestHealthNoticesReadOnly(t *testing.T) {
+	d := newDisk(t, kit.DiskOptions{FS: "ext4", Size: 256 << 20, Mount: "errors=remount-ro"})
+	r := racers{daemon: newDaemon(t, kit.DaemonOptions{Dir: d.Path("durable")})}
+	r.sn = start(t, r.daemon)
+	ctx := t.Context()
+	done := chain(1, "")[0]
+	check(t, done.unpack(ctx, r.sn))
+
+	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(d.Device()), "trigger_fs_error")
+	check(t, os.WriteFile(trigger, []byte("a test asked for this error\n"), 0))
+	waitFor(t, 30*time.Second, func() error {
+		if r.daemon.Healthy(ctx) == nil {
+			return errors.New("health says SERVING on a file system that is read-only")
+		}
+		return nil
+	})
+	if _, err := r.sn.Prepare(ctx, "key", done.name); !errdefs.IsUnavailable(err) {
+		t.Errorf("prepare: %v, want unavailable", err)
+	}
+	if info, err := r.sn.Stat(ctx, done.name); err != nil || info.Kind != snapshots.KindCommitted {
+		t.Errorf("stat: %v, %v, want it committed", info.Kind, err)
+	}
+	kill(t, r.daemon)
+	check(t, d.Remount())
+	r.sn = start(t, r.daemon)
+	r.written(t, "key")
 }
 
 // TestReadsOutliveTheFileSystem has the file system shut itself down, as ext4 and
