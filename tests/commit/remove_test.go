@@ -7,43 +7,60 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+	"unsafe"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// TestDeletionBlocksNobody deletes a tree that takes its time, while a layer is
-// prepared, written, committed and removed. Only who asked for the deletion
-// waits for it.
+// hold makes the first process that opens a directory wait for release: a tree
+// whose deletion takes as long as the test wants (fanotify(7)).
+func hold(t *testing.T, dir string) (opened func() error, release func()) {
+	t.Helper()
+	fd := must[int](t)(unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_NONBLOCK|unix.FAN_CLOEXEC, unix.O_RDONLY))
+	closed := sync.OnceFunc(func() { unix.Close(fd) }) // lets everybody go on
+	t.Cleanup(closed)
+	check(t, unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_ONDIR, unix.AT_FDCWD, dir))
+	return func() error {
+		var event unix.FanotifyEventMetadata
+		buf := unsafe.Slice((*byte)(unsafe.Pointer(&event)), unsafe.Sizeof(event))
+		if _, err := unix.Read(fd, buf); err != nil {
+			return fmt.Errorf("nobody has opened %s: %w", dir, err)
+		}
+		unix.Close(int(event.Fd))
+		return nil
+	}, closed
+}
+
+// TestDeletionBlocksNobody deletes a tree that does not go away, while a layer is
+// prepared, written, committed and removed. Only who asked for the deletion waits
+// for it.
 func TestDeletionBlocksNobody(t *testing.T) {
 	r, ctx := newRacers(t), t.Context()
-	dir := upper(t, must[mounts](t)(r.sn.Prepare(ctx, "big", "")))
-	for i := range 100 {
-		sub := filepath.Join(dir, fmt.Sprint("dir-", i))
-		check(t, os.Mkdir(sub, 0o755))
-		for j := range 250 {
-			check(t, os.WriteFile(filepath.Join(sub, fmt.Sprint("file-", j)), nil, 0o644))
-		}
-	}
-	check(t, r.sn.Remove(ctx, "big"))
+	r.written(t, "slow")
+	row, _ := inspect(t, r.daemon).find("slow")
+	opened, release := hold(t, filepath.Join(layerDir(r.daemon, row.ID), "dir"))
+	check(t, r.sn.Remove(ctx, "slow"))
 	swept := make(chan error, 1)
 	go func() { swept <- r.sn.(snapshots.Cleaner).Cleanup(ctx) }()
-	// When it lies in removing/, its deletion is what Cleanup is at.
-	waitFor(t, patience, func() error {
-		if len(list(t, r.daemon.Root, "removing")) == 0 {
-			return fmt.Errorf("Cleanup has not begun")
-		}
-		return nil
-	})
-	r.written(t, "small")
-	check(t, r.sn.Commit(ctx, "layer", "small"))
+	waitFor(t, 30*time.Second, opened)
+	// Should it be in somebody's way after all, the test is to end.
+	defer time.AfterFunc(time.Minute, release).Stop()
+
+	r.written(t, "quick")
+	check(t, r.sn.Commit(ctx, "layer", "quick"))
+	r.whole(t, "layer", "quick")
 	check(t, r.sn.Remove(ctx, "layer"))
 	select {
 	case err := <-swept:
-		t.Errorf("Cleanup (%v) was over before a layer came and went: it was in the way, or the tree is too small", err)
+		t.Errorf("Cleanup (%v) did not wait for the deletion", err)
 	default:
+		release()
 		check(t, <-swept)
 	}
 	cleanUp(t, r.sn)
