@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -111,8 +112,8 @@ func (l *library) works(t *testing.T) {
 	t.Helper()
 	start(t, l.daemon)
 	l.connected(t)
-	if d := diffLines(strings.Split(l.snapshots, "\n"), strings.Split(l.rows(t), "\n")); d != "" {
-		t.Errorf("the snapshots are not what they were: %s", d)
+	if err := l.asBefore(t); err != nil {
+		t.Error(err)
 	}
 	for i, p := range []kit.Pushed{l.runnable, l.layered} {
 		if out := l.ctr(t, "run", "--rm", "--snapshotter", "durable", p.Ref, fmt.Sprint("once-", i)); out != "hello from the image\n" {
@@ -125,9 +126,18 @@ func (l *library) works(t *testing.T) {
 	if out := l.ctr(t, "task", "exec", "--exec-id", "x", running, "/bin/guest", "cat", "/tmp/note"); out != "of the running container" {
 		t.Errorf("the running container has %q in its file", out)
 	}
-	cleanUp(t, connect(t, l.daemon))
-	waitFor(t, 20*time.Second, func() error { return orphans(t, l.daemon) })
+	// Collect what the containers have left, which containerd does some time.
+	l.ctr(t, "content", "prune", "references")
+	waitFor(t, 20*time.Second, func() error { return errors.Join(l.asBefore(t), orphans(t, l.daemon)) })
 	check(t, l.daemon.Stop())
+}
+
+func (l *library) asBefore(t *testing.T) error {
+	t.Helper()
+	if d := diffLines(strings.Split(l.snapshots, "\n"), strings.Split(l.rows(t), "\n")); d != "" {
+		return fmt.Errorf("the snapshots are not what they were: %s", d)
+	}
+	return nil
 }
 
 // TestRebuild loses metadata.db under images and a running container, in two
