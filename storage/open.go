@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -105,6 +106,10 @@ func fromDisk(path string) error {
 	}
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		return errors.Join(&os.PathError{Op: "fadvise", Path: path, Err: err}, f.Close())
+	}
+	// Once through, in order: bbolt would fetch page after page.
+	if _, err := io.Copy(io.Discard, f); err != nil {
+		return errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), f.Close())
 	}
 	return f.Close()
 }
