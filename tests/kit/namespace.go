@@ -108,7 +108,15 @@ func outside() (code int, err error) {
 		return 1, errors.New("namespace: clone: not possible here")
 	}
 	defer stop()
+	// Whoever is the last in a mount namespace unmounts what is left. If that
+	// were a FUSE server that was killed, it would wait for its own answer, and
+	// its end would never come: so it is we who are the last.
+	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid))
+	if err != nil {
+		return 1, errors.Join(fmt.Errorf("namespace: %w", err), cmd.Process.Kill(), cmd.Wait())
+	}
 	err = cmd.Wait()
+	mounts.Close()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return exitCode(exit.Sys().(syscall.WaitStatus)), nil
