@@ -36,9 +36,10 @@ func right(img image) (view, error) { return reference(img).view(), nil }
 // with a name.
 func TestDifferential(t *testing.T) {
 	if *single >= 0 {
-		n := newNode(t, "ext4", "")
 		t.Logf("image %d of seed %d:\n%v", *single, *seed, generate(*seed, uint64(*single)))
-		differential(t, n, uint64(*single), ways)
+		for _, fs := range []string{"ext4", "xfs", "btrfs"} {
+			t.Run(fs, func(t *testing.T) { differential(t, newNode(t, fs, ""), uint64(*single), ways) })
+		}
 		return
 	}
 	// Most on ext4, the file system of most nodes, a few on the others.

@@ -12,5 +12,7 @@
 //	go test ./overlay -run Differential -images 5000 -seed 7
 //	go test ./overlay -run Differential -seed 7 -image 1234
 //
-// The last form repeats one image. A failure prints it, shrunk to what matters.
+// The last form repeats one image. -way "durable, in" unpacks in that way only,
+// -failures 20 goes on after that many. A failure prints the image, shrunk to
+// what matters.
 package overlay

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"testing"
@@ -33,8 +34,8 @@ type outcome struct {
 type fate bool
 
 const (
-	right_ fate = true  // the right thing
-	same   fate = false // the same as the built-in: it comes about in the applier or in the kernel
+	cured  fate = true  // the right thing
+	shared fate = false // the same as the built-in: it comes about in the applier or in the kernel
 )
 
 var odd = mkdir("d/sub").withMode(0o700).withOwner(1000, 50).withXattr("user.note", "kept")
@@ -46,35 +47,35 @@ var deviations = []deviation{
 		image:      image{{mkfile("old"), mkfile("d/old")}, {empty("."), mkfile("new"), mkfile("d/new")}},
 		sequential: &outcome{like: image{{mkfile("old"), mkfile("d/old"), mkfile("new"), mkfile("d/new")}}},
 		parallel:   &outcome{like: image{{mkfile("old"), mkfile("d/old"), mkfile("new"), mkfile("d/new")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:     "parent without an entry, in parallel",
 		why:      "the applier is not told of the layers below, so it cannot copy the attributes of the directory it makes",
 		image:    image{{odd}, {mkfile("d/sub/f")}},
 		parallel: &outcome{like: image{{mkdir("d/sub"), mkfile("d/sub/f")}}},
-		durable:  right_,
+		durable:  cured,
 	},
 	{
 		name:       "parent hidden by an opaque directory of a middle layer",
 		why:        "the applier looks for the directory's name in one layer after the other and does not see that the opaque parent hides it",
 		image:      image{{odd}, {empty("d"), mkfile("d/f")}, {mkfile("d/sub/f")}},
 		sequential: &outcome{like: image{{odd, mkfile("d/f"), mkfile("d/sub/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "parent hidden by an opaque directory of the same layer",
 		why:        "as above; the mark may even come later in the tar",
 		image:      image{{odd}, {mkfile("d/sub/f"), empty("d")}},
 		sequential: &outcome{like: image{{odd, mkfile("d/sub/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "parent hidden by an opaque directory, with nothing but a mark in it",
 		why:        "as above; the time is copied, too, for no entry in the directory changes it",
 		image:      image{{odd}, {empty("d"), empty("d/sub")}},
 		sequential: &outcome{like: image{{odd}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "parent hidden by an opaque root",
@@ -82,37 +83,37 @@ var deviations = []deviation{
 		image:      image{{odd, mkfile("old")}, {mkfile("d/sub/f"), empty(".")}},
 		sequential: &outcome{like: image{{odd, mkfile("old"), mkfile("d/sub/f")}}},
 		parallel:   &outcome{like: image{{mkdir("d/sub"), mkfile("old"), mkfile("d/sub/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "top-level parent hidden by an opaque root",
 		why:        "as above",
 		image:      image{{odd.with(func(e *entry) { e.path = "top" })}, {mkfile("top/f"), empty(".")}},
 		sequential: &outcome{like: image{{odd.with(func(e *entry) { e.path = "top" }), mkfile("top/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "two parents below a directory that an opaque root removed",
 		why:        "nothing is removed, and attributes are copied from there",
 		image:      image{{odd}, {empty(".")}, {mkfile("d/sub/f")}},
 		sequential: &outcome{like: image{{odd, mkfile("d/sub/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 	{
 		name:       "parent that is a symlink below",
 		why:        "the directory that replaces the symlink is given the attributes of the one it led to",
 		image:      image{{odd, mksymlink("link", "d/sub")}, {mkfile("link/f")}},
 		sequential: &outcome{like: image{{odd, mkdir("link").withMode(0o700).withOwner(1000, 50).withXattr("user.note", "kept"), mkfile("link/f")}}},
-		durable:    right_,
+		durable:    cured,
 	},
 
-	// The rest comes about in the applier, which runs in containerd, or in the
-	// kernel, whoever keeps the layers.
+	// These come about in the applier, and only when it knows the layers below.
 	{
 		name:       "two parents below what a middle layer removed",
 		why:        "the applier looks into every layer for the parents; below a whiteout the kernel answers ENOTDIR, and it gives up",
 		image:      image{{mkfile("d/sub/f")}, {rm("d")}, {mkfile("d/sub/g")}},
 		sequential: &outcome{refused: "not a directory"},
+		durable:    cured,
 		rejects:    errNotDirectory,
 	},
 	{
@@ -120,8 +121,12 @@ var deviations = []deviation{
 		why:        "the applier has copied the attributes of the lower directory by then, and the xattrs stay",
 		image:      image{{odd}, {mkfile("d/sub/f"), mkdir("d/sub")}},
 		sequential: &outcome{like: image{{mkdir("d/sub").withXattr("user.note", "kept"), mkfile("d/sub/f")}}},
+		durable:    cured,
 		rejects:    errLateXattrs,
 	},
+
+	// The rest comes about in the applier, which runs in containerd, or in the
+	// kernel, whoever keeps the layers.
 	{
 		name:       "opaque mark in the lowest layer after a directory without an entry",
 		why:        "the lowest layer is unpacked without marks: a mark deletes what is there and was no entry of the tar, with all in it",
@@ -215,8 +220,34 @@ func TestNamedDeviations(t *testing.T) {
 	}
 }
 
+// TestTimesFromTheExtraction: layers are pulled right after they are built, by
+// machines whose clocks differ. A directory's entry is no less an entry when its
+// time lies within the extraction of its layer.
+func TestTimesFromTheExtraction(t *testing.T) {
+	n := newNode(t, "ext4", "")
+	for _, limit := range []int{0, 3} {
+		var lower, upper layer
+		began := time.Now()
+		for i := range 400 {
+			d := mkdir(fmt.Sprintf("d%03d", i))
+			lower = append(lower, d.withMode(0o700).withOwner(1000, 50))
+			upper = append(upper, d.withTime(began.Add(time.Duration(i)*10*time.Millisecond)))
+			if i%2 == 1 {
+				upper = append(upper, empty(d.path))
+			}
+		}
+		// Keeps the applier busy while those instants pass.
+		upper = append(upper, mkfile("large").with(func(e *entry) { e.body = strings.Repeat("0123456789abcdef", 6<<20) }))
+		img := image{lower, upper}
+		u := start(t, n, img, durable, limit)
+		if text := reference(img).view().diff(must[view](t)(u.view()), img); text != "" {
+			t.Errorf("limit %d: extracted in the %v after %v:\n%s", limit, time.Since(began), began.UTC(), text)
+		}
+	}
+}
+
 func (f fate) of(o *outcome) *outcome {
-	if f == right_ {
+	if f == cured {
 		return nil
 	}
 	return o

@@ -97,10 +97,9 @@ func (l limiter) Release(int64) { <-l }
 // unpacking is one image unpacked into one snapshotter, in a namespace of its
 // own, so that nothing is there already.
 type unpacking struct {
-	ctx    context.Context
-	sn     snapshots.Snapshotter
-	chain  []digest.Digest
-	cancel context.CancelFunc
+	ctx   context.Context
+	sn    snapshots.Snapshotter
+	chain []digest.Digest
 }
 
 // unpack unpacks an image as containerd's transfer service and its CRI plugin
