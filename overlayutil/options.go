@@ -5,7 +5,8 @@ import "strings"
 // Options are the options of an overlay mount, as a list with one option per
 // item: containerd's form.
 type Options struct {
-	Lower []string // topmost first; nil without lowerdir
+	Lower []string // topmost first; nil without lower directories
+	Apart bool     // each lower directory is an option of its own, lowerdir+
 	Upper string   // "" for a read-only mount
 	Work  string
 	Rest  []string // everything else, as it stands, in order
@@ -22,6 +23,8 @@ func ParseOptions(options []string) Options {
 		switch key {
 		case "lowerdir":
 			o.Lower = splitLower(value)
+		case "lowerdir+": // nothing is quoted here
+			o.Lower, o.Apart = append(o.Lower, value), true
 		case "upperdir":
 			o.Upper = value
 		case "workdir":
@@ -42,7 +45,11 @@ func (o Options) Strings() []string {
 	if o.Upper != "" {
 		out = append(out, "upperdir="+o.Upper)
 	}
-	if o.Lower != nil {
+	if o.Apart {
+		for _, dir := range o.Lower {
+			out = append(out, "lowerdir+="+dir)
+		}
+	} else if o.Lower != nil {
 		quoted := make([]string, len(o.Lower))
 		for i, dir := range o.Lower {
 			quoted[i] = quoteLower.Replace(dir)

@@ -19,6 +19,11 @@ func TestOptions(t *testing.T) {
 	if out := o.Strings(); !slices.Equal(out, in) {
 		t.Errorf("%q became %q", in, out)
 	}
+	in = []string{"workdir=/w", "upperdir=/u", `lowerdir+=/a:b`, `lowerdir+=/c`, "index=off"}
+	o = ParseOptions(in)
+	if !slices.Equal(o.Lower, []string{"/a:b", "/c"}) || !o.Apart || !slices.Equal(o.Strings(), in) {
+		t.Errorf("%+v, %q", o, o.Strings())
+	}
 	if o := ParseOptions([]string{"lowerdir=/a", "lowerdir=/b"}); !slices.Equal(o.Lower, []string{"/b"}) {
 		t.Errorf("the last lowerdir counts, not %q", o.Lower)
 	}

@@ -23,6 +23,7 @@ type Features struct {
 	Metacopy       bool // the option metacopy is known (4.19)
 	Metacopies     bool // without it, chmod of a lower file makes a metacopy
 	Index          bool // index=on is possible (4.13; needs file handles)
+	LowerApart     bool // lowerdir+ is known (6.8)
 	UserXattr      bool // userxattr is known (5.11)
 	IDMappedMounts bool // owners of lower directories can be mapped (5.19)
 }
@@ -114,6 +115,7 @@ func removeProbes(dir string) error {
 type prober struct {
 	base  string
 	space Space
+	apart bool // name the lower directories with lowerdir+
 }
 
 func (p prober) path(elem ...string) string {
@@ -142,6 +144,9 @@ func (p prober) run() (f Features, err error) {
 	}
 	f.IDMappedMounts = IDMappedMounts()
 	f.UserXattr = p.try("userxattr")
+	apart := p
+	apart.apart = true
+	f.LowerApart = apart.try(p.usual()...)
 	f.Index = p.try(p.usual("index=on")...)
 	f.RedirectDir = p.try(p.usual("redirect_dir=off")...)
 	f.Metacopy = p.try(p.usual("metacopy=off")...)
@@ -197,7 +202,7 @@ func (p prober) mounted(fn func(merged, upper string) error, options ...string) 
 	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
 		return err
 	}
-	o := Options{Lower: []string{p.path("mid"), p.path("low")}, Upper: upper, Work: work, Rest: options}
+	o := Options{Lower: []string{p.path("mid"), p.path("low")}, Apart: p.apart, Upper: upper, Work: work, Rest: options}
 	// Unmounting syncs the upper file system, unless the mount is volatile
 	// (5.10): nothing here needs to last.
 	data := strings.Join(o.Strings(), ",")

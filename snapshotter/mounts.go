@@ -59,6 +59,17 @@ func (s *Snapshotter) adapt(mounts []mount.Mount, id uint64, info snapshots.Info
 	if m.Type == "overlay" {
 		m.Options = append(slices.Clone(m.Options), s.selfContained...)
 	}
+	if _, extraction := extractionOf(info.Name, info.Labels); extraction && m.Type == "overlay" && s.features.LowerApart && !inUserNS() {
+		// The applier looks for the parents in lowerdir, to copy attributes of
+		// directories from them, and does not see what hides what there
+		// (pkg/archive/tar.go:482): directories come back with attributes they
+		// had before they were removed, or a pull fails where one was. Commit
+		// gives directories their attributes, so it shall not find any. For
+		// whoever mounts it, the mount is the same.
+		o := overlayutil.ParseOptions(m.Options)
+		o.Apart = true
+		m.Options = o.Strings()
+	}
 	return []mount.Mount{m}
 }
 

@@ -123,7 +123,7 @@ func (t *truth) bringInOrder(ctx context.Context, path string, e *seal.Entry) (c
 	if e.Path == "." {
 		return true, t.root(path, m.opaque)
 	}
-	inherited, err := t.inherit(path, e, m.opaque)
+	inherited, err := t.inherit(path, e)
 	if err != nil {
 		return false, err
 	}
@@ -266,19 +266,13 @@ func (t *truth) isHidden(rel string) bool {
 
 // inherit gives a directory that the layer's tar did not contain the attributes
 // that the parent chain shows for it. The applier had to invent it, because the
-// tar has something in it; with the parents at hand it copies the attributes
-// itself, but not when the parent is named at Commit, and it does not see that
-// an opaque directory above hides the one it copies from
-// (pkg/archive/tar.go:448, mkparent).
-func (t *truth) inherit(path string, e *seal.Entry, opaque bool) (changed bool, err error) {
+// tar has something in it; with the parents at hand it copies attributes itself
+// (pkg/archive/tar.go:448), but not always those that the chain shows: see adapt.
+func (t *truth) inherit(path string, e *seal.Entry) (changed bool, err error) {
 	if !t.direct || len(t.lower.Layers) == 0 {
 		return false, nil
 	}
-	invented, err := isInvented(path, e)
-	if err == nil && !invented && opaque {
-		invented, err = t.isCopied(e)
-	}
-	if err != nil || !invented {
+	if invented, err := isInvented(path, e); err != nil || !invented {
 		return false, err
 	}
 	want := inventedAs
@@ -296,48 +290,20 @@ func (t *truth) inherit(path string, e *seal.Entry, opaque bool) (changed bool, 
 }
 
 // isInvented reports whether the tar that was applied has no entry for a
-// directory. The applier sets the time of every directory that has one, as its
-// last act. The time of the others is that of the last change in them, which
-// the kernel sets together with the status change time; or, when all that
-// followed was an opaque mark, one between birth and that. Only a tar from the
-// nanoseconds of its own extraction could be mistaken.
+// directory. Of one that has, the applier sets both times, as its last act. The
+// others have the time of access of their birth, if nobody has read them since,
+// and the time of modification of the last change in them, which the kernel
+// sets together with that of status changes; a mark that came later moves
+// only the latter.
 func isInvented(path string, e *seal.Entry) (bool, error) {
-	st := &e.Stat
-	if st.Mtim == st.Ctim {
+	if e.Stat.Mtim == e.Stat.Ctim {
 		return true, nil
 	}
 	var x unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x); err != nil {
 		return false, &os.PathError{Op: "statx", Path: path, Err: err}
 	}
-	born := unix.Timespec{Sec: x.Btime.Sec, Nsec: int64(x.Btime.Nsec)}
-	return x.Mask&unix.STATX_BTIME != 0 && !before(st.Mtim, born) && !before(st.Ctim, st.Mtim), nil
-}
-
-// isCopied reports whether the applier made a directory by copying the first
-// one of that path in the layers below, and has put nothing but an opaque mark
-// into it since: then it still has the times of the other. A directory from a
-// tar has its time of access from there too, and when the tar has none, that of
-// modification.
-func (t *truth) isCopied(e *seal.Entry) (bool, error) {
-	if e.Stat.Atim == e.Stat.Mtim {
-		return false, nil
-	}
-	for _, layer := range t.lower.Layers {
-		var st unix.Stat_t
-		err := unix.Lstat(filepath.Join(layer, e.Path), &st)
-		if err == nil {
-			return st.Mode == e.Stat.Mode && st.Mtim == e.Stat.Mtim && st.Atim == e.Stat.Atim, nil
-		}
-		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-			return false, &os.PathError{Op: "lstat", Path: filepath.Join(layer, e.Path), Err: err}
-		}
-	}
-	return false, nil
-}
-
-func before(a, b unix.Timespec) bool {
-	return a.Sec < b.Sec || a.Sec == b.Sec && a.Nsec < b.Nsec
+	return x.Mask&unix.STATX_BTIME != 0 && e.Stat.Atim == unix.Timespec{Sec: x.Btime.Sec, Nsec: int64(x.Btime.Nsec)}, nil
 }
 
 // attributes of a directory that copying up would bring along.

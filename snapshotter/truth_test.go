@@ -56,7 +56,10 @@ func extract(t *testing.T, s *Snapshotter, n int, parallel bool, entries ...tar.
 	if mounts[0].Type == "overlay" {
 		o := overlayutil.ParseOptions(mounts[0].Options)
 		e.upper = o.Upper
-		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(o.Lower))
+		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
+		if !o.Apart { // containerd's applier looks at lowerdir only
+			opts = append(opts, archive.WithParents(o.Lower))
+		}
 	} else {
 		e.upper = mounts[0].Source
 	}
@@ -133,14 +136,7 @@ func TestInherit(t *testing.T) {
 	for _, parallel := range []bool{false, true} {
 		t.Run(map[bool]string{false: "sequential", true: "parallel"}[parallel], func(t *testing.T) {
 			s := start(t, t.TempDir())
-			low := extract(t, s, 1, false, bottom...).mustCommit(t)
-			for _, rel := range []string{"swept/marked", "own/marked"} {
-				// Somebody reads them; a mount with noatime would not notice.
-				read := []unix.Timespec{{Sec: 1_100_000_000}, {Nsec: unix.UTIME_OMIT}}
-				if err := unix.UtimesNanoAt(unix.AT_FDCWD, low.path(rel), read, 0); err != nil {
-					t.Fatal(err)
-				}
-			}
+			extract(t, s, 1, false, bottom...).mustCommit(t)
 			extract(t, s, 2, parallel, middle...).mustCommit(t)
 			e := extract(t, s, 3, parallel,
 				file("a/b/two"), dir("kept", 0o755, 0), file("swept/inner/x"), file("gone/x"), file("new/x"),
