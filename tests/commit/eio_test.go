@@ -36,14 +36,17 @@ func (a *ailing) kinds() []diskKind {
 		trees, others = 1, 1
 	}
 	both := []int{0, 1}
-	return []diskKind{
+	kinds := []diskKind{
 		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO}, 1, both},
 		{"journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO}, trees, both},
 		{"flush", disk.Fault{Op: disk.OpFlush, Errno: syscall.EIO}, 1, both},
 		{"no space for data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.ENOSPC}, others, []int{1}},
 		{"torn data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO, Short: 512}, others, []int{1}},
-		{"torn journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO, Short: 512}, others, []int{1}},
 	}
+	if a.fs != disk.Btrfs { // it does not mount when its superblock is torn
+		kinds = append(kinds, diskKind{"torn journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO, Short: 512}, others, []int{1}})
+	}
+	return kinds
 }
 
 // sweep lets the k-th request of a kind fail, k growing, until it is never
