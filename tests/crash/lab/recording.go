@@ -29,7 +29,10 @@ type Setup struct {
 	Idle    bool           // go on recording until background writes are over
 	Patient bool           // ask again for a parent that is not there yet
 	Generic bool           // look at layers through mounts only: a snapshotter whose directories are not known
-	Name    string         // of the subject, for names of states
+	// Parallel extracts the layers of a chain side by side, and names their
+	// parents at Commit.
+	Parallel bool
+	Name     string // of the subject, for names of states
 }
 
 // mark of the first point at which the power may go: the file system is mounted
@@ -120,7 +123,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
-	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Scratch: scratch}
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Parallel: s.Parallel, Scratch: scratch}
 	if r.Record, err = runner.Run(ctx); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -43,10 +44,14 @@ func (l *Layer) Extract(ctx context.Context, mounts []mount.Mount, sync bool) er
 
 // Labels are those that containerd's unpacker sends with Prepare and Commit.
 func (l *Layer) Labels() snapshots.Opt {
-	return snapshots.WithLabels(map[string]string{
+	labels := map[string]string{
 		snapshots.LabelSnapshotRef:    l.ChainID,
 		snapshots.LabelSnapshotDiffID: l.DiffID.String(),
-	})
+	}
+	if l.Parent != "" {
+		labels["containerd.io/snapshot/parent-chain-id"] = path.Base(l.Parent)
+	}
+	return snapshots.WithLabels(labels)
 }
 
 // Key is the key of an extraction, in the form of containerd's back end.
@@ -75,6 +80,9 @@ func Directories(mounts []mount.Mount) (upper string, lower []string, err error)
 			}
 			if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
 				lower = strings.Split(dirs, ":")
+			}
+			if dir, ok := strings.CutPrefix(o, "lowerdir+="); ok {
+				lower = append(lower, dir)
 			}
 		}
 		return upper, lower, nil

@@ -32,6 +32,7 @@ type Runner struct {
 	Sync        bool   // extract with containerd's own sync
 	Patient     bool   // ask again for a while when a parent is not there yet
 	Generic     bool   // look at layers through mounts only, not into directories
+	Parallel    bool   // extract the layers of a chain side by side, and name the parents at Commit
 	Scratch     string // directory for mount points, not on the disk
 
 	mu     sync.Mutex // guards record
@@ -57,10 +58,8 @@ func (r *Runner) Run(ctx context.Context) (*Record, error) {
 // chain is the life of one image on a node.
 func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 	ctx = namespaces.WithNamespace(ctx, c.Namespace)
-	for _, l := range c.Layers {
-		if err := r.unpack(ctx, l, fmt.Sprintf("%d-first", n)); err != nil {
-			return err
-		}
+	if err := r.unpackAll(ctx, c, fmt.Sprintf("%d-first", n)); err != nil {
+		return err
 	}
 	top := c.Top()
 	container := fmt.Sprintf("%s/container-%d", c.Namespace, n)
@@ -92,6 +91,49 @@ func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 		}
 	}
 	return r.abandon(ctx, top, fmt.Sprintf("%d-abandoned", n))
+}
+
+func (r *Runner) unpackAll(ctx context.Context, c *Chain, unique string) error {
+	if !r.Parallel {
+		for _, l := range c.Layers {
+			if err := r.unpack(ctx, l, unique); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	// As containerd does it with the capability "rebase": everything but the
+	// commits, which come in order.
+	errs := make([]error, len(c.Layers))
+	var running sync.WaitGroup
+	for i, l := range c.Layers {
+		running.Go(func() { errs[i] = r.extract(ctx, l, unique) })
+	}
+	running.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, l := range c.Layers {
+		if err := r.Commit(ctx, l, l.Key(unique), snapshots.WithParent(l.Parent)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Runner) extract(ctx context.Context, l *Layer, unique string) error {
+	mounts, err := r.Prepare(ctx, l.Key(unique), "", l.Labels())
+	if err != nil {
+		return err
+	}
+	if err := l.Extract(ctx, mounts, r.Sync); err != nil {
+		return err
+	}
+	tree, err := TreeOf(mounts)
+	if err != nil {
+		return err
+	}
+	return r.remember(l, tree)
 }
 
 // unpack prepares, extracts and commits a layer.
@@ -250,11 +292,11 @@ func (r *Runner) Prepare(ctx context.Context, key, parent string, opts ...snapsh
 }
 
 // Commit calls Commit, with marks.
-func (r *Runner) Commit(ctx context.Context, l *Layer, key string) error {
+func (r *Runner) Commit(ctx context.Context, l *Layer, key string, opts ...snapshots.Opt) error {
 	if err := r.mark(Begin, Commit, l.Name, key); err != nil {
 		return err
 	}
-	return r.answer(r.Snapshotter.Commit(ctx, l.Name, key, l.Labels()), Commit, l.Name, key)
+	return r.answer(r.Snapshotter.Commit(ctx, l.Name, key, append(opts, l.Labels())...), Commit, l.Name, key)
 }
 
 // Remove calls Remove, with marks.
