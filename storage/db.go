@@ -158,7 +158,18 @@ func (db *DB) View(ctx context.Context, fn func(context.Context, *Journal) error
 }
 
 // view is View without the locks, for Open.
-func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, fn func(context.Context, *Journal) error) (err error) {
+func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, fn func(context.Context, *Journal) error) error {
+	return viewBolt(ctx, ms, func(ctx context.Context, tx *bolt.Tx) error {
+		j, err := journal(tx, keep)
+		if err != nil {
+			return err
+		}
+		return fn(ctx, j)
+	})
+}
+
+// viewBolt is view on the bolt level. A fault or a panic in reading is damage.
+func viewBolt(ctx context.Context, ms *cstorage.MetaStore, fn func(context.Context, *bolt.Tx) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	ctx, trans, err := ms.TransactionContext(ctx, false)
 	if err != nil {
@@ -174,11 +185,7 @@ func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, fn func(cont
 	if err != nil {
 		return err
 	}
-	j, err := journal(tx, keep)
-	if err != nil {
-		return err
-	}
-	return fn(ctx, j)
+	return fn(ctx, tx)
 }
 
 func rollback(t cstorage.Transactor) error {
@@ -343,36 +350,23 @@ func (db *DB) Rewrite(ctx context.Context) error {
 	return nil
 }
 
-func copyDatabase(ctx context.Context, ms *cstorage.MetaStore, path string) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	_, trans, err := ms.TransactionContext(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%v: %w", p, ErrDamaged)
+func copyDatabase(ctx context.Context, ms *cstorage.MetaStore, path string) error {
+	return viewBolt(ctx, ms, func(_ context.Context, tx *bolt.Tx) error {
+		if err := inPlace(path); err != nil {
+			return err
 		}
-		err = errors.Join(err, rollback(trans))
-	}()
-	tx, err := boltTx(trans)
-	if err != nil {
-		return err
-	}
-	if err := inPlace(path); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	if _, err := tx.WriteTo(f); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), f.Close())
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("fsync %s: %w", path, err), f.Close())
-	}
-	return f.Close()
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.WriteTo(f); err != nil {
+			return errors.Join(fmt.Errorf("write %s: %w", path, err), f.Close())
+		}
+		if err := f.Sync(); err != nil {
+			return errors.Join(fmt.Errorf("fsync %s: %w", path, err), f.Close())
+		}
+		return f.Close()
+	})
 }
 
 func removeIfThere(path string) error {
