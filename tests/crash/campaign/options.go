@@ -88,8 +88,9 @@ func (f *Foreign) validate() error {
 	return nil
 }
 
-// rounds are taken in turn.
-var sizes = []workload.Size{workload.Small, {Chains: 2, Layers: 6}, {Chains: 5, Layers: 2}}
+// Sizes and mount options are taken in turn. One chain alone shows what the syncs
+// of others would hide; many show what goes wrong between them.
+var sizes = []workload.Size{workload.Small, {Chains: 1, Layers: 8}, {Chains: 8, Layers: 1}, {Chains: 2, Layers: 6}}
 
 var mountOptions = map[disk.FS][][]string{
 	disk.Ext4:  {nil, {"commit=1", "noauto_da_alloc"}, {"data=journal"}, {"data=writeback"}},

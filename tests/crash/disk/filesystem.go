@@ -86,8 +86,12 @@ func (v *Volume) Mount(f FS, dir string, options ...string) error {
 
 // Unmount unmounts everything that Mount has mounted, last first. A file system
 // whose processes were just killed can be busy for a moment.
-func (v *Volume) Unmount() error {
-	deadline := time.Now().Add(30 * time.Second)
+func (v *Volume) Unmount() error { return v.UnmountWithin(30 * time.Second) }
+
+// UnmountWithin is Unmount with another patience. It returns EBUSY when that
+// ends.
+func (v *Volume) UnmountWithin(limit time.Duration) error {
+	deadline := time.Now().Add(limit)
 	for len(v.mounts) > 0 {
 		dir := v.mounts[len(v.mounts)-1]
 		err := unix.Unmount(dir, 0)

@@ -111,6 +111,19 @@ func (d *Plain) inMemory() ([]Range, error) {
 	return out, nil
 }
 
+// Abandon gives up a disk that cannot be unmounted because this very process
+// holds something on it. Loop device and memory go when the process ends.
+func (d *Plain) Abandon() error {
+	for len(d.mounts) > 0 {
+		dir := d.mounts[len(d.mounts)-1]
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("abandon %s: %w", dir, err)
+		}
+		d.mounts = d.mounts[:len(d.mounts)-1]
+	}
+	return d.Close()
+}
+
 // Close unmounts what Mount has mounted and gives the loop device and the
 // memory back. It can be called more than once.
 func (d *Plain) Close() error {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
@@ -81,6 +83,7 @@ type worker struct {
 	scratch    string
 	mountpoint string
 	tally      *Tally
+	abandoned  int // disks
 }
 
 // work looks at every n-th case. Neighbours share what is durable in them, so
@@ -105,7 +108,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 		if w.report(result, retried) {
 			done.Store(true)
 		}
-		if c.Nested > 0 && i%c.Nested == 0 && result.Verdict != NotMeasured {
+		if c.Nested > 0 && i%c.Nested == 0 && result.Verdict == Survived {
 			if err := w.nested(ctx, c.Cases[i], done); err != nil {
 				return err
 			}
@@ -123,11 +126,39 @@ func (c *Check) newWorker(n int, tally *Tally) (w *worker, err error) {
 	if err = os.Mkdir(w.mountpoint, 0o700); err != nil {
 		return w, err
 	}
-	if w.disk, err = disk.StartPlain(int64(len(c.Recording.Base))); err != nil {
-		return w, err
+	return w, w.newDisk()
+}
+
+func (w *worker) newDisk() (err error) {
+	r := w.Recording
+	if w.disk, err = disk.StartPlain(int64(len(r.Base))); err != nil {
+		return err
 	}
-	w.player, err = state.NewPlayer(w.disk, c.Recording.Base, c.Recording.Log)
-	return w, err
+	w.player, err = state.NewPlayer(w.disk, r.Base, r.Log)
+	return err
+}
+
+// abandonedMost bounds the disks that a check may lose, each with its memory.
+const abandonedMost = 50
+
+// leave unmounts the disk after a look. A snapshotter in this process that did
+// not start may still hold its damaged database: bbolt does not let go of a file
+// when it panics over it. A process would have ended; we take another disk.
+func (w *worker) leave(seen *oracle.Observation) error {
+	if seen.Start == nil {
+		return w.disk.Unmount()
+	}
+	err := w.disk.UnmountWithin(time.Second)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	if w.abandoned++; w.abandoned > abandonedMost {
+		return fmt.Errorf("the snapshotter does not start in %d states, and holds their disks: %w", w.abandoned, seen.Start)
+	}
+	if err := w.disk.Abandon(); err != nil {
+		return err
+	}
+	return w.newDisk()
 }
 
 func (w *worker) close() error {
@@ -191,7 +222,7 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	}
 	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
 	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
-	if err := w.disk.Unmount(); err != nil {
+	if err := w.leave(&seen); err != nil {
 		return result, 0, err
 	}
 	for _, e := range expects {

@@ -9,6 +9,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
 // Mutant is a defect that is planted in durable-snapshotter behind the build
@@ -17,8 +18,9 @@ type Mutant struct {
 	Name    string
 	Mistake string // what somebody got wrong
 	By      Method
-	Patient bool    // its acknowledged parents appear late
-	FS      disk.FS // where it shows, ext4 when empty
+	Patient bool          // its acknowledged parents appear late
+	FS      disk.FS       // where it shows, ext4 when empty
+	Layers  workload.Size // with which it shows soon, workload.Small when zero
 }
 
 // Method is how a mutant is hunted.
@@ -34,7 +36,8 @@ const (
 func Mutants() []Mutant {
 	return []Mutant{
 		{Name: "no-syncfs", By: ByPower, Mistake: "Commit does not sync the layer"},
-		{Name: "syncfs-before-last-write", By: ByPower, Mistake: "the sync comes before the last write of the extraction"},
+		// One layer at a time: the syncs of others would hide it.
+		{Name: "syncfs-before-last-write", By: ByPower, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "the sync comes before the last write of the extraction"},
 		{Name: "tx-before-syncfs", By: ByPower, Mistake: "the transaction comes before the sync"},
 		{Name: "ack-before-tx", By: ByPower, Patient: true, Mistake: "Commit answers before its transaction is durable"},
 		{Name: "syncfs-wrong-fs", By: ByPower, Mistake: "the sync is made on another file system"},
@@ -43,7 +46,8 @@ func Mutants() []Mutant {
 		{Name: "no-dir-fsync", By: ByPower, FS: disk.Btrfs, Mistake: "Prepare does not sync the directories that it has made"},
 		{Name: "bbolt-nosync", By: ByPower, Mistake: "metadata.db is written without fdatasync"},
 		{Name: "db-not-born-safely", By: ByPower, Mistake: "metadata.db is created under its final name"},
-		{Name: "remove-deletes-first", By: ByPower, Mistake: "Remove deletes the directory before the row"},
+		// Many at a time: somebody's sync must come between the two steps.
+		{Name: "remove-deletes-first", By: ByPower, Layers: workload.Size{Chains: 8, Layers: 1}, Mistake: "Remove deletes the directory before the row"},
 		{Name: "error-swallowed", By: ByErrors, Mistake: "the error of the sync is not looked at"},
 		{Name: "retry-after-eio", By: ByErrors, Mistake: "a failed sync is tried again, and the second answer believed"},
 		{Name: "fd-late", By: ByErrors, Mistake: "the descriptor for the sync is opened at Commit"},
@@ -115,7 +119,7 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	who := "hunt-" + c.Mutant.Name
 	r, err := Record(ctx, Setup{
 		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
-		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient,
+		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient, Layers: c.Mutant.Layers,
 	})
 	if err != nil {
 		return err

@@ -71,10 +71,8 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 const innerWant = 40
 
 func (n *innerCheck) run(ctx context.Context, done *atomic.Bool) error {
-	player, err := state.NewPlayer(n.disk, n.base, n.log)
-	if err != nil {
-		return err
-	}
+	var player *state.Player
+	var on *disk.Plain
 	marks := workload.Marks(n.log.Entries)
 	cases := state.Enumerate(n.log, state.Options{Seed: uint64(n.outer.State.Point), Want: innerWant})
 	// prefix is made at every point: of a long recovery, an even part of it.
@@ -82,6 +80,13 @@ func (n *innerCheck) run(ctx context.Context, done *atomic.Bool) error {
 	for i := 0; i < len(cases) && !done.Load(); i += step {
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if on != n.disk { // the first, or the one before was abandoned
+			var err error
+			if player, err = state.NewPlayer(n.disk, n.base, n.log); err != nil {
+				return err
+			}
+			on = n.disk
 		}
 		if err := player.Set(cases[i].State); err != nil {
 			return err
@@ -116,7 +121,7 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 	}
 	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Strict: n.Strict, Generic: r.Generic, Tag: "-second"}
 	seen := looker.Look(ctx, filepath.Join(n.mountpoint, rootName), extent)
-	if err := n.disk.Unmount(); err != nil {
+	if err := n.leave(&seen); err != nil {
 		return result, 0, err
 	}
 	for _, e := range expects {

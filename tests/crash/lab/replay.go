@@ -56,11 +56,13 @@ func (r *Replay) Run(ctx context.Context, hold func(result Result, mountpoint st
 		if second, err = state.CaseOf(inner.log, r.Path[1], 0); err != nil {
 			return result, err
 		}
-		player, perr := state.NewPlayer(w.disk, inner.base, inner.log)
-		if perr != nil {
-			return result, perr
+		again = func() error {
+			player, err := state.NewPlayer(w.disk, inner.base, inner.log)
+			if err != nil {
+				return err
+			}
+			return player.Set(second.State)
 		}
-		again = func() error { return player.Set(second.State) }
 		if err := again(); err != nil {
 			return result, err
 		}

@@ -57,6 +57,9 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 		case seen.Diff != "":
 			find(Lost, name, "its commit was acknowledged, and it is not whole:\n%s", seen.Diff)
 		}
+		if status == Acked && o.Recorded != nil && !o.Recorded[name] {
+			find(Flaw, name, "its commit was acknowledged, and its record does not say so: without the database it would be lost")
+		}
 	}
 	for name, seen := range o.Committed {
 		switch {

@@ -52,6 +52,7 @@ type Observation struct {
 	Active    map[string]Seen // by key
 	Flaws     []string        // of the store as a whole
 	Retried   map[string]bool // names extracted and committed afterwards
+	Recorded  map[string]bool // committed names in the records beside the layers, before recovery; nil if nobody looked
 }
 
 func (o *Observation) flaw(format string, args ...any) {
@@ -75,6 +76,9 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 	k := &look{
 		Looker: l, root: root, dirs: map[string]string{},
 		Observation: Observation{Committed: map[string]Seen{}, Active: map[string]Seen{}, Retried: map[string]bool{}},
+	}
+	if k.Strict {
+		k.records()
 	}
 	if k.s, k.Start = l.Subject.Start(ctx, root); k.Start != nil {
 		return k.Observation
