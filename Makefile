@@ -13,7 +13,7 @@ STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test lint fuzz bench clean
+.PHONY: help build install deps demo test test-crash lint fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,18 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 test: deps ## run all tests (root, real disks, a real containerd); lists what was skipped
 	$(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
 		'$(GO) test -json -count=1 ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 1 -timeout 35m ./... || bad=1; exit $${bad:-0}'
+
+# What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
+STATES    ?= 10000
+WORKLOAD  ?= api
+SEED      ?= 1
+FS        ?= ext4,xfs,btrfs
+comma     := ,
+CRASH_DIR ?= /var/tmp/crashlab/$(WORKLOAD)-$(subst $(comma),-,$(FS))-$(SEED)
+
+test-crash: deps ## cut the power in STATES states; WORKLOAD=api|full SEED=n FS=ext4,xfs,btrfs; goes on after an interrupt
+	cd tests && mkdir -p .bin && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o .bin/crashlab ./crash/cmd/crashlab
+	tests/.bin/crashlab run --states $(STATES) --workload $(WORKLOAD) --seed $(SEED) --fs $(FS) --state-dir $(CRASH_DIR) --resume
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

@@ -177,7 +177,7 @@ func (s *Store) same(o Options, tested string) error {
 		return fmt.Errorf("it was begun with %s, not with %s: %w", mine, theirs, ErrOther)
 	}
 	if s.Tested != tested {
-		return fmt.Errorf("the programs under test have changed since it began; begin a new one: %w", ErrOther)
+		return fmt.Errorf("the programs under test have changed since it began; begin a new one in another directory (--state-dir, CRASH_DIR= of make): %w", ErrOther)
 	}
 	return nil
 }
