@@ -27,7 +27,8 @@ type Options struct {
 	FS       []disk.FS
 	Foreign  *Foreign `json:",omitempty"` // what is under test instead of durable-snapshotter
 
-	States int `json:"-"` // how many to look at; may grow when a campaign goes on
+	States int  `json:"-"` // how many to look at; may grow when a campaign goes on
+	First  bool `json:"-"` // end at the first state that did not survive
 }
 
 // Foreign is a snapshotter that is not ours: a program that serves containerd's

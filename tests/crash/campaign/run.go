@@ -27,6 +27,7 @@ type campaign struct {
 	last     time.Time  // of a line of progress
 	mu       sync.Mutex // guards last and err
 	err      error      // of the store; ends the campaign
+	found    bool       // a state that did not survive; guarded by the store's mutex
 }
 
 // Run begins or resumes the campaign in dir and returns its summary, also when
@@ -70,12 +71,17 @@ func Run(ctx context.Context, dir string, o Options, resume bool, progress io.Wr
 func (c *campaign) enough(ctx context.Context) bool {
 	c.Store.mu.Lock()
 	defer c.Store.mu.Unlock()
-	return ctx.Err() != nil || len(c.Lines) >= c.Options.States
+	return ctx.Err() != nil || len(c.Lines) >= c.Options.States || c.Options.First && c.found
 }
 
 // hear takes in a result.
 func (c *campaign) hear(r lab.Result) {
 	n, err := c.result(r)
+	if r.Verdict > lab.NotMeasured {
+		c.Store.mu.Lock()
+		c.found = true
+		c.Store.mu.Unlock()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil && c.err == nil {

@@ -115,7 +115,7 @@ func Create(dir string, o Options, tested string, resume bool) (_ *Store, err er
 		if err := s.same(o, tested); err != nil {
 			return nil, err
 		}
-		s.Options.States = o.States
+		s.Options.States, s.Options.First = o.States, o.First
 	} else {
 		s = &Store{Dir: dir, Options: o, Share: o.share(), Tested: tested, done: map[string]bool{}}
 		if err := os.MkdirAll(filepath.Join(dir, "recordings"), 0o755); err != nil {

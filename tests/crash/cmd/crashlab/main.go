@@ -29,6 +29,7 @@ const usage = `usage: crashlab VERB [FLAGS]
     --fs LIST       file systems: ext4,xfs,btrfs (all three)
     --state-dir D   where to keep logs and results (below /var/tmp/crashlab)
     --resume        go on with what is in the state directory
+    --first         end at the first state that did not survive
    to test another snapshotter than durable-snapshotter:
     --start CMD     shell command that runs it in the foreground; {root} stands
                     for its directory, {address} for its socket
@@ -119,6 +120,7 @@ func runVerb(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	kinds := f.String("fs", "ext4,xfs,btrfs", "")
 	dir := f.String("state-dir", "", "")
 	resume := f.Bool("resume", false, "")
+	f.BoolVar(&o.First, "first", false, "")
 	f.StringVar(&foreign.Start, "start", "", "")
 	f.StringVar(&foreign.Address, "snapshotter-address", "", "")
 	f.Var(&roots, "root", "")
