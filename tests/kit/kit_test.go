@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,5 +171,17 @@ func waitUntil(t *testing.T, ok func() bool, what string) {
 		if time.Now().After(deadline) {
 			t.Fatal(what)
 		}
+	}
+}
+
+// TestAbsoluteNames: a tar may name its entries from the root on.
+func TestAbsoluteNames(t *testing.T) {
+	untimed := map[string]bool{}
+	layer := NewLayer(Plain, Dir("/a", 0o755), File("/a/b/c", 0o644, ""))
+	if err := layer.write(io.Discard, untimed); err != nil {
+		t.Fatal(err)
+	}
+	if !untimed["a/b"] || !untimed["."] || untimed["a"] {
+		t.Errorf("untimed %v", untimed)
 	}
 }

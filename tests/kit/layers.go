@@ -216,7 +216,7 @@ func (l Layer) write(w io.Writer, untimed map[string]bool) error {
 	timed := map[string]bool{}
 	touched := map[string]bool{}
 	err := l.entries(func(e Entry) error {
-		name := path.Clean(e.Name)
+		name := path.Clean("./" + path.Clean("/"+e.Name)) // a tar may say /bin, too
 		if e.Typeflag == tar.TypeDir {
 			timed[name] = true
 		}

@@ -108,9 +108,6 @@ func (img image) kit() kit.Image {
 	for _, l := range img {
 		var entries []kit.Entry
 		for _, e := range l {
-			if strings.HasPrefix(e.spelt, "/") {
-				e.spelt = "" // package kit reckons with relative names
-			}
 			k := kit.File("x", 0, e.body)
 			k.Header = e.header()
 			entries = append(entries, k)
