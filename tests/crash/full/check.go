@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,36 +37,17 @@ type Check struct {
 
 // Run looks at all cases. An error means that the check itself did not work.
 func (c *Check) Run(ctx context.Context) (*Tally, error) {
-	if len(c.Cases) == 0 {
-		return nil, fmt.Errorf("check %s: no cases: %w", c.Recording.ID(), lab.ErrBroken)
-	}
-	began := time.Now()
 	tally := &Tally{}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	workers := c.Workers
 	if workers == 0 {
 		workers = 2
 	}
-	var (
-		running sync.WaitGroup
-		done    atomic.Bool
-		errs    = make([]error, workers)
-	)
-	for n := range workers {
-		running.Go(func() {
-			errs[n] = c.work(ctx, n, workers, tally, &done)
-			if errs[n] != nil {
-				done.Store(true)
-			}
-		})
-	}
-	running.Wait()
+	began := time.Now()
+	err := lab.SideBySide(ctx, c.Recording.ID(), len(c.Cases), workers, func(ctx context.Context, n int, done *atomic.Bool) error {
+		return c.work(ctx, n, workers, tally, done)
+	})
 	tally.Elapsed = time.Since(began)
-	if err := errors.Join(errs...); err != nil {
-		return tally, fmt.Errorf("check %s: %w", c.Recording.ID(), err)
-	}
-	return tally, nil
+	return tally, err
 }
 
 // work looks at every n-th case on a disk of its own.

@@ -44,14 +44,23 @@ type Check struct {
 
 // Run looks at all cases. An error means that the check itself did not work.
 func (c *Check) Run(ctx context.Context) (*Tally, error) {
-	if len(c.Cases) == 0 {
-		return nil, fmt.Errorf("check %s: no cases: %w", c.Recording.ID(), ErrBroken)
-	}
-	began := time.Now()
 	tally := &Tally{}
+	began := time.Now()
+	err := SideBySide(ctx, c.Recording.ID(), len(c.Cases), c.workers(), func(ctx context.Context, n int, done *atomic.Bool) error {
+		return c.work(ctx, n, c.workers(), tally, done)
+	})
+	tally.Elapsed = time.Since(began)
+	return tally, err
+}
+
+// SideBySide calls work once for each worker, each in a goroutine, and waits for
+// all of them. Whoever has seen enough, or an error, tells the others by done.
+func SideBySide(ctx context.Context, id string, cases, workers int, work func(ctx context.Context, n int, done *atomic.Bool) error) error {
+	if cases == 0 {
+		return fmt.Errorf("check %s: no cases: %w", id, ErrBroken)
+	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	workers := c.workers()
 	var (
 		running sync.WaitGroup
 		done    atomic.Bool
@@ -59,18 +68,16 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	)
 	for n := range workers {
 		running.Go(func() {
-			errs[n] = c.work(ctx, n, workers, tally, &done)
-			if errs[n] != nil {
+			if errs[n] = work(ctx, n, &done); errs[n] != nil {
 				done.Store(true)
 			}
 		})
 	}
 	running.Wait()
-	tally.Elapsed = time.Since(began)
 	if err := errors.Join(errs...); err != nil {
-		return tally, fmt.Errorf("check %s: %w", c.Recording.ID(), err)
+		return fmt.Errorf("check %s: %w", id, err)
 	}
-	return tally, nil
+	return nil
 }
 
 // worker has a disk of its own.
