@@ -29,7 +29,7 @@ func TestAPI(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			report(t, tally)
+			say(t, tally)
 			if first := tally.States - tally.Nested; first < want {
 				t.Errorf("%d states of a first cut, want %d", first, want)
 			}
@@ -64,7 +64,7 @@ func TestGeneric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report(t, tally)
+	say(t, tally)
 	if !tally.Clean() {
 		t.Error("not everything survived")
 	}

@@ -42,7 +42,7 @@ func TestControlWithSync(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			report(t, tally)
+			say(t, tally)
 			if tally.Lost != 0 || tally.Lies != 0 {
 				t.Errorf("%d lost, %d lies", tally.Lost, tally.Lies)
 			}
@@ -73,7 +73,7 @@ func TestControlGeneric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report(t, tally)
+	say(t, tally)
 	if tally.Lost == 0 {
 		t.Error("nothing was lost")
 	}

@@ -86,8 +86,8 @@ func daemons(b *lab.Bench, who string) func(int) oracle.Subject {
 	return func(n int) oracle.Subject { return b.Daemon(b.Ours, fmt.Sprintf("%s-%d", who, n)) }
 }
 
-// report logs the counts and the worst states.
-func report(t *testing.T, tally *lab.Tally) {
+// say logs the counts and the worst states.
+func say(t *testing.T, tally *lab.Tally) {
 	t.Helper()
 	t.Log(tally.Counts)
 	for _, r := range tally.Worst(5) {

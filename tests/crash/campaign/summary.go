@@ -79,7 +79,7 @@ func (s *Store) Summary() *Summary {
 		out.Seconds += seconds
 	}
 	out.Sessions = len(sessions)
-	out.Done = out.States >= s.Options.States
+	out.Done = out.States >= s.Options.States || s.Options.First && len(out.Bad) > 0
 	return out
 }
 

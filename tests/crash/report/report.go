@@ -14,6 +14,7 @@ import (
 	_ "embed"
 	"fmt"
 	"html/template"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -25,8 +26,12 @@ import (
 var page string
 
 var layout = template.Must(template.New("report").Funcs(template.FuncMap{
-	"kind": func(verdict string) string { return strings.ReplaceAll(verdict, " ", "-") },
+	"kind":  func(verdict string) string { return strings.ReplaceAll(verdict, " ", "-") },
+	"short": func(text string) string { return digest.ReplaceAllString(text, "$1…") },
 }).Parse(page))
+
+// digest is what names of layers are too long by.
+var digest = regexp.MustCompile(`(sha256:[0-9a-f]{12})[0-9a-f]{52}`)
 
 // figures bounds how many recordings are drawn: those with bad states first,
 // then the first ones of each file system.

@@ -123,7 +123,7 @@ func (c *canvas) layers(r *lab.Recording) {
 	}
 	fmt.Fprintf(&area, "H%dV%dZ", width-right, bottom)
 	c.printf(`<path class="promised" d="%s"/>%s`, area.String(), ticks.String())
-	c.printf(`<text class="most" x="%d" y="%d">%d</text>`, width-right-4, layersTop+12, most)
+	c.printf(`<text class="most" x="%d" y="%d">%d</text>`, width-right, layersTop-4, most)
 }
 
 // bin counts the states of a few neighbouring points, by verdict.
@@ -163,7 +163,7 @@ func (c *canvas) states(id string, lines []campaign.Line) int {
 	c.name(statesTop+statesHeight/2+12, "by verdict")
 	c.printf(`<rect class="row" x="%d" y="%d" width="%d" height="%d"/>`, left, statesTop, width-left-right, statesHeight)
 	c.bars(first, statesTop+statesHeight, statesHeight-6, most)
-	c.printf(`<text class="most" x="%d" y="%d">%d</text>`, width-right-4, statesTop+12, most)
+	c.printf(`<text class="most" x="%d" y="%d">%d</text>`, width-right, statesTop-4, most)
 	c.name(secondTop+11, "second cut")
 	c.printf(`<rect class="row" x="%d" y="%d" width="%d" height="%d"/>`, left, secondTop, width-left-right, secondHeight)
 	c.bars(second, secondTop+secondHeight, secondHeight, 1)
