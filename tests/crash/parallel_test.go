@@ -28,7 +28,7 @@ func TestParallelUnpack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report(t, tally)
+	say(t, tally)
 	if !tally.Clean() {
 		t.Error("not everything survived")
 	}
