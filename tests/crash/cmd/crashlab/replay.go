@@ -23,11 +23,11 @@ func replayVerb(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}
 	hold := func(r lab.Result, mountpoint string) error {
 		fmt.Fprintln(stdout, r)
-		// The mount is in our namespace. /proc outside shows us under another
-		// number than the one we know of ourselves.
+		// Outside of our PID namespace we have another number, which we do not
+		// know; who has the mount is a way to find it.
 		fmt.Fprintf(stdout, `
-mounted at %[1]s, in the mount namespace of this process; from another terminal:
-  sudo nsenter --mount --pid --target $(pgrep --newest --exact crashlab) ls -la %[1]s/root
+mounted at %[1]s, in the mount namespace of this process; from another terminal, as root:
+  nsenter --mount --target $(grep -lsF %[1]s /proc/[0-9]*/mountinfo | head -1 | cut -d/ -f3) ls -la %[1]s/root
 Ctrl-C unmounts it
 `, mountpoint)
 		<-ctx.Done()
