@@ -164,8 +164,7 @@ func (s *scene) dies(t *testing.T, point string, work func(*kit.Daemon)) {
 	t.Helper()
 	d := s.next(t, must[string](t)(faulty()), "DURABLE_KILL_AT="+point)
 	work(d)
-	// A process that ended by itself has a code; that of a killed one is -1.
-	if code, err := d.Wait(30 * time.Second); err != nil || code != -1 {
+	if code, err := d.Wait(30 * time.Second); err != nil || code != -int(syscall.SIGKILL) {
 		t.Fatalf("the daemon was not killed at %s: code %d, %v", point, code, err)
 	}
 	check(t, s.disk.Heal())

@@ -116,10 +116,14 @@ func (p *Process) Kill() error {
 	return nil
 }
 
-// Wait waits for the child to end by itself and returns its exit code.
+// Wait waits for the child to end by itself and returns its exit code, or the
+// negative number of the signal that ended it.
 func (p *Process) Wait(limit time.Duration) (int, error) {
 	select {
 	case <-p.done:
+		if status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			return -int(status.Signal()), nil
+		}
 		return p.cmd.ProcessState.ExitCode(), nil
 	case <-time.After(limit):
 		return 0, fmt.Errorf("%s still running after %v\n%s", p.name, limit, p.LogTail(4096))
