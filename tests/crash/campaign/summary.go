@@ -118,10 +118,12 @@ func (s *Summary) count(kind string) (held, all int) {
 func (s *Summary) control() string {
 	var lost, kept []string
 	for _, g := range s.Gates {
-		if g.Kind == gateControl && g.Caught {
-			lost = append(lost, g.FS)
-		} else if g.Kind == gateControl {
+		switch {
+		case g.Kind != gateControl:
+		case !g.Caught:
 			kept = append(kept, g.FS)
+		case !slices.Contains(lost, g.FS): // there may be two controls
+			lost = append(lost, g.FS)
 		}
 	}
 	switch {
