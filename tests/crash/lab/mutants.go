@@ -80,7 +80,7 @@ func firstLine(s string) string {
 // rounds bounds a hunt: with so many seeds, so many states each, a defect must
 // have shown.
 const (
-	huntRounds = 3
+	huntRounds = 6
 	huntStates = 400
 )
 
