@@ -7,7 +7,7 @@ PREFIX   ?= /usr/local
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 # Debian packages for the tests and the demonstration; the product needs none.
-PACKAGES := runc e2fsprogs xfsprogs btrfs-progs fuse3 strace mtree-netbsd gcc libc6-dev ca-certificates
+PACKAGES := runc mount procps e2fsprogs xfsprogs btrfs-progs fuse3 strace mtree-netbsd gcc libc6-dev ca-certificates
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0

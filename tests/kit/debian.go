@@ -2,6 +2,7 @@ package kit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,8 +17,19 @@ func DebianContainerd(ctx context.Context, dir string) (Binaries, error) {
 	}
 	// apt drops its privileges for a download and then warns about a directory
 	// the user _apt cannot write to; as root it is content with a warning.
-	if _, err := run(ctx, dir, nil, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "containerd"); err != nil {
-		return Binaries{}, err
+	download := func() error {
+		_, err := run(ctx, dir, nil, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "containerd")
+		return err
+	}
+	if err := download(); err != nil {
+		// A fresh machine has no lists of packages, and an old one has lists of
+		// packages that are gone.
+		if _, uerr := run(ctx, dir, nil, "apt-get", "-q", "update"); uerr != nil {
+			return Binaries{}, errors.Join(err, uerr)
+		}
+		if err := download(); err != nil {
+			return Binaries{}, err
+		}
 	}
 	debs, err := filepath.Glob(filepath.Join(dir, "containerd_*.deb"))
 	if err != nil || len(debs) != 1 {
