@@ -26,28 +26,24 @@ type Summary struct {
 	Digest  string // of the seal's text, "sha256:…"
 }
 
-// Write walks the tree below root and writes its seal to path, unless path is
-// "". The file is not synced.
+// Write walks the tree below root and writes its seal to path. The file is not
+// synced.
 func Write(ctx context.Context, root, path string, hook Hook) (_ Summary, err error) {
-	out := io.Writer(io.Discard)
-	if path != "" {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-		if err != nil {
-			return Summary{}, err
-		}
-		buffered := bufio.NewWriterSize(f, 64<<10)
-		// The fastest level: a Commit waits for it.
-		packed, _ := gzip.NewWriterLevel(buffered, gzip.BestSpeed) // fails for unknown levels only
-		out = packed
-		defer func() {
-			if err == nil {
-				err = errors.Join(packed.Close(), buffered.Flush())
-			}
-			err = errors.Join(err, f.Close())
-		}()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return Summary{}, err
 	}
+	buffered := bufio.NewWriterSize(f, 64<<10)
+	// The fastest level: a Commit waits for it.
+	packed, _ := gzip.NewWriterLevel(buffered, gzip.BestSpeed) // fails for unknown levels only
+	defer func() {
+		if err == nil {
+			err = errors.Join(packed.Close(), buffered.Flush())
+		}
+		err = errors.Join(err, f.Close())
+	}()
 	c := counter{hash: sha256.New(), seen: map[inode]struct{}{}}
-	out = io.MultiWriter(out, c.hash)
+	out := io.MultiWriter(packed, c.hash)
 	if _, err := io.WriteString(out, header); err != nil {
 		return Summary{}, err
 	}
