@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
@@ -49,7 +48,7 @@ func Check(ctx context.Context, root string, e storage.CommitEntry) (CheckResult
 		r.State, r.Reason = StateUnverified, fmt.Sprintf("never sealed: committed with strategy %q", e.Strategy)
 		return r, nil
 	}
-	dir := filepath.Join(root, "snapshots", strconv.FormatUint(e.ID, 10))
+	dir := snapshotDir(root, e.ID)
 	found, err := seal.Verify(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), e.Digest, maxFindings)
 	switch {
 	case errors.Is(err, seal.ErrUnsealed):

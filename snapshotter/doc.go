@@ -59,6 +59,7 @@
 //	keys      one operation per key
 //	creating  one Prepare, View or move to removing/ at a time
 //	syncing   one syncfs and its transaction at a time
+//	trouble   what is left to do after a failed write; held while that is tried
 //	mu        the map of active snapshots, short
 //
 // The walk of a Commit and the deletion of trees run outside all of them but

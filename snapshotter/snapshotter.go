@@ -128,7 +128,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	s.stop = stop
 	if err := s.recover(ctx); err != nil {
 		stop()
-		return nil, err
+		return nil, errors.Join(err, s.closeCursors())
 	}
 	s.running.Go(func() { s.watch(background) })
 	s.running.Go(func() { s.deleteRemoving(background) })
@@ -249,14 +249,17 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.running.Wait()
+	return errors.Join(s.closeCursors(), s.overlay.Close()) // closes the database too
+}
+
+func (s *Snapshotter) closeCursors() (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var err error
 	for _, a := range s.actives {
 		err = errors.Join(err, a.cursor.Close())
 	}
 	clear(s.actives)
-	return errors.Join(err, s.overlay.Close()) // closes the database too
+	return err
 }
 
 func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.cfg.Root, "snapshots") }
@@ -264,8 +267,10 @@ func (s *Snapshotter) removingDir() string  { return filepath.Join(s.cfg.Root, "
 func (s *Snapshotter) emptyDir() string     { return filepath.Join(s.cfg.Root, "empty") }
 
 // dir is the directory of a snapshot.
-func (s *Snapshotter) dir(id uint64) string {
-	return filepath.Join(s.snapshotsDir(), strconv.FormatUint(id, 10))
+func (s *Snapshotter) dir(id uint64) string { return snapshotDir(s.cfg.Root, id) }
+
+func snapshotDir(root string, id uint64) string {
+	return filepath.Join(root, "snapshots", strconv.FormatUint(id, 10))
 }
 
 // lockKey waits for other operations on key and returns the unlock. The
