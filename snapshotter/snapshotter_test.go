@@ -174,3 +174,31 @@ func TestRemoveOfNothing(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestFailedStart: a start that fails leaves nothing open behind it.
+func TestFailedStart(t *testing.T) {
+	root := t.TempDir()
+	s := start(t, root)
+	if _, err := s.Prepare(t.Context(), "container", ""); err != nil {
+		t.Fatal(err)
+	}
+	dir := s.dir(s.actives["container"].id)
+	stop(t, s)
+	// Recovery cannot write the record that is missing.
+	if err := errors.Join(os.Remove(filepath.Join(dir, recordFile)), os.Mkdir(filepath.Join(dir, recordFile+".new"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := New(t.Context(), Config{Root: root}); err == nil {
+		stop(t, s)
+		t.Fatal("recovery did not need to write the record")
+	}
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, root) {
+			t.Errorf("%s is still open", target)
+		}
+	}
+}
