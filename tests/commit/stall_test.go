@@ -38,12 +38,36 @@ func TestStalledDisk(t *testing.T) {
 	}
 }
 
-func (p *pass) wait(t *testing.T, f disk.Fault) {
-	t.Helper()
+// TestStopDuringCommit: SIGTERM reaches a daemon that waits for the disk in the
+// middle of a Commit. It finishes what is in flight, and ends after that.
+func TestStopDuringCommit(t *testing.T) {
+	a := newAiling(t, disk.Ext4, kit.DaemonOptions{})
+	f := a.kinds()[0].fault
+	f.Times, f.Errno, f.Stall = 1, 0, *stall
+	p := newPass(a, reference(t, layers))
 	ctx, cancel := context.WithTimeout(t.Context(), 3**stall+time.Minute)
 	defer cancel()
 	sn := p.begin(t)
 	links := chain(layers, "first")
+	_, committed := p.stalled(t, ctx, sn, links, f)
+	check(t, p.daemon.Stop())
+	if err := <-committed; err != nil {
+		t.Errorf("the Commit was in flight when the daemon was stopped: %v", err)
+	}
+	sn = start(t, p.daemon)
+	if info, err := sn.Stat(ctx, links[1].name); err != nil || info.Kind != snapshots.KindCommitted {
+		t.Errorf("after the restart: %v, %v", info.Kind, err)
+	}
+	p.cut(t, true)
+	for _, wrong := range p.wrong {
+		t.Error(wrong)
+	}
+}
+
+// stalled commits the first layer, and returns when the disk stalls in the
+// Commit of the second, which began at begin.
+func (p *pass) stalled(t *testing.T, ctx context.Context, sn snapshots.Snapshotter, links []link, f disk.Fault) (begin time.Time, _ <-chan error) {
+	t.Helper()
 	if err := links[0].unpack(ctx, sn); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +75,8 @@ func (p *pass) wait(t *testing.T, f disk.Fault) {
 	check(t, writeLayer(must[string](t)(links[1].prepare(ctx, sn)), 1))
 
 	p.strike(t, f)
-	begin, committed := time.Now(), make(chan error, 1)
+	begin = time.Now()
+	committed := make(chan error, 1)
 	go func() { committed <- p.commit(ctx, sn, links[1]) }()
 	waitFor(t, 20*time.Second, func() error {
 		if p.hits(t) == 0 {
@@ -59,6 +84,16 @@ func (p *pass) wait(t *testing.T, f disk.Fault) {
 		}
 		return nil
 	})
+	return begin, committed
+}
+
+func (p *pass) wait(t *testing.T, f disk.Fault) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3**stall+time.Minute)
+	defer cancel()
+	sn := p.begin(t)
+	links := chain(layers, "first")
+	begin, committed := p.stalled(t, ctx, sn, links, f)
 	if info, err := sn.Stat(ctx, links[0].name); err != nil || info.Kind != snapshots.KindCommitted {
 		p.errorf("stat while the disk stalls: %v, %v", info.Kind, err)
 	}
