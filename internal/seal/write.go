@@ -29,24 +29,12 @@ type Summary struct {
 // Write walks the tree below root and writes its seal to path. The file is not
 // synced.
 func Write(ctx context.Context, root, path string, hook Hook) (_ Summary, err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	out, err := create(path)
 	if err != nil {
 		return Summary{}, err
 	}
-	buffered := bufio.NewWriterSize(f, 64<<10)
-	// The fastest level: a Commit waits for it.
-	packed, _ := gzip.NewWriterLevel(buffered, gzip.BestSpeed) // fails for unknown levels only
-	defer func() {
-		if err == nil {
-			err = errors.Join(packed.Close(), buffered.Flush())
-		}
-		err = errors.Join(err, f.Close())
-	}()
-	c := counter{hash: sha256.New(), seen: map[inode]struct{}{}}
-	out := io.MultiWriter(packed, c.hash)
-	if _, err := io.WriteString(out, header); err != nil {
-		return Summary{}, err
-	}
+	defer func() { err = errors.Join(err, out.close()) }()
+	c := counter{seen: map[inode]struct{}{}}
 	if err := Walk(ctx, root, hook, func(entries []Entry, lines []byte) error {
 		for i := range entries {
 			c.count(&entries[i])
@@ -56,15 +44,45 @@ func Write(ctx context.Context, root, path string, hook Hook) (_ Summary, err er
 	}); err != nil {
 		return Summary{}, err
 	}
-	c.Digest = "sha256:" + hex.EncodeToString(c.hash.Sum(nil))
+	c.Digest = out.digest()
 	return c.Summary, nil
 }
+
+// writer is a seal that is being written.
+type writer struct {
+	io.Writer
+	file     *os.File
+	buffered *bufio.Writer
+	packed   *gzip.Writer
+	hash     hash.Hash
+}
+
+func create(path string) (*writer, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{file: f, buffered: bufio.NewWriterSize(f, 64<<10), hash: sha256.New()}
+	// The fastest level: a Commit waits for it.
+	w.packed, _ = gzip.NewWriterLevel(w.buffered, gzip.BestSpeed) // fails for unknown levels only
+	w.Writer = io.MultiWriter(w.packed, w.hash)
+	if _, err := io.WriteString(w, header); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
+}
+
+func (w *writer) close() error {
+	return errors.Join(w.packed.Close(), w.buffered.Flush(), w.file.Close())
+}
+
+// digest is that of what was written so far.
+func (w *writer) digest() string { return "sha256:" + hex.EncodeToString(w.hash.Sum(nil)) }
 
 type inode struct{ dev, ino uint64 }
 
 type counter struct {
 	Summary
-	hash hash.Hash
 	seen map[inode]struct{} // of what has several names
 }
 

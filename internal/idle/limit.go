@@ -1,0 +1,52 @@
+package idle
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Limit spreads work over time. Several goroutines may share one. A nil Limit
+// lets everything through at once.
+type Limit struct {
+	rate int64 // bytes per second
+
+	mu   sync.Mutex
+	free time.Time // when what has been let through so far is paid for
+}
+
+// NewLimit returns a limit of so many bytes per second, nil for none.
+func NewLimit(rate int64) *Limit {
+	if rate <= 0 {
+		return nil
+	}
+	return &Limit{rate: rate}
+}
+
+// Wait waits until n more bytes may be read, or until the context is done. Time
+// that went by unused is not saved up: work that was held up elsewhere must not
+// be followed by a burst.
+func (l *Limit) Wait(ctx context.Context, n int) error {
+	if err := ctx.Err(); err != nil || l == nil {
+		return err
+	}
+	now := time.Now()
+	l.mu.Lock()
+	start := now
+	if l.free.After(now) {
+		start = l.free
+	}
+	l.free = start.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
+	l.mu.Unlock()
+	if start == now {
+		return nil
+	}
+	timer := time.NewTimer(start.Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
