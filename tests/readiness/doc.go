@@ -1,0 +1,15 @@
+// Package readiness shows what containerd does with a snapshotter that says "this
+// layer is not whole", and that an image whose layers and blobs are both bad is
+// dropped so that the next pull is clean.
+//
+// The first part measures. Between a real containerd with its CRI plugin and the
+// daemon stands a proxy that passes every call on and answers for chosen layers
+// with an error. What users, the kubelet and ctr then see is compared with
+// testdata/answers.txt, so that an upgrade of containerd that changes one of
+// these outcomes is noticed:
+//
+//	go test ./readiness -run Answers
+//	go test ./readiness -run Answers -update    writes the file anew
+//
+// The second part breaks layers and blobs on disk and calls package images.
+package readiness

@@ -1,0 +1,179 @@
+package readiness
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// k8s is the namespace of the CRI plugin.
+const k8s = "k8s.io"
+
+// node is what a Kubernetes node has below the kubelet: containerd with its CRI
+// plugin, the daemon, and a registry to pull from.
+type node struct {
+	registry   *kit.Registry
+	daemon     *kit.Daemon
+	between    *sayer
+	containerd *kit.Containerd
+	pause, app kit.Pushed
+	conn       *grpc.ClientConn // to containerd; a new one after each of its restarts
+	runtime    runtimeapi.RuntimeServiceClient
+	images     runtimeapi.ImageServiceClient
+	count      int // of pods and containers, for their names
+	started    int // length of containerd's log at its latest start
+}
+
+// newNode starts a node that has pulled nothing yet.
+func newNode(t testing.TB) *node {
+	t.Helper()
+	n := &node{registry: must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))}
+	t.Cleanup(func() {
+		if err := n.stopRegistry(); err != nil {
+			t.Error(err)
+		}
+	})
+	app := must[kit.Image](t)(kit.Runnable(t.Context()))
+	n.app = n.push(t, "app", app)
+	// Other chains than those of app: what befalls one image must not touch the
+	// other. They have a blob in common, as images have.
+	n.pause = n.push(t, "pause", kit.Image{
+		Cmd:    []string{"/bin/guest", "wait"},
+		Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755)), app.Layers[1]},
+	})
+
+	disk := must[*kit.Disk](t)(kit.NewDisk(filepath.Join(scratch(t), "disk"), kit.DiskOptions{FS: "ext4"}))
+	t.Cleanup(func() {
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	n.daemon = must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
+		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: disk.Path("durable"), RunDir: scratch(t),
+	}))
+	t.Cleanup(func() { stop(t, n.daemon.Process) })
+	n.between = listen(t, n.daemon.Address)
+	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
+		Binaries: must[kit.Binaries](t)(binaries()), Dir: disk.Path("containerd"), RunDir: scratch(t), CRI: true,
+		Daemon: &kit.Daemon{Root: n.daemon.Root, Address: n.between.address},
+		Extra: fmt.Sprintf(`
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'durable'
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = %q
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true # for machines that give root no CAP_SYS_RESOURCE
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    conf_dir = %q
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+`, n.pause.Ref, scratch(t)),
+	}))
+	t.Cleanup(func() { stop(t, n.containerd.Process) })
+	n.connect(t)
+	t.Cleanup(func() { n.conn.Close() })
+	return n
+}
+
+func stop(t testing.TB, p *kit.Process) {
+	t.Helper()
+	if t.Failed() {
+		t.Log(p.LogTail(4000))
+	}
+	if p.Running() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// stopRegistry takes the node offline. Doing it twice is no error.
+func (n *node) stopRegistry() error {
+	if n.registry == nil {
+		return nil
+	}
+	r := n.registry
+	n.registry = nil
+	return r.Close()
+}
+
+func (n *node) push(t testing.TB, name string, img kit.Image) kit.Pushed {
+	t.Helper()
+	return must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, img))
+}
+
+// connect opens clients of the CRI's two services, in place of earlier ones: they
+// would wait out grpc's backoff.
+func (n *node) connect(t testing.TB) {
+	t.Helper()
+	conn := must[*grpc.ClientConn](t)(grpc.NewClient("unix://"+n.containerd.Address, grpc.WithTransportCredentials(insecure.NewCredentials())))
+	if n.conn != nil {
+		check(t, n.conn.Close())
+	}
+	n.conn = conn
+	n.runtime, n.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+}
+
+// restart restarts containerd. The CRI plugin looks at all images before it
+// serves.
+func (n *node) restart(t testing.TB) {
+	t.Helper()
+	check(t, n.containerd.Stop())
+	n.started = len(must[string](t)(n.containerd.Log()))
+	check(t, n.containerd.Start(t.Context()))
+	n.connect(t)
+	waitFor(t, time.Minute, func() error {
+		_, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		return err
+	})
+}
+
+// client returns a client of containerd in the CRI's namespace, and its context.
+func (n *node) client(t testing.TB) (context.Context, *client.Client) {
+	t.Helper()
+	cl := must[*client.Client](t)(client.New(n.containerd.Address, client.WithDefaultNamespace(k8s)))
+	t.Cleanup(func() { cl.Close() })
+	return namespaces.WithNamespace(t.Context(), k8s), cl
+}
+
+// ctr runs ctr in the CRI's namespace.
+func (n *node) ctr(t testing.TB, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return n.containerd.Ctr(ctx, append([]string{"--namespace", k8s}, args...)...)
+}
+
+// backend returns the daemon's own names of an image's committed snapshots,
+// lowest first.
+func (n *node) backend(t testing.TB, img kit.Pushed) []string {
+	t.Helper()
+	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+	defer sn.Close()
+	names := make([]string, len(img.ChainIDs))
+	check(t, sn.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		chain := info.Name[strings.LastIndex(info.Name, "/")+1:]
+		for i, id := range img.ChainIDs {
+			if id.String() == chain && info.Kind == snapshots.KindCommitted {
+				names[i] = info.Name
+			}
+		}
+		return nil
+	}))
+	if slices.Contains(names, "") {
+		t.Fatalf("the daemon has only the snapshots %q of %s", names, img.Ref)
+	}
+	return names
+}
