@@ -17,10 +17,11 @@ const module = "github.com/durable-snapshotter/durable-snapshotter"
 var ours = map[string][]string{
 	"internal/faults":         {},
 	"fsync":                   {"internal/faults"},
+	"internal/blobs":          {},
 	"overlayutil":             {},
 	"internal/seal":           {"overlayutil"},
 	"storage":                 {"fsync", "internal/faults"},
-	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/faults", "internal/seal"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/blobs", "internal/faults", "internal/seal"},
 	"cmd/durable-snapshotter": {"snapshotter", "storage", "fsync"},
 }
 
@@ -30,6 +31,7 @@ var only = map[string]struct{ importer, why string }{
 	"github.com/containerd/containerd/v2/core/snapshots/storage":                 {"storage", "rows and journal must change together"},
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay":              {"snapshotter", "the order around it is the product"},
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils": {"overlayutil", "facts about overlayfs have one home"},
+	"github.com/containerd/containerd/v2/plugins/content/local":                  {"internal/blobs", "how containerd's blobs lie on disk has one home"},
 	"google.golang.org/grpc":          {"cmd/durable-snapshotter", "the snapshotter can be used without a daemon"},
 	"github.com/pelletier/go-toml/v2": {"cmd/durable-snapshotter", "parsing is on one side, behaviour on the other"},
 }
