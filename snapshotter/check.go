@@ -6,17 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
-)
-
-// The results of a look at a committed snapshot.
-const (
-	StateReady      = "ready"      // it is what its seal says
-	StateDamaged    = "damaged"    // it is not
-	StateUnverified = "unverified" // it has no valid seal, so nobody can say
 )
 
 // CheckResult is what a look at one committed snapshot found.
@@ -28,40 +24,72 @@ type CheckResult struct {
 	Entries  int64          `json:"entries"`
 	Bytes    int64          `json:"bytes"`
 	Sealed   time.Time      `json:"sealed"`
+	Checked  time.Time      `json:"checked,omitzero"` // when the daemon has looked; of a look by itself, now
 	Findings []seal.Finding `json:"findings"`         // the first of them
-	Reason   string         `json:"reason,omitempty"` // of unverified
+	Reason   string         `json:"reason,omitempty"` // of unverified, or why it was not healed
 }
 
 // maxFindings bounds the findings of one snapshot: a layer that is gone has as
 // many as it had entries.
 const maxFindings = 100
 
+// CheckOptions say how Check looks.
+type CheckOptions struct {
+	Limit int // findings, at most; 0 means 100
+}
+
 // Check compares the layer of a journal entry with its seal: every name, and of
-// each the type, mode, owner, size, times, links and extended attributes.
-// Content is not read. It writes nothing, and needs no daemon.
-func Check(ctx context.Context, root string, e storage.CommitEntry) (CheckResult, error) {
+// each the type, mode, owner, size, times, links and extended attributes. It
+// writes nothing, and needs no daemon. A layer whose seal is lost is damaged:
+// nobody can say that it is whole.
+//
+// An error means that nothing is known; it is not about the layer.
+func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptions) (CheckResult, error) {
 	r := CheckResult{
-		ID: e.ID, Name: e.Name, ChainID: e.ChainID, State: StateReady,
+		ID: e.ID, Name: e.Name, ChainID: e.ChainID, State: storage.StateReady,
 		Entries: e.Entries, Bytes: e.Bytes, Sealed: e.Time, Findings: []seal.Finding{},
 	}
 	if e.Digest == "" {
-		r.State, r.Reason = StateUnverified, fmt.Sprintf("never sealed: committed with strategy %q", e.Strategy)
+		r.State, r.Reason = storage.StateUnverified, neverSealed(e)
 		return r, nil
+	}
+	if o.Limit == 0 {
+		o.Limit = maxFindings
 	}
 	dir := snapshotDir(root, e.ID)
-	found, err := seal.Verify(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), e.Digest, maxFindings)
+	tree := filepath.Join(dir, "fs")
+	found, err := seal.Verify(ctx, tree, filepath.Join(dir, sealFile), e.Digest, o.Limit)
 	switch {
+	case ctx.Err() != nil:
+		return r, ctx.Err()
 	case errors.Is(err, seal.ErrUnsealed):
-		r.State, r.Reason = StateUnverified, err.Error()
-		if _, err := os.Lstat(filepath.Join(dir, "fs")); errors.Is(err, os.ErrNotExist) {
-			r.State, r.Reason = StateDamaged, ""
-			r.Findings = append(r.Findings, seal.Finding{Path: ".", What: "missing"})
+		r.State, r.Reason = storage.StateDamaged, err.Error()
+		if _, err := os.Lstat(tree); errors.Is(err, os.ErrNotExist) {
+			r.Findings, r.Reason = append(r.Findings, seal.Finding{Path: ".", What: "missing"}), ""
 		}
-		return r, nil
 	case err != nil:
-		return r, fmt.Errorf("look at %q in %s: %w", e.Name, dir, err)
+		f, damage := unreadable(tree, err)
+		if !damage {
+			return r, fmt.Errorf("look at %q in %s: %w", e.Name, dir, err)
+		}
+		r.State, r.Findings = storage.StateDamaged, append(r.Findings, f)
 	case len(found) > 0:
-		r.State, r.Findings = StateDamaged, found
+		r.State, r.Findings = storage.StateDamaged, found
 	}
 	return r, nil
+}
+
+// unreadable makes a finding out of an error that means: the disk does not give
+// back what was written. EUCLEAN and EBADMSG are what file systems say of their
+// own structures and checksums.
+func unreadable(tree string, err error) (seal.Finding, bool) {
+	var path *os.PathError
+	if !errors.As(err, &path) || !slices.ContainsFunc([]error{unix.EIO, unix.EUCLEAN, unix.EBADMSG, unix.ENODATA}, func(e error) bool { return errors.Is(err, e) }) {
+		return seal.Finding{}, false
+	}
+	rel, relErr := filepath.Rel(tree, path.Path)
+	if relErr != nil {
+		rel = path.Path
+	}
+	return seal.Finding{Path: rel, What: "unreadable", Have: path.Err.Error()}, true
 }

@@ -70,10 +70,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	faults.Point(faults.CommitWalked)
 
-	r := recordOf(a.id, committed)
-	r.Inodes, r.Size, r.Entries, r.Bytes, r.Digest = c.Inodes, c.Blocks, c.Entries, c.Bytes, c.Digest
-	r.Overlay = &t.found
-	if err := replaceRecord(dir, r, false); err != nil {
+	if err := replaceRecord(dir, committedRecord(a.id, committed, c, t), false); err != nil {
 		return err
 	}
 	defer func() {
@@ -104,6 +101,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 
 	entry := s.commitEntry(a, committed, c)
+	known := false
 	inTx := func(ctx context.Context, j *storage.Journal) error {
 		// Asked inside the transaction, because a Prepare whose sync failed
 		// while we waited for it has refused us too.
@@ -114,17 +112,27 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		}
 		defer faults.Point(faults.CommitInTx)
-		return j.Commit(entry)
+		if err := errors.Join(j.Commit(&entry), s.sayRun(j)); err != nil {
+			return err
+		}
+		// Known before its row can be seen, which is when it is asked for.
+		known = true
+		s.ready.add(entry, storage.StateEntry{})
+		return nil
 	}
 	if s.mutantCommit(ctx, a, inTx) {
 		return nil
 	}
 	if err := s.db.Update(context.WithoutCancel(ctx), inTx); err != nil {
+		if known {
+			s.ready.drop(name)
+		}
 		if isWriteFailure(err) {
 			s.onWriteFailure(ctx, err, undo{key: name, id: a.id})
 		}
 		return err
 	}
+	s.hasSaidRun()
 	s.forget(key)
 	return nil
 }
@@ -215,7 +223,7 @@ func (s *Snapshotter) commitEntry(a *active, info snapshots.Info, c seal.Summary
 		ID: a.id, Name: info.Name, Namespace: namespace, ChainID: chainIDOf(info.Name, info.Labels),
 		Parent: info.Parent, DiffID: info.Labels[labelDiffID],
 		Entries: c.Entries, Bytes: c.Bytes, Digest: c.Digest,
-		Time: info.Created, Strategy: storage.StrategySyncfs, BootID: s.bootID, RunID: s.runID,
+		Time: info.Created, Strategy: storage.StrategySyncfs, BootID: s.bootID, RunID: s.runID, Epoch: s.ready.epoch,
 	}
 	if a.lost {
 		e.Strategy = storage.StrategySyncfsCursorLost

@@ -54,6 +54,7 @@ func (s *Snapshotter) onWriteFailure(ctx context.Context, cause error, u undo) {
 	if faults.Mutant("error-swallowed") || faults.Mutant("fd-shared") {
 		return
 	}
+	s.failures.Add(1)
 	var ids []uint64
 	s.mu.Lock()
 	for _, a := range s.actives {
@@ -211,6 +212,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		s.trouble.mu.Unlock()
 		if healthy {
 			s.look(ctx)
+			s.saySoon(ctx)
 		}
 		select {
 		case <-ctx.Done():

@@ -16,7 +16,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// Mounts returns the mounts of an active snapshot or a view.
+// Mounts returns the mounts of an active snapshot or a view, when its parents
+// are whole; see Stat.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	if err := checkName("key", key); err != nil {
 		return nil, err
@@ -34,6 +35,11 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("mounts %q: %w", key, err)
+	}
+	if info.Parent != "" {
+		if err := s.whole(ctx, info.Parent, false); err != nil {
+			return nil, fmt.Errorf("mounts %q: %w", key, err)
+		}
 	}
 	return s.adapt(mounts, id, info), nil
 }

@@ -15,13 +15,13 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// Prepare makes an active snapshot on a committed parent, or on none. When it
-// returns, its directories and its row are on disk.
+// Prepare makes an active snapshot on a committed parent that is whole (see
+// Stat), or on none. When it returns, its directories and its row are on disk.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, key, parent, opts, s.overlay.Prepare)
 }
 
-// View makes a read-only snapshot of a committed parent. When it returns, its
+// View makes a read-only snapshot of such a parent. When it returns, its
 // directory and its row are on disk.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, key, parent, opts, s.overlay.View)
@@ -41,6 +41,11 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 	if err := s.writable(ctx); err != nil {
 		return nil, err
 	}
+	if parent != "" {
+		if err := s.parentWhole(ctx, parent); err != nil {
+			return nil, fmt.Errorf("prepare %q: %w", key, err)
+		}
+	}
 	unlock, err := s.lockKey(ctx, key)
 	if err != nil {
 		return nil, err
@@ -58,6 +63,10 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		id   uint64
 		info snapshots.Info
 	)
+	// Somebody may have removed it; nothing could be prepared ever after.
+	if err := fsync.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
+		return nil, err
+	}
 	inTx := storage.BeforeCommit(ctx, func(ctx context.Context, j *storage.Journal) (err error) {
 		if id, info, _, err = storage.Info(ctx, key); err != nil {
 			return err
@@ -89,6 +98,20 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 	}
 	faults.Point(faults.PrepareDone)
 	return s.adapt(mounts, id, info), nil
+}
+
+// parentWhole lets a Prepare wait until its parent is whole. What is no
+// committed snapshot is left to containerd's snapshotter, and its errors.
+func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
+	var info snapshots.Info
+	err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+		_, info, _, err = storage.Info(ctx, parent)
+		return err
+	})
+	if err != nil || info.Kind != snapshots.KindCommitted {
+		return nil
+	}
+	return s.whole(ctx, parent, false)
 }
 
 // makeDurable puts a new snapshot directory on disk, before its row is. An

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -47,6 +48,14 @@ func recordOf(id uint64, info snapshots.Info) record {
 		ID: id, Kind: kindNames[info.Kind], Name: info.Name, Parent: info.Parent,
 		Labels: info.Labels, Created: info.Created, Updated: info.Updated,
 	}
+}
+
+// committedRecord is the record of a committed snapshot.
+func committedRecord(id uint64, info snapshots.Info, c seal.Summary, t *truth) record {
+	r := recordOf(id, info)
+	r.Inodes, r.Size, r.Entries, r.Bytes, r.Digest = c.Inodes, c.Blocks, c.Entries, c.Bytes, c.Digest
+	r.Overlay = &t.found
+	return r
 }
 
 var kindNames = map[snapshots.Kind]string{

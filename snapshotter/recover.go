@@ -23,8 +23,12 @@ var errCursorLost = errors.New("the daemon was restarted since the extraction be
 
 // recovery counts what recover did, for its summary.
 type recovery struct {
-	committed, open, closed, removed, missing int
-	adopted                                   []storage.CommitEntry // for rows that had no entry
+	committed, open, closed, removed, missing, unverified int
+
+	unclean bool                  // the machine went down under the last daemon
+	adopted []storage.CommitEntry // for rows that had no entry
+	settled []storage.CommitEntry // of healings that were cut short
+	states  []storage.StateEntry  // of the same
 }
 
 // recover brings rows, journal and directories together again after any end of
@@ -37,7 +41,12 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		r       recovery
 		entries []storage.OpenEntry
 	)
-	if err := s.db.View(ctx, func(ctx context.Context, j *storage.Journal) error {
+	var last storage.Run
+	if err := s.db.View(ctx, func(ctx context.Context, j *storage.Journal) (err error) {
+		if last, err = j.Run(); err != nil {
+			return err
+		}
+		r.unclean = s.begin(last)
 		if err := s.readActives(ctx, j, &entries); err != nil {
 			return err
 		}
@@ -62,13 +71,17 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverReplayed)
+	if err := s.settleReplaced(last.BootID == s.bootID); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
 	if r.removed, err = s.setAside(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverSetAside)
 	log.G(ctx).WithFields(log.Fields{
 		"committed": r.committed, "entries_replayed": r.open, "extractions_closed": r.closed,
-		"directories_removed": r.removed, "directories_missing": r.missing, "took": time.Since(start).String(),
+		"directories_removed": r.removed, "directories_missing": r.missing,
+		"clean": !r.unclean, "unverified": r.unverified, "took": time.Since(start).String(),
 	}).Info("recovered")
 	faults.Point(faults.RecoverDone)
 	return nil
@@ -128,16 +141,35 @@ func (s *Snapshotter) checkCommitted(ctx context.Context, j *storage.Journal, r 
 			return nil
 		}
 		r.committed++
-		if _, err := j.GetCommitted(id); errors.Is(err, storage.ErrNoEntry) {
+		e, err := j.GetCommitted(id)
+		if errors.Is(err, storage.ErrNoEntry) {
 			log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
-			e := s.commitEntry(&active{id: id}, info, seal.Summary{})
-			e.Strategy = storage.StrategyUnknown
+			e = s.commitEntry(&active{id: id}, info, seal.Summary{})
+			e.Strategy, e.Epoch = storage.StrategyUnknown, 0
 			r.adopted = append(r.adopted, e)
 		} else if err != nil {
 			return err
 		}
+		state, err := j.GetState(id)
+		if err != nil && !errors.Is(err, storage.ErrNoEntry) {
+			return err
+		}
+		e, state, cut := s.settleHealing(e, state)
+		if e.Name != info.Name || e.Parent != info.Parent {
+			// An entry of the built-in snapshotter's database knows only these.
+			e.Name, e.Parent = info.Name, info.Parent
+		}
+		l := s.ready.add(e, state)
+		if cut {
+			r.settled, r.states = append(r.settled, e), append(r.states, l.state)
+		}
+		if l.state.State == storage.StateUnverified {
+			r.unverified++
+			return nil // whoever looks finds out
+		}
 		if _, err := os.Lstat(filepath.Join(s.dir(id), "fs")); isNotExist(err) {
 			r.missing++
+			s.lookForRoot(ctx, l)
 			log.G(ctx).WithFields(log.Fields{"name": info.Name, "directory": s.dir(id)}).
 				Error("the directory of a committed snapshot is missing")
 		}
@@ -190,22 +222,31 @@ func (s *Snapshotter) replay(ctx context.Context, entries []storage.OpenEntry, r
 		}
 		changed = append(changed, e)
 	}
-	if len(changed) == 0 && len(r.adopted) == 0 {
-		return nil
-	}
-	return s.unlessFull(ctx, s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
+	err := s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
 		for _, e := range changed {
 			if err := j.PutOpen(e); err != nil {
 				return err
 			}
 		}
-		for _, e := range r.adopted {
-			if err := j.Commit(e); err != nil {
+		for i := range r.adopted {
+			if err := j.Commit(&r.adopted[i]); err != nil {
 				return err
 			}
 		}
-		return nil
-	}))
+		for i, e := range r.settled {
+			if err := errors.Join(j.Replace(e), j.PutState(r.states[i])); err != nil {
+				return err
+			}
+		}
+		return s.sayRun(j)
+	})
+	if err == nil {
+		s.hasSaidRun()
+		for _, e := range r.adopted {
+			s.ready.add(e, storage.StateEntry{}) // with its number
+		}
+	}
+	return s.unlessFull(ctx, err)
 }
 
 // unlessFull forgives recovery a step for which the disk has no space: the

@@ -63,6 +63,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	}
 	faults.Point(faults.RemoveDone)
 	s.forget(key)
+	s.ready.drop(key)
 	if s.cfg.SyncRemove {
 		return s.Cleanup(ctx)
 	}
@@ -82,6 +83,7 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		return snapshots.Info{}, err
 	}
 	defer unlock()
+	info.Labels = withoutState(info.Labels)
 	inTx := storage.BeforeCommit(ctx, func(ctx context.Context, _ *storage.Journal) error {
 		defer faults.Point(faults.SnapshotUpdate)
 		id, updated, _, err := storage.Info(ctx, info.Name)

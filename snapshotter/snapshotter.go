@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -33,6 +35,18 @@ type Config struct {
 	SyncRemove     bool     // delete in Remove, not in Cleanup
 	SlowChown      bool     // accepted for parity; the client does the chown
 	JournalHistory uint64   // removed snapshots whose journal entries are kept
+
+	// ContentRoot is the directory of containerd's content store, out of whose
+	// blobs damaged layers are healed; "" when there is none.
+	ContentRoot string
+	// BootID names the boot of the kernel; "" means the kernel's own. Tests
+	// let machines boot with it.
+	BootID string
+	// NoBackground leaves unverified layers alone until somebody asks.
+	NoBackground bool
+	// OnDamaged is called when a damaged layer could not be healed; again and
+	// again, while it cannot. It must not call back, nor take long.
+	OnDamaged func(*DamagedError)
 
 	// OnHealth is called with an error when the file system stops accepting
 	// writes and with nil when it accepts them again. It must not call back.
@@ -59,10 +73,18 @@ type Snapshotter struct {
 	mu      sync.Mutex         // guards actives
 	actives map[string]*active // by key
 
-	trouble  trouble
-	deleting sync.Mutex // one deletion of trees at a time
-	stop     context.CancelFunc
-	running  sync.WaitGroup
+	ready readiness
+	blobs *blobs.Store
+	run   storage.Run // guarded by mu, and said whether the journal has it
+	said  bool
+
+	trouble    trouble
+	failures   atomic.Int64 // writes that have failed
+	deleting   sync.Mutex   // one deletion of trees at a time
+	background context.Context
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	closing    sync.Once
 }
 
 var (
@@ -102,10 +124,12 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	}()
 	s := &Snapshotter{
 		cfg: cfg, db: db, keys: locker.New(), actives: map[string]*active{},
-		runID: newRunID(),
+		runID: newRunID(), ready: newReadiness(), blobs: blobs.Open(cfg.ContentRoot),
 	}
-	if s.bootID, err = bootID(); err != nil {
-		return nil, err
+	if s.bootID = cfg.BootID; s.bootID == "" {
+		if s.bootID, err = bootID(); err != nil {
+			return nil, err
+		}
 	}
 	for _, dir := range []string{s.snapshotsDir(), s.removingDir()} {
 		if err := fsync.MkdirAll(dir, 0o700); err != nil {
@@ -124,14 +148,16 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		return nil, err
 	}
 
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
+	s.background, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := s.recover(ctx); err != nil {
-		stop()
+		s.stop()
 		return nil, errors.Join(err, s.closeCursors())
 	}
-	s.running.Go(func() { s.watch(background) })
-	s.running.Go(func() { s.deleteRemoving(background) })
+	s.running.Go(func() { s.watch(s.background) })
+	s.running.Go(func() { s.deleteRemoving(s.background) })
+	if !cfg.NoBackground {
+		s.running.Go(func() { s.attendAll(s.background) })
+	}
 	return s, nil
 }
 
@@ -208,21 +234,35 @@ func (s *Snapshotter) overlayOptions() []overlay.Opt {
 	return opts
 }
 
-// Stat returns the row of an active key or a committed name.
+// Stat returns the row of an active key or a committed name. Of a committed one
+// it says nothing before it is known to be whole (I2): it may take as long as a
+// look at the layers, or their healing, takes, and is then refused with
+// [DamagedError], or with Unavailable when ctx has ended before.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	if err := checkName("key", key); err != nil {
 		return snapshots.Info{}, err
 	}
-	return s.overlay.Stat(ctx, key)
+	info, err := s.overlay.Stat(ctx, key)
+	if err != nil || info.Kind != snapshots.KindCommitted {
+		return info, err
+	}
+	if err := s.whole(ctx, key, true); err != nil {
+		return snapshots.Info{}, fmt.Errorf("stat %q: %w", key, err)
+	}
+	return s.withState(info), nil
 }
 
 // Usage returns disk space and inodes: of a committed snapshot as Commit
-// counted them, of another by counting now.
+// counted them, of another by counting now. What is gone uses nothing.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	if err := checkName("key", key); err != nil {
 		return snapshots.Usage{}, err
 	}
-	return s.overlay.Usage(ctx, key)
+	usage, err := s.overlay.Usage(ctx, key)
+	if isNotExist(err) {
+		return snapshots.Usage{}, nil
+	}
+	return usage, err
 }
 
 // Walk visits every row that matches one of the filters, as they were when it
@@ -237,6 +277,9 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 		return err
 	}
 	for _, info := range rows {
+		if info.Kind == snapshots.KindCommitted {
+			info = s.withState(info) // as Stat, but nobody is kept waiting
+		}
 		if err := fn(ctx, info); err != nil {
 			return err
 		}
@@ -244,11 +287,13 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	return nil
 }
 
-// Close ends the background work and releases the root. Nothing is deleted,
-// and no row changes: a restart goes on where this process stopped.
+// Close ends the background work, notes a clean stop, and releases the root.
+// Nothing is deleted, and no row changes: a restart goes on where this process
+// stopped.
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.running.Wait()
+	s.closing.Do(s.sayGoodbye)
 	return errors.Join(s.closeCursors(), s.overlay.Close()) // closes the database too
 }
 
@@ -264,6 +309,8 @@ func (s *Snapshotter) closeCursors() (err error) {
 
 func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.cfg.Root, "snapshots") }
 func (s *Snapshotter) removingDir() string  { return filepath.Join(s.cfg.Root, "removing") }
+func (s *Snapshotter) healingDir() string   { return filepath.Join(s.cfg.Root, "healing") }
+func (s *Snapshotter) replacedDir() string  { return filepath.Join(s.cfg.Root, "replaced") }
 func (s *Snapshotter) emptyDir() string     { return filepath.Join(s.cfg.Root, "empty") }
 
 // dir is the directory of a snapshot.

@@ -63,8 +63,35 @@ func (s *Snapshotter) truthOf(ctx context.Context, a *active, info snapshots.Inf
 	if a.shapedBy != "" && a.shapedBy != parent {
 		return nil, fmt.Errorf("an earlier commit fitted the layer to parent %q; extract again: %w", a.shapedBy, errdefs.ErrFailedPrecondition)
 	}
-	var lower []string
-	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+	lower, err := s.lowerOf(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	if rebased {
+		// What a directory inherits must not come from a damaged one.
+		if err := s.known(parent); err != nil {
+			return nil, fmt.Errorf("parent %q: %w", parent, err)
+		}
+	}
+	if a.extraction {
+		a.shapedBy = parent
+	}
+	// containerd's applier writes into the directory itself, unless mknod is
+	// forbidden (core/diff/apply/apply_linux.go:34).
+	return s.newTruth(lower, a.extraction && (!inUserNS() || len(lower) == 0), rebased), nil
+}
+
+func (s *Snapshotter) newTruth(lower []string, direct, rebased bool) *truth {
+	return &truth{
+		space: s.space, features: s.features, direct: direct, rebased: rebased,
+		lower: overlayutil.Stack{Space: s.space, Layers: lower},
+		found: overlayMarks{Space: string(s.space)},
+	}
+}
+
+// lowerOf returns the directories of a parent chain, topmost first.
+func (s *Snapshotter) lowerOf(ctx context.Context, parent string) (lower []string, err error) {
+	err = s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
 		for name := parent; name != ""; {
 			id, info, _, err := storage.Info(ctx, name)
 			if err != nil {
@@ -77,20 +104,8 @@ func (s *Snapshotter) truthOf(ctx context.Context, a *active, info snapshots.Inf
 			name = info.Parent
 		}
 		return nil
-	}); err != nil {
-		return nil, err
-	}
-	if a.extraction {
-		a.shapedBy = parent
-	}
-	return &truth{
-		space: s.space, features: s.features, rebased: rebased,
-		// containerd's applier writes into the directory itself, unless mknod
-		// is forbidden (core/diff/apply/apply_linux.go:34).
-		direct: a.extraction && (!inUserNS() || len(lower) == 0),
-		lower:  overlayutil.Stack{Space: s.space, Layers: lower},
-		found:  overlayMarks{Space: string(s.space)},
-	}, nil
+	})
+	return lower, err
 }
 
 // entry is the seal.Hook of a Commit.

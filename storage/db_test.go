@@ -50,7 +50,7 @@ func commitOne(t *testing.T, db *DB, name, parent string) uint64 {
 		if err := Commit(ctx, "key of "+name, name, snapshots.Usage{Size: 1, Inodes: 2}); err != nil {
 			return err
 		}
-		return j.Commit(CommitEntry{ID: id, Name: name, Parent: parent})
+		return j.Commit(&CommitEntry{ID: id, Name: name, Parent: parent})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +109,7 @@ func TestRowsAndJournalShareOneCommit(t *testing.T) {
 	boom := errors.New("boom")
 	err := db.WithTransaction(
 		BeforeCommit(t.Context(), func(_ context.Context, j *Journal) error {
-			return errors.Join(j.Commit(CommitEntry{ID: 99, Name: "ghost"}), boom)
+			return errors.Join(j.Commit(&CommitEntry{ID: 99, Name: "ghost"}), boom)
 		}), true,
 		func(ctx context.Context) error {
 			_, err := cstorage.CreateSnapshot(ctx, snapshots.KindActive, "ghost", "a")
@@ -207,7 +207,7 @@ func TestOpenRefuses(t *testing.T) {
 			})
 		}, ErrDamaged},
 		"newer journal": {func(t *testing.T, root string) {
-			journalByte(t, whole(t, root), func(b *bolt.Bucket) error { return b.Put(keyVersion, []byte{2}) })
+			journalByte(t, whole(t, root), func(b *bolt.Bucket) error { return b.Put(keyVersion, []byte{journalVersion + 1}) })
 		}, ErrNewer},
 		"newer record": {func(t *testing.T, root string) {
 			journalByte(t, whole(t, root), func(b *bolt.Bucket) error {

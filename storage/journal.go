@@ -42,6 +42,7 @@ type CommitEntry struct {
 	Strategy  string    `json:"strategy"`            // how it was made durable: one of the Strategy constants
 	BootID    string    `json:"boot_id"`
 	RunID     string    `json:"run_id"`
+	Epoch     uint64    `json:"epoch,omitempty"`  // unclean boots before this commit, see Run
 	Removed   time.Time `json:"removed,omitzero"` // set in the history
 }
 
@@ -54,6 +55,9 @@ const (
 	StrategySyncfsCursorLost = "syncfs, cursor lost"
 	// StrategyRebuilt: found by repair --rebuild, equal to its record, synced.
 	StrategyRebuilt = "rebuilt"
+	// StrategyHealed: extracted again by us out of its blob, because it was
+	// damaged; synced as with StrategySyncfs.
+	StrategyHealed = "healed"
 	// StrategyUnknown: committed by another snapshotter before this database
 	// got its journal.
 	StrategyUnknown = "unknown"
@@ -67,16 +71,20 @@ var (
 	bucketOpen      = []byte("open")
 	bucketCommitted = []byte("committed")
 	bucketHistory   = []byte("history")
+	bucketStates    = []byte("states")
 	keyVersion      = []byte("version")
+	keyRun          = []byte("run")
+	keyScrub        = []byte("scrub")
 )
 
-const journalVersion = 1
+// journalVersion 2 has states, run and scrub; upgrade makes it out of 1.
+const journalVersion = 2
 
 // Journal is the journal inside one transaction. It is valid until the function
 // that got it returns.
 type Journal struct {
-	open, committed, history *bolt.Bucket
-	keep                     uint64 // length of the history
+	top, open, committed, history, states *bolt.Bucket
+	keep                                  uint64 // length of the history
 }
 
 // journal finds the journal's buckets in a transaction. An error wraps ErrNewer
@@ -93,8 +101,11 @@ func journal(tx *bolt.Tx, keep uint64) (*Journal, error) {
 	case version > journalVersion:
 		return nil, fmt.Errorf("journal version %d: %w", version, ErrNewer)
 	}
-	j := &Journal{open: b.Bucket(bucketOpen), committed: b.Bucket(bucketCommitted), history: b.Bucket(bucketHistory), keep: keep}
-	if j.open == nil || j.committed == nil || j.history == nil {
+	j := &Journal{
+		top: b, open: b.Bucket(bucketOpen), committed: b.Bucket(bucketCommitted), history: b.Bucket(bucketHistory),
+		states: b.Bucket(bucketStates), keep: keep,
+	}
+	if j.open == nil || j.committed == nil || j.history == nil || j.states == nil && version > 1 {
 		return nil, fmt.Errorf("journal buckets: %w", ErrCorrupt)
 	}
 	return j, nil
@@ -108,7 +119,7 @@ func createJournal(tx *bolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range [][]byte{bucketOpen, bucketCommitted, bucketHistory} {
+	for _, name := range [][]byte{bucketOpen, bucketCommitted, bucketHistory, bucketStates} {
 		if _, err := b.CreateBucket(name); err != nil {
 			return err
 		}
@@ -126,9 +137,9 @@ func (j *Journal) GetOpen(id uint64) (OpenEntry, error) { return get[OpenEntry](
 // write to the journal.
 func (j *Journal) EachOpen(fn func(OpenEntry) error) error { return each(j.open, fn) }
 
-// Commit closes the open entry of e.ID, if there is one, and writes e with the
-// next sequence number.
-func (j *Journal) Commit(e CommitEntry) error {
+// Commit closes the open entry of e.ID, if there is one, gives e the next
+// sequence number, and writes it.
+func (j *Journal) Commit(e *CommitEntry) error {
 	if err := j.open.Delete(idKey(e.ID)); err != nil {
 		return err
 	}
@@ -136,7 +147,7 @@ func (j *Journal) Commit(e CommitEntry) error {
 	if e.Sequence, err = j.committed.NextSequence(); err != nil {
 		return err
 	}
-	return put(j.committed, e.ID, e)
+	return put(j.committed, e.ID, *e)
 }
 
 // GetCommitted returns the entry of a committed snapshot that exists, or

@@ -343,7 +343,14 @@ func verifyJournal(tx *bolt.Tx) error {
 			j.EachOpen(func(OpenEntry) error { return nil }),
 			j.EachCommitted(func(CommitEntry) error { return nil }),
 			j.EachRemoved(func(CommitEntry) error { return nil }),
+			j.EachState(func(StateEntry) error { return nil }),
 		)
+	}
+	if err == nil {
+		_, err = j.Run()
+	}
+	if err == nil {
+		_, err = j.Scrub()
 	}
 	if err != nil && !errors.Is(err, ErrNewer) {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)

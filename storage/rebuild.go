@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -15,13 +16,27 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 )
 
-// upgrade gives a database of the built-in overlay snapshotter its journal. Its
-// layers were never synced by us, and their entries say so (StrategyUnknown).
+// upgrade gives a database of the built-in overlay snapshotter its journal, and
+// an older journal what it lacks. Layers of the built-in snapshotter were never
+// synced by us, and their entries say so (StrategyUnknown).
 func (db *DB) upgrade(ctx context.Context) error {
+	version := uint64(journalVersion)
 	err := inBolt(ctx, db.ms, false, func(tx *bolt.Tx) error {
-		_, err := journal(tx, db.keep)
+		j, err := journal(tx, db.keep)
+		if err == nil {
+			version, _ = binary.Uvarint(j.top.Get(keyVersion))
+		}
 		return err
 	})
+	if err == nil && version < journalVersion {
+		return inBolt(ctx, db.ms, true, func(tx *bolt.Tx) error {
+			b := tx.Bucket(bucketJournal)
+			if _, err := b.CreateBucketIfNotExists(bucketStates); err != nil {
+				return err
+			}
+			return b.Put(keyVersion, binary.AppendUvarint(nil, journalVersion))
+		})
+	}
 	if !errors.Is(err, errNoJournal) {
 		return err
 	}
@@ -29,7 +44,7 @@ func (db *DB) upgrade(ctx context.Context) error {
 		return Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
 			switch info.Kind {
 			case snapshots.KindCommitted:
-				return j.Commit(CommitEntry{ID: id, Name: info.Name, Parent: info.Parent, Time: info.Created, Strategy: StrategyUnknown})
+				return j.Commit(&CommitEntry{ID: id, Name: info.Name, Parent: info.Parent, Time: info.Created, Strategy: StrategyUnknown})
 			case snapshots.KindActive:
 				return j.PutOpen(OpenEntry{ID: id, Key: info.Name, Parent: info.Parent, Started: info.Created, CursorLost: true})
 			}
@@ -153,5 +168,5 @@ func insertRow(ctx context.Context, j *Journal, r Row) error {
 	if _, err := cstorage.CommitActive(ctx, key, r.Info.Name, r.Usage, snapshots.WithLabels(r.Info.Labels)); err != nil {
 		return err
 	}
-	return j.Commit(r.Commit)
+	return j.Commit(&r.Commit)
 }

@@ -134,7 +134,7 @@ func TestCheck(t *testing.T) {
 	if err := os.Rename(seal, seal+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if results, status := s.check(t, img.ChainIDs[0].String()); status != 1 || results[0].State != "unverified" || !strings.Contains(results[0].Reason, "no valid seal") {
+	if results, status := s.check(t, img.ChainIDs[0].String()); status != 1 || results[0].State != "damaged" || !strings.Contains(results[0].Reason, "no valid seal") {
 		t.Errorf("without a seal: status %d, %+v", status, results)
 	}
 	if err := os.Rename(seal+".away", seal); err != nil {

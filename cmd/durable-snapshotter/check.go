@@ -39,12 +39,12 @@ func check(c *command) error {
 	results := []snapshotter.CheckResult{}
 	progress := newProgress(c, len(entries))
 	for _, e := range entries {
-		r, err := snapshotter.Check(c.ctx, cfg.Root, e)
+		r, err := snapshotter.Check(c.ctx, cfg.Root, e, snapshotter.CheckOptions{})
 		if err != nil {
 			progress.clear()
 			return fmt.Errorf("%w: %w", errNotLooked, err)
 		}
-		if r.State != snapshotter.StateReady && c.removed(cfg, e) {
+		if r.State != storage.StateReady && c.removed(cfg, e) {
 			continue
 		}
 		results = append(results, r)
@@ -61,7 +61,7 @@ func check(c *command) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r snapshotter.CheckResult) bool { return r.State != snapshotter.StateReady }) {
+	if slices.ContainsFunc(results, func(r snapshotter.CheckResult) bool { return r.State != storage.StateReady }) {
 		return errNotReady
 	}
 	return nil

@@ -22,6 +22,7 @@ const defaultConfigPath = "/etc/durable-snapshotter/config.toml"
 type Config struct {
 	Root        string            `toml:"root" comment:"Where snapshots and metadata.db live: an absolute path on a local ext4, xfs or btrfs."`
 	Address     string            `toml:"address" comment:"Unix socket that containerd connects to. admin.sock is made beside it."`
+	ContentRoot string            `toml:"content_root" comment:"The content store of containerd. A damaged layer is extracted again out of its blob there.\nk3s: /var/lib/rancher/k3s/agent/containerd/io.containerd.content.v1.content\nRKE2: /var/lib/rancher/rke2/agent/containerd/io.containerd.content.v1.content\nEmpty: damaged layers are refused and not healed."`
 	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
 	Journal     JournalConfig     `toml:"journal"`
@@ -45,6 +46,7 @@ func Default() Config {
 	return Config{
 		Root:        "/var/lib/durable-snapshotter",
 		Address:     "/run/durable-snapshotter/durable-snapshotter.sock",
+		ContentRoot: "/var/lib/containerd/io.containerd.content.v1.content",
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
@@ -112,6 +114,9 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.Address) {
 		return fmt.Errorf("address %q: not an absolute path", c.Address)
 	}
+	if c.ContentRoot != "" && !filepath.IsAbs(c.ContentRoot) {
+		return fmt.Errorf("content_root %q: not an absolute path", c.ContentRoot)
+	}
 	for _, socket := range []string{c.Address, adminSocket(c.Address)} {
 		// sun_path with its terminating zero (unix(7)).
 		if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(socket) > limit {
@@ -134,6 +139,7 @@ func (c Config) snapshotter() snapshotter.Config {
 		SyncRemove:     c.Snapshotter.SyncRemove,
 		SlowChown:      c.Snapshotter.SlowChown,
 		JournalHistory: c.Journal.History,
+		ContentRoot:    c.ContentRoot,
 	}
 }
 

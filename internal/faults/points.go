@@ -44,7 +44,22 @@ const (
 	RewriteInstalled Name = "rewrite.installed" // and has its name
 )
 
-// All lists every point, for the tests that visit them one after another.
+// Points of the healing of a damaged layer, in order.
+const (
+	HealExtracted  Name = "heal.extracted"  // the new tree is complete, beside the damaged one
+	HealSynced     Name = "heal.synced"     // it is sealed and on disk
+	HealJournalled Name = "heal.journalled" // the journal knows that they are going to change places
+	HealExchanged  Name = "heal.exchanged"  // they have, in memory
+	HealPlaced     Name = "heal.placed"     // and on disk
+	HealDone       Name = "heal.done"       // the journal knows the new tree, the damaged one is still in healing/
+)
+
+// Healing lists the points of healing.
+func Healing() []Name {
+	return []Name{HealExtracted, HealSynced, HealJournalled, HealExchanged, HealPlaced, HealDone}
+}
+
+// All lists every point but those of healing, for the tests that visit them one after another.
 func All() []Name {
 	return []Name{
 		PrepareRenamed, PrepareRecorded, PrepareSynced, PrepareDone,

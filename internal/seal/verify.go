@@ -16,14 +16,17 @@ import (
 // Finding is a difference between a tree and its seal.
 type Finding struct {
 	Path string `json:"path"`           // relative to the tree, "." for its root
-	What string `json:"what"`           // missing, extra, or the mtree keyword that differs
+	What string `json:"what"`           // missing, extra, unreadable, or the mtree keyword that differs
 	Want string `json:"want,omitempty"` // by the seal
 	Have string `json:"have,omitempty"` // on disk
 }
 
 func (f Finding) String() string {
-	if f.What == "missing" || f.What == "extra" {
+	switch f.What {
+	case "missing", "extra":
 		return fmt.Sprintf("%s: %s", f.Path, f.What)
+	case "unreadable":
+		return fmt.Sprintf("%s: unreadable: %s", f.Path, f.Have)
 	}
 	return fmt.Sprintf("%s: %s was %s, is %s", f.Path, f.What, orNone(f.Want), orNone(f.Have))
 }

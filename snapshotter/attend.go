@@ -1,0 +1,159 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+const (
+	progressEvery = 10 * time.Second // between two words on the progress of background work
+	retryEvery    = time.Minute      // between two attempts to heal what could not be healed
+	// restAtMost is the longest pause after a look in the background. It is as
+	// long as the look was, so that half of the disk's time is left to others.
+	restAtMost = time.Second
+)
+
+// attend looks at a layer, if nobody has, and heals it, if it is damaged. It
+// ends with the snapshotter, not with whoever asked.
+func (s *Snapshotter) attend(l *layer) {
+	ctx := s.background
+	r := &s.ready
+	defer func() {
+		r.mu.Lock()
+		w := l.work
+		l.work = nil
+		r.mu.Unlock()
+		close(w.done)
+	}()
+	r.mu.Lock()
+	state, entry := l.state, l.entry
+	r.mu.Unlock()
+	if state.State == storage.StateUnverified && entry.Digest != "" {
+		if !take(ctx, r.looks) {
+			return
+		}
+		result, err := Check(ctx, s.cfg.Root, entry, CheckOptions{})
+		<-r.looks
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("a layer could not be looked at")
+			result = CheckResult{State: storage.StateUnverified, Reason: err.Error()}
+		}
+		r.mu.Lock()
+		s.setState(ctx, l, result)
+		state = l.state
+		r.mu.Unlock()
+	}
+	if state.State != storage.StateDamaged {
+		return
+	}
+	s.saySoon(ctx)
+	if !take(ctx, r.heals) {
+		return
+	}
+	defer func() { <-r.heals }()
+	s.heal(ctx, l)
+}
+
+func take(ctx context.Context, c chan struct{}) bool {
+	select {
+	case c <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// attendAll looks at what is unverified after an unclean boot, in the order in
+// which it is going to be asked for, and heals what is damaged. Whoever asks for
+// a layer meanwhile does not wait for its turn. Afterwards it tries now and then
+// to heal what could not be healed, until ctx ends.
+func (s *Snapshotter) attendAll(ctx context.Context) {
+	names, err := s.unattended(ctx)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("layers are looked at when they are asked for, not before")
+	}
+	if len(names) > 0 {
+		log.G(ctx).WithField("layers", len(names)).Info("looking at layers")
+	}
+	start, said, damaged := time.Now(), time.Now(), 0
+	for i, name := range names {
+		began := time.Now()
+		if err := s.whole(ctx, name, true); err != nil {
+			damaged++
+		}
+		if !rest(ctx, min(time.Since(began), restAtMost)) {
+			return
+		}
+		if time.Since(said) >= progressEvery {
+			said = time.Now()
+			log.G(ctx).WithFields(log.Fields{"done": i + 1, "of": len(names), "not_ready": damaged}).Info("looking at layers")
+		}
+	}
+	if len(names) > 0 {
+		log.G(ctx).WithFields(log.Fields{"layers": len(names), "not_ready": damaged, "took": time.Since(start).String()}).Info("looked at all layers")
+	}
+	for rest(ctx, retryEvery) {
+		for _, name := range s.ready.in(storage.StateDamaged) {
+			_ = s.whole(ctx, name, true) // says itself what it finds
+		}
+	}
+}
+
+// rest waits, and is false when ctx has ended.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// unattended returns the committed snapshots that are not ready: first those on
+// which containers are, by how many, then the newest. Most containers are on
+// that of the pause image, of which every pod has one.
+func (s *Snapshotter) unattended(ctx context.Context) ([]string, error) {
+	users := map[string]int{}
+	err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+		return storage.Walk(ctx, func(_ uint64, info snapshots.Info, _ snapshots.Usage) error {
+			if info.Kind != snapshots.KindCommitted {
+				users[info.Parent]++
+			}
+			return nil
+		})
+	})
+	names := s.ready.in(storage.StateUnverified, storage.StateDamaged)
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(users[b], users[a]) })
+	return names, err
+}
+
+// in returns the committed snapshots that are in one of the states and can be
+// looked at, newest first.
+func (r *readiness) in(states ...string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found []storage.CommitEntry
+	for _, l := range r.layers {
+		if slices.Contains(states, l.state.State) && (l.entry.Digest != "" || l.state.State == storage.StateDamaged) {
+			found = append(found, l.entry)
+		}
+	}
+	slices.SortFunc(found, func(a, b storage.CommitEntry) int { return cmp.Compare(b.Sequence, a.Sequence) })
+	names := make([]string, len(found))
+	for i, e := range found {
+		names[i] = e.Name
+	}
+	return names
+}

@@ -1,0 +1,354 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// errRemoved ends the healing of a layer that was removed meanwhile.
+var errRemoved = errors.New("the layer was removed")
+
+// heal extracts a damaged layer again, out of its blob in containerd's content
+// store, and puts the new tree in the place of the damaged one. Its parents are
+// whole.
+func (s *Snapshotter) heal(ctx context.Context, l *layer) {
+	r := &s.ready
+	r.mu.Lock()
+	if l.state.State != storage.StateDamaged {
+		r.mu.Unlock()
+		return
+	}
+	l.state.State = storage.StateHealing
+	entry := l.entry
+	r.mu.Unlock()
+
+	start := time.Now()
+	healed, err := s.extractAgain(ctx, entry)
+	logger := log.G(ctx).WithFields(log.Fields{"name": entry.Name, "id": entry.ID, "took": time.Since(start).String()})
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		l.state.State, l.state.Reason, l.tried = storage.StateDamaged, err.Error(), time.Now()
+		r.unsaid[entry.ID] = l.state
+		logger.WithError(err).Error("A DAMAGED LAYER WAS NOT HEALED")
+		if s.cfg.OnDamaged != nil && ctx.Err() == nil {
+			s.cfg.OnDamaged(&DamagedError{ID: entry.ID, Name: entry.Name, ChainID: entry.ChainID, Findings: l.state.Findings, Reason: l.state.Reason})
+		}
+		return
+	}
+	l.entry = healed
+	l.state = storage.StateEntry{ID: entry.ID, State: storage.StateReady, Epoch: r.epoch, Checked: time.Now().UTC()}
+	delete(r.unsaid, entry.ID)
+	logger.Warn("a damaged layer was extracted again from its blob")
+}
+
+// extractAgain tries the blobs that a layer can come from, and returns its new
+// journal entry.
+func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, err error) {
+	candidates, err := s.blobsOf(ctx, entry)
+	if err != nil {
+		return healed, err
+	}
+	if err := s.writable(ctx); err != nil {
+		return healed, err
+	}
+	var errs []error
+	for _, b := range candidates {
+		healed, err := s.extractFrom(ctx, entry, b)
+		if err == nil {
+			return healed, nil
+		}
+		errs = append(errs, fmt.Errorf("extract %s: %w", b.Digest, err))
+		if ctx.Err() != nil || errors.Is(err, errRemoved) || isWriteFailure(err) {
+			break
+		}
+	}
+	return healed, errors.Join(errs...)
+}
+
+// blobsOf finds the blobs that a layer can be extracted from.
+func (s *Snapshotter) blobsOf(ctx context.Context, entry storage.CommitEntry) ([]blobs.Blob, error) {
+	if entry.ChainID == "" {
+		return nil, errors.New("its chain ID is not known, so no blob can be found for it")
+	}
+	return s.blobs.Find(ctx, entry.ChainID)
+}
+
+// extractFrom makes healing/<id> out of a blob and swaps it with
+// snapshots/<id>.
+func (s *Snapshotter) extractFrom(ctx context.Context, entry storage.CommitEntry, b blobs.Blob) (healed storage.CommitEntry, err error) {
+	dir := filepath.Join(s.healingDir(), strconv.FormatUint(entry.ID, 10))
+	if err := os.RemoveAll(dir); err != nil {
+		return healed, err
+	}
+	if err := fsync.MkdirAll(filepath.Join(dir, "fs"), 0o700); err != nil {
+		return healed, err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(dir) // or the next healing, or the next start
+		}
+	}()
+	// Before the first byte: it hears of every write that fails from here on.
+	cursor, err := fsync.OpenCursor(dir)
+	if err != nil {
+		return healed, err
+	}
+	defer cursor.Close()
+	failures := s.failures.Load()
+
+	var info snapshots.Info
+	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+		var id uint64
+		if id, info, _, err = storage.Info(ctx, entry.Name); err != nil || id != entry.ID {
+			return errors.Join(errRemoved, err)
+		}
+		return nil
+	}); err != nil {
+		return healed, err
+	}
+	lower, err := s.lowerOf(ctx, info.Parent)
+	if err != nil {
+		return healed, err
+	}
+	if err := s.unpack(ctx, dir, b, lower); err != nil {
+		return healed, err
+	}
+	faults.Point(faults.HealExtracted)
+	healed, err = s.reseal(ctx, dir, entry, info, lower)
+	if err != nil {
+		return healed, err
+	}
+	// The heavy part of the sync happens outside the locks.
+	if err := cursor.Sync(); err != nil {
+		s.onWriteFailure(ctx, err, undo{})
+		return healed, err
+	}
+	return healed, s.swap(ctx, dir, cursor, failures, healed)
+}
+
+// unpack extracts a layer's blob into dir/fs the way containerd's applier does
+// (core/diff/apply/apply_linux.go) when it gets our mounts, and checks that it
+// was the layer it was said to be.
+func (s *Snapshotter) unpack(ctx context.Context, dir string, b blobs.Blob, lower []string) error {
+	root := filepath.Join(dir, "fs")
+	// The mode and owner that Prepare gives it (plugins/snapshots/overlay).
+	if err := os.Chmod(root, 0o755); err != nil {
+		return err
+	}
+	if len(lower) > 0 {
+		if err := sameOwner(root, lower[0]); err != nil {
+			return err
+		}
+	}
+	tar, err := s.blobs.Layer(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	digester := digest.Canonical.Digester()
+	r := io.TeeReader(tar, digester.Hash())
+	switch {
+	case len(lower) == 0:
+		_, err = archive.Apply(ctx, root, r)
+	case inUserNS():
+		work := filepath.Join(dir, "work")
+		if err := os.Mkdir(work, 0o711); err != nil {
+			return err
+		}
+		o := overlayutil.Options{Work: work, Upper: root, Lower: lower, Rest: s.options}
+		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: o.Strings()}}, func(merged string) error {
+			_, err := archive.Apply(ctx, merged, r)
+			return err
+		})
+	default:
+		opts := []archive.ApplyOpt{archive.WithConvertWhiteout(archive.OverlayConvertWhiteout)}
+		if !s.features.LowerApart {
+			opts = append(opts, archive.WithParents(lower)) // see adapt
+		}
+		_, err = archive.Apply(ctx, root, r, opts...)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return err
+	}
+	if got := digester.Digest(); got != b.DiffID {
+		return fmt.Errorf("it holds %s, the image says %s: %w", got, b.DiffID, blobs.ErrCorrupt)
+	}
+	return nil
+}
+
+// reseal does for the new tree what Commit does: marks in order, seal, record.
+func (s *Snapshotter) reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []string) (storage.CommitEntry, error) {
+	t := s.newTruth(lower, !inUserNS() || len(lower) == 0, len(lower) > 0)
+	c, err := seal.Write(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), t.entry)
+	if err != nil {
+		return entry, err
+	}
+	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
+	entry.Strategy, entry.Epoch, entry.BootID, entry.RunID = storage.StrategyHealed, s.ready.epoch, s.bootID, s.runID
+	return entry, replaceRecord(dir, committedRecord(entry.ID, info, c, t), false)
+}
+
+// swap puts the new tree into its place. The journal knows of it before, so
+// that after a crash at any instant it is clear which of the two trees is there:
+// see settleHealing.
+func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor, failures int64, healed storage.CommitEntry) error {
+	unlock, err := s.lockKey(ctx, healed.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// As in Commit: no error of anybody may pass between our sync and our word.
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	if err := cursor.Sync(); err != nil {
+		s.onWriteFailure(ctx, err, undo{})
+		return err
+	}
+	if s.failures.Load() != failures {
+		return errors.New("a write failed meanwhile, and what it was about is not known")
+	}
+	faults.Point(faults.HealSynced)
+	ctx = context.WithoutCancel(ctx)
+	update := func(state storage.StateEntry, replace bool) error {
+		err := s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
+			now, err := j.GetCommitted(healed.ID)
+			if errors.Is(err, storage.ErrNoEntry) || err == nil && now.Sequence != healed.Sequence {
+				return errRemoved
+			}
+			if err == nil && replace {
+				err = j.Replace(healed)
+			}
+			return errors.Join(err, j.PutState(state))
+		})
+		if isWriteFailure(err) {
+			s.onWriteFailure(ctx, err, undo{})
+		}
+		return err
+	}
+	if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateHealing, Healing: &healed}, false); err != nil {
+		return err
+	}
+	faults.Point(faults.HealJournalled)
+	if err := exchange(dir, s.dir(healed.ID)); err != nil {
+		return err
+	}
+	faults.Point(faults.HealExchanged)
+	if err := errors.Join(fsync.Dir(s.snapshotsDir()), fsync.Dir(s.healingDir())); err != nil {
+		s.onWriteFailure(ctx, err, undo{})
+		return err
+	}
+	faults.Point(faults.HealPlaced)
+	if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateReady, Epoch: s.ready.epoch, Checked: time.Now().UTC()}, true); err != nil {
+		return err
+	}
+	faults.Point(faults.HealDone)
+	if err := s.keepReplaced(dir); err != nil {
+		log.G(ctx).WithError(err).Warn("the damaged tree of a healed layer was not put away; the next start does it")
+	}
+	return nil
+}
+
+// exchange swaps two directories at once (renameat2(2)). Where the second is
+// gone, the first takes its name.
+func exchange(dir, place string) error {
+	if err := fsync.MkdirAll(filepath.Dir(place), 0o700); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, place, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return os.Rename(dir, place)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "exchange", Old: dir, New: place, Err: err}
+	}
+	return nil
+}
+
+// keepReplaced keeps a tree that was replaced for the mounts that may use it:
+// until a start under another boot, when there are none.
+func (s *Snapshotter) keepReplaced(dir string) error {
+	if err := fsync.MkdirAll(s.replacedDir(), 0o700); err != nil {
+		return err
+	}
+	err := os.Rename(dir, filepath.Join(s.replacedDir(), fmt.Sprintf("%s.%s.%d", filepath.Base(dir), s.bootID, time.Now().UnixNano())))
+	if isNotExist(err) {
+		return nil // there was nothing to replace
+	}
+	return err
+}
+
+// settleReplaced clears healing/ and replaced/ at a start. A tree that a mount
+// of this boot may use stays.
+func (s *Snapshotter) settleReplaced(sameBoot bool) error {
+	entries, err := os.ReadDir(s.healingDir())
+	if err != nil && !isNotExist(err) {
+		return err
+	}
+	for _, e := range entries {
+		dir := filepath.Join(s.healingDir(), e.Name())
+		if sameBoot {
+			err = s.keepReplaced(dir)
+		} else {
+			err = os.Rename(dir, filepath.Join(s.removingDir(), fmt.Sprintf("healing-%s.%s", e.Name(), s.runID)))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if entries, err = os.ReadDir(s.replacedDir()); err != nil && !isNotExist(err) {
+		return err
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), s.bootID) {
+			continue
+		}
+		if err := os.Rename(filepath.Join(s.replacedDir(), e.Name()), filepath.Join(s.removingDir(), "replaced-"+e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleHealing decides what a healing that was cut short has left in a
+// layer's place: the record of a tree tells which seal is its own, and was
+// synced before the journal spoke of it.
+func (s *Snapshotter) settleHealing(e storage.CommitEntry, state storage.StateEntry) (storage.CommitEntry, storage.StateEntry, bool) {
+	healed := state.Healing
+	if healed == nil {
+		return e, state, false
+	}
+	state.Healing = nil
+	state.State = storage.StateDamaged
+	if r, err := readRecord(s.dir(e.ID)); err == nil && r.Digest == healed.Digest {
+		e = *healed
+		state.State, state.Epoch = storage.StateUnverified, 0
+		e.Epoch = 0 // to be looked at: it was never answered for
+	}
+	return e, state, true
+}

@@ -1,0 +1,351 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// Labels on Stat's answer about a committed snapshot. They are not stored.
+const (
+	labelPrefix   = "durable-snapshotter/"
+	labelState    = labelPrefix + "state"    // one of the State constants
+	labelSealed   = labelPrefix + "sealed"   // time of the commit, RFC 3339
+	labelStrategy = labelPrefix + "strategy" // how it was made durable
+)
+
+// healAgain is how long an answer that a layer cannot be healed holds.
+const healAgain = 10 * time.Second
+
+// readiness is what this process knows of committed snapshots. The journal has
+// what must outlive it: see judge.
+type readiness struct {
+	mu     sync.Mutex // innermost: nothing else is locked under it
+	layers map[string]*layer
+	epoch  uint64                        // of this boot
+	unsaid map[uint64]storage.StateEntry // states that the journal does not have yet
+	looks  chan struct{}                 // bounds the layers that are looked at, at a time
+	heals  chan struct{}                 // and those that are extracted
+}
+
+// layer is one committed snapshot. Its fields are guarded by readiness.mu.
+type layer struct {
+	entry storage.CommitEntry
+	state storage.StateEntry
+	work  *work     // the look, or the healing, in flight
+	tried time.Time // when healing has failed last
+}
+
+// work is waited for by everybody who asks about a layer.
+type work struct{ done chan struct{} }
+
+func newReadiness() readiness {
+	return readiness{
+		layers: map[string]*layer{}, unsaid: map[uint64]storage.StateEntry{},
+		looks: make(chan struct{}, 2), heals: make(chan struct{}, 1),
+	}
+}
+
+// judge decides what is known of a committed snapshot when the daemon starts,
+// out of what the journal says.
+func (r *readiness) judge(e storage.CommitEntry, s storage.StateEntry) storage.StateEntry {
+	s.ID = e.ID
+	switch {
+	case s.State == storage.StateDamaged, s.State == storage.StateHealing:
+		s.State = storage.StateDamaged
+	case e.Digest == "":
+		s.State, s.Reason = storage.StateUnverified, neverSealed(e)
+	case e.Epoch == r.epoch, s.State == storage.StateReady && s.Epoch == r.epoch:
+		s.State = storage.StateReady
+	default:
+		s.State = storage.StateUnverified
+	}
+	return s
+}
+
+func neverSealed(e storage.CommitEntry) string {
+	return fmt.Sprintf("never sealed: committed with strategy %q", e.Strategy)
+}
+
+// add makes a committed snapshot known.
+func (r *readiness) add(e storage.CommitEntry, s storage.StateEntry) *layer {
+	l := &layer{entry: e, state: r.judge(e, s)}
+	r.mu.Lock()
+	r.layers[e.Name] = l
+	r.mu.Unlock()
+	return l
+}
+
+// drop forgets a committed snapshot that is no more.
+func (r *readiness) drop(name string) {
+	r.mu.Lock()
+	if l := r.layers[name]; l != nil {
+		delete(r.unsaid, l.entry.ID)
+	}
+	delete(r.layers, name)
+	r.mu.Unlock()
+}
+
+// chain returns a committed snapshot and what is below it, the base first.
+func (r *readiness) chain(name string) (chain []*layer, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name != "" {
+		l := r.layers[name]
+		if l == nil {
+			return nil, fmt.Errorf("committed snapshot %q is not known yet: %w", name, errdefs.ErrUnavailable)
+		}
+		chain = append(chain, l)
+		name = l.entry.Parent
+	}
+	slices.Reverse(chain)
+	return chain, nil
+}
+
+// whole returns nil when a committed snapshot and all below it are whole (I2).
+// What is unverified is looked at first, what is damaged is healed, the base
+// first, as long as ctx lasts; the work goes on when ctx has ended.
+//
+// Of layers that are known to be ready nothing is read but an lstat: of each, or
+// with topOnly of the snapshot itself.
+func (s *Snapshotter) whole(ctx context.Context, name string, topOnly bool) error {
+	chain, err := s.ready.chain(name)
+	if err != nil {
+		return err
+	}
+	for i, l := range chain {
+		if !topOnly || i == len(chain)-1 {
+			s.lookForRoot(ctx, l)
+		}
+		if err := s.wholeLayer(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// known is whole without the looking, for Commit, in which containerd holds its
+// lock.
+func (s *Snapshotter) known(name string) error {
+	chain, err := s.ready.chain(name)
+	if err != nil {
+		return err
+	}
+	s.ready.mu.Lock()
+	defer s.ready.mu.Unlock()
+	for _, l := range chain {
+		if err := s.ready.answer(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookForRoot notices a layer whose directory somebody has removed.
+func (s *Snapshotter) lookForRoot(ctx context.Context, l *layer) {
+	s.ready.mu.Lock()
+	known, id := l.state.State == storage.StateDamaged || l.work != nil, l.entry.ID
+	s.ready.mu.Unlock()
+	if known {
+		return
+	}
+	if _, err := os.Lstat(filepath.Join(s.dir(id), "fs")); err == nil || !isNotExist(err) {
+		return
+	}
+	s.ready.mu.Lock()
+	if l.work == nil {
+		s.setState(ctx, l, CheckResult{State: storage.StateDamaged, Findings: []seal.Finding{{Path: ".", What: "missing"}}})
+	}
+	s.ready.mu.Unlock()
+}
+
+// wholeLayer is whole for one layer, whose parents are whole.
+func (s *Snapshotter) wholeLayer(ctx context.Context, l *layer) error {
+	r := &s.ready
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l.work == nil && r.settled(l) {
+		return r.answer(l)
+	}
+	if s.background.Err() != nil {
+		return fmt.Errorf("%s: the daemon is stopping: %w", l.describe(), errdefs.ErrUnavailable)
+	}
+	if l.work == nil {
+		l.work = &work{done: make(chan struct{})}
+		s.running.Go(func() { s.attend(l) })
+	}
+	w := l.work
+	r.mu.Unlock()
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+	}
+	r.mu.Lock()
+	if l.work == w {
+		return fmt.Errorf("%s is being looked at or healed: %w: %w", l.describe(), ctx.Err(), errdefs.ErrUnavailable)
+	}
+	return r.answer(l)
+}
+
+// settled reports whether there is an answer about a layer, for now.
+func (r *readiness) settled(l *layer) bool {
+	switch l.state.State {
+	case storage.StateReady:
+		return true
+	case storage.StateDamaged:
+		return time.Since(l.tried) < healAgain
+	}
+	return l.entry.Digest == ""
+}
+
+// answer is nil for a layer of which nothing bad is known. One that was never
+// sealed was committed by another snapshotter, and nobody can look at it.
+func (r *readiness) answer(l *layer) error {
+	switch {
+	case l.state.State == storage.StateReady, l.state.State == storage.StateUnverified && l.entry.Digest == "":
+		return nil
+	case l.state.State == storage.StateDamaged:
+		return &DamagedError{ID: l.entry.ID, Name: l.entry.Name, ChainID: l.entry.ChainID, Findings: l.state.Findings, Reason: l.state.Reason}
+	}
+	return fmt.Errorf("%s could not be looked at: %s: %w", l.describe(), l.state.Reason, errdefs.ErrUnavailable)
+}
+
+func (l *layer) describe() string {
+	return fmt.Sprintf("layer %s (snapshots/%d)", nameOf(l.entry.ChainID, l.entry.Name), l.entry.ID)
+}
+
+func nameOf(chainID, name string) string {
+	if chainID != "" {
+		return chainID
+	}
+	return name
+}
+
+// DamagedError is the answer about a committed snapshot that is not whole and
+// could not be healed. It is FailedPrecondition to containerd; docs/design.md
+// has what containerd does with each kind of error.
+type DamagedError struct {
+	ID       uint64
+	Name     string
+	ChainID  string
+	Findings []seal.Finding
+	Reason   string // why it was not healed
+}
+
+// Error implements error.
+func (e *DamagedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "layer %s (snapshots/%d) is damaged", nameOf(e.ChainID, e.Name), e.ID)
+	if len(e.Findings) > 0 {
+		fmt.Fprintf(&b, ": %q", e.Findings[0].String())
+	}
+	if e.Reason != "" {
+		fmt.Fprintf(&b, ": not healed: %s", e.Reason)
+	}
+	return b.String()
+}
+
+// Unwrap returns the kind of the error.
+func (e *DamagedError) Unwrap() error { return errdefs.ErrFailedPrecondition }
+
+// setState notes what a look has found. readiness.mu must be held; saySoon or
+// the next tick of watch brings it into the journal.
+func (s *Snapshotter) setState(ctx context.Context, l *layer, c CheckResult) {
+	was := l.state.State
+	l.state.State, l.state.Findings, l.state.Reason = c.State, c.Findings, c.Reason
+	l.state.Epoch, l.state.Checked = s.ready.epoch, time.Now().UTC()
+	s.ready.unsaid[l.entry.ID] = l.state
+	if c.State == storage.StateDamaged && was != storage.StateDamaged {
+		l.tried = time.Time{}
+		log.G(ctx).WithFields(log.Fields{"name": l.entry.Name, "id": l.entry.ID, "findings": findingTexts(c.Findings), "reason": c.Reason}).
+			Error("A LAYER IS DAMAGED")
+	}
+}
+
+// findingTexts are the first findings, for the log.
+func findingTexts(findings []seal.Finding) (texts []string) {
+	for _, f := range findings[:min(len(findings), 5)] {
+		texts = append(texts, f.String())
+	}
+	return texts
+}
+
+// saySoon brings what looks have found into the journal. What cannot be written
+// now is kept for the next time; lost by a crash, it costs another look.
+func (s *Snapshotter) saySoon(ctx context.Context) {
+	r := &s.ready
+	r.mu.Lock()
+	unsaid := r.unsaid
+	r.unsaid = map[uint64]storage.StateEntry{}
+	r.mu.Unlock()
+	if len(unsaid) == 0 {
+		return
+	}
+	err := s.db.Update(context.WithoutCancel(ctx), func(_ context.Context, j *storage.Journal) error {
+		for _, id := range slices.Sorted(maps.Keys(unsaid)) {
+			if _, err := j.GetCommitted(id); errors.Is(err, storage.ErrNoEntry) {
+				continue // removed meanwhile
+			} else if err != nil {
+				return err
+			}
+			if err := j.PutState(unsaid[id]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		return
+	}
+	log.G(ctx).WithError(err).Warn("states of layers were not written")
+	r.mu.Lock()
+	for id, state := range unsaid {
+		if _, newer := r.unsaid[id]; !newer {
+			r.unsaid[id] = state
+		}
+	}
+	r.mu.Unlock()
+	if isWriteFailure(err) {
+		s.onWriteFailure(ctx, err, undo{})
+	}
+}
+
+// withState adds to Stat's answer what is known of the layer.
+func (s *Snapshotter) withState(info snapshots.Info) snapshots.Info {
+	s.ready.mu.Lock()
+	defer s.ready.mu.Unlock()
+	l := s.ready.layers[info.Name]
+	if l == nil {
+		return info
+	}
+	info.Labels = maps.Clone(info.Labels)
+	if info.Labels == nil {
+		info.Labels = map[string]string{}
+	}
+	info.Labels[labelState] = l.state.State
+	info.Labels[labelSealed] = l.entry.Time.Format(time.RFC3339Nano)
+	info.Labels[labelStrategy] = l.entry.Strategy
+	return info
+}
+
+// withoutState takes out what withState has added, of a client that changes
+// labels by writing back what it was told.
+func withoutState(labels map[string]string) map[string]string {
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, labelPrefix) })
+	return labels
+}
