@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -24,18 +26,33 @@ type CheckResult struct {
 	Entries  int64          `json:"entries"`
 	Bytes    int64          `json:"bytes"`
 	Sealed   time.Time      `json:"sealed"`
-	Checked  time.Time      `json:"checked,omitzero"` // when the daemon has looked; of a look by itself, now
-	Findings []seal.Finding `json:"findings"`         // the first of them
-	Reason   string         `json:"reason,omitempty"` // of unverified, or why it was not healed
+	Checked  time.Time      `json:"checked,omitzero"`   // when the daemon has looked; of a look by itself, now
+	Deep     time.Time      `json:"deep,omitzero"`      // when its content was last found whole
+	Contents string         `json:"contents,omitempty"` // digest of its content digests, when there are any
+	Findings []seal.Finding `json:"findings"`           // the first of them
+	Reason   string         `json:"reason,omitempty"`   // of unverified, or why it was not healed
 }
 
 // maxFindings bounds the findings of one snapshot: a layer that is gone has as
 // many as it had entries.
 const maxFindings = 100
 
+func newResult(e storage.CommitEntry) CheckResult {
+	return CheckResult{
+		ID: e.ID, Name: e.Name, ChainID: cmp.Or(e.ChainID, chainIDOf(e.Name, nil)),
+		Entries: e.Entries, Bytes: e.Bytes, Sealed: e.Time, Findings: []seal.Finding{},
+	}
+}
+
 // CheckOptions say how Check looks.
 type CheckOptions struct {
 	Limit int // findings, at most; 0 means 100
+
+	// Deep: content is read, and compared with the content digests beside the
+	// seal or, without them, with a blob of the layer.
+	Deep     bool
+	Contents string       // the digest of the content digests, when there are any
+	Blobs    *blobs.Store // nil when there is none
 }
 
 // Check compares the layer of a journal entry with its seal: every name, and of
@@ -45,10 +62,8 @@ type CheckOptions struct {
 //
 // An error means that nothing is known; it is not about the layer.
 func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptions) (CheckResult, error) {
-	r := CheckResult{
-		ID: e.ID, Name: e.Name, ChainID: e.ChainID, State: storage.StateReady,
-		Entries: e.Entries, Bytes: e.Bytes, Sealed: e.Time, Findings: []seal.Finding{},
-	}
+	r := newResult(e)
+	r.State, r.Checked = storage.StateReady, time.Now().UTC()
 	if e.Digest == "" {
 		r.State, r.Reason = storage.StateUnverified, neverSealed(e)
 		return r, nil

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,13 +62,14 @@ func (s *Snapshotter) heal(ctx context.Context, l *layer) {
 	l.entry = healed
 	l.state = storage.StateEntry{ID: entry.ID, State: storage.StateReady, Epoch: r.epoch, Checked: time.Now().UTC()}
 	delete(r.unsaid, entry.ID)
+	s.tellReady(l)
 	logger.Warn("a damaged layer was extracted again from its blob")
 }
 
 // extractAgain tries the blobs that a layer can come from, and returns its new
 // journal entry.
 func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, err error) {
-	candidates, err := s.blobsOf(ctx, entry)
+	candidates, err := blobsOf(ctx, s.blobs, entry)
 	if err != nil {
 		return healed, err
 	}
@@ -89,11 +91,12 @@ func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntr
 }
 
 // blobsOf finds the blobs that a layer can be extracted from.
-func (s *Snapshotter) blobsOf(ctx context.Context, entry storage.CommitEntry) ([]blobs.Blob, error) {
-	if entry.ChainID == "" {
+func blobsOf(ctx context.Context, store *blobs.Store, e storage.CommitEntry) ([]blobs.Blob, error) {
+	chainID := cmp.Or(e.ChainID, chainIDOf(e.Name, nil))
+	if chainID == "" {
 		return nil, errors.New("its chain ID is not known, so no blob can be found for it")
 	}
-	return s.blobs.Find(ctx, entry.ChainID)
+	return store.Find(ctx, chainID)
 }
 
 // extractFrom makes healing/<id> out of a blob and swaps it with

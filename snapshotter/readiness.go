@@ -28,6 +28,11 @@ const (
 	labelStrategy = labelPrefix + "strategy" // how it was made durable
 )
 
+// patience is how long a question without a deadline waits for a look or a
+// healing. containerd asks so when it starts, about one image after another, and
+// serves nobody before it has the answers.
+const patience = 2 * time.Minute
+
 // healAgain is how long an answer that a layer cannot be healed holds.
 const healAgain = 10 * time.Second
 
@@ -44,10 +49,11 @@ type readiness struct {
 
 // layer is one committed snapshot. Its fields are guarded by readiness.mu.
 type layer struct {
-	entry storage.CommitEntry
-	state storage.StateEntry
-	work  *work     // the look, or the healing, in flight
-	tried time.Time // when healing has failed last
+	entry   storage.CommitEntry
+	state   storage.StateEntry
+	work    *work     // the look, or the healing, in flight
+	tried   time.Time // when healing has failed last
+	refused bool      // somebody was told that it is not ready
 }
 
 // work is waited for by everybody who asks about a layer.
@@ -127,6 +133,11 @@ func (s *Snapshotter) whole(ctx context.Context, name string, topOnly bool) erro
 	if err != nil {
 		return err
 	}
+	if _, bounded := ctx.Deadline(); !bounded {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, patience)
+		defer stop()
+	}
 	for i, l := range chain {
 		if !topOnly || i == len(chain)-1 {
 			s.lookForRoot(ctx, l)
@@ -179,7 +190,7 @@ func (s *Snapshotter) wholeLayer(ctx context.Context, l *layer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l.work == nil && r.settled(l) {
-		return r.answer(l)
+		return r.refuse(l, r.answer(l))
 	}
 	if s.background.Err() != nil {
 		return fmt.Errorf("%s: the daemon is stopping: %w", l.describe(), errdefs.ErrUnavailable)
@@ -196,9 +207,15 @@ func (s *Snapshotter) wholeLayer(ctx context.Context, l *layer) error {
 	}
 	r.mu.Lock()
 	if l.work == w {
-		return fmt.Errorf("%s is being looked at or healed: %w: %w", l.describe(), ctx.Err(), errdefs.ErrUnavailable)
+		return r.refuse(l, fmt.Errorf("%s is being looked at or healed: %w: %w", l.describe(), ctx.Err(), errdefs.ErrUnavailable))
 	}
-	return r.answer(l)
+	return r.refuse(l, r.answer(l))
+}
+
+// refuse remembers that somebody got an error as the answer about a layer.
+func (r *readiness) refuse(l *layer, err error) error {
+	l.refused = l.refused || err != nil
+	return err
 }
 
 // settled reports whether there is an answer about a layer, for now.
@@ -269,10 +286,23 @@ func (s *Snapshotter) setState(ctx context.Context, l *layer, c CheckResult) {
 	l.state.State, l.state.Findings, l.state.Reason = c.State, c.Findings, c.Reason
 	l.state.Epoch, l.state.Checked = s.ready.epoch, time.Now().UTC()
 	s.ready.unsaid[l.entry.ID] = l.state
+	s.tellReady(l)
 	if c.State == storage.StateDamaged && was != storage.StateDamaged {
 		l.tried = time.Time{}
 		log.G(ctx).WithFields(log.Fields{"name": l.entry.Name, "id": l.entry.ID, "findings": findingTexts(c.Findings), "reason": c.Reason}).
 			Error("A LAYER IS DAMAGED")
+	}
+}
+
+// tellReady tells of a layer that is ready after somebody was told that it is
+// not. readiness.mu must be held.
+func (s *Snapshotter) tellReady(l *layer) {
+	if l.state.State != storage.StateReady || !l.refused {
+		return
+	}
+	l.refused = false
+	if s.cfg.OnReady != nil {
+		s.cfg.OnReady(l.entry)
 	}
 }
 

@@ -9,20 +9,28 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// begin decides, out of the journal's word on the last daemon, whether the
-// machine went down under it. Then nothing that was looked at before counts: a
-// new epoch begins.
-func (s *Snapshotter) begin(last storage.Run) (unclean bool) {
-	// Without a word there was no daemon, or an older one whose layers count as
-	// not looked at: epoch 0.
-	known := last.BootID != ""
-	unclean = known && last.BootID != s.bootID && last.Stopped.IsZero()
-	s.ready.epoch = last.Epoch
-	if unclean || !known {
-		s.ready.epoch++
+// epochOf returns the number of the epoch of a boot, out of the journal's word on
+// the last daemon. When the machine went down under that daemon, nothing that
+// was looked at before counts: a new epoch begins. It also begins when there is
+// no word: what another snapshotter or an older version has left counts as not
+// looked at, in epoch 0.
+func epochOf(last storage.Run, bootID string) uint64 {
+	if last.BootID == "" || wentDown(last, bootID) {
+		return last.Epoch + 1
 	}
+	return last.Epoch
+}
+
+// wentDown reports whether the machine went down under the last daemon.
+func wentDown(last storage.Run, bootID string) bool {
+	return last.BootID != "" && last.BootID != bootID && last.Stopped.IsZero()
+}
+
+// begin notes that this daemon has the root now.
+func (s *Snapshotter) begin(last storage.Run) (unclean bool) {
+	s.ready.epoch = epochOf(last, s.bootID)
 	s.run = storage.Run{BootID: s.bootID, RunID: s.runID, Epoch: s.ready.epoch, Started: time.Now().UTC()}
-	return unclean
+	return wentDown(last, s.bootID)
 }
 
 // sayRun writes into the journal that this daemon has the root, unless it has

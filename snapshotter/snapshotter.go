@@ -47,6 +47,9 @@ type Config struct {
 	// OnDamaged is called when a damaged layer could not be healed; again and
 	// again, while it cannot. It must not call back, nor take long.
 	OnDamaged func(*DamagedError)
+	// OnReady is called when a layer is ready after a question about it was
+	// answered with an error. The same holds for it.
+	OnReady func(storage.CommitEntry)
 
 	// OnHealth is called with an error when the file system stops accepting
 	// writes and with nil when it accepts them again. It must not call back.

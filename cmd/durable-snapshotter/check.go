@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -24,37 +24,25 @@ var errNotLooked = errors.New("could not look")
 // which there are, looks for itself, and writes nothing.
 func check(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
-	selected, err := c.parse()
+	deep := c.flags.Bool("deep", false, "")
+	cached := c.flags.Bool("cached", false, "")
+	names, err := c.parse()
 	if err != nil {
 		return err
+	}
+	if *deep && *cached {
+		return fmt.Errorf("--deep looks, and --cached does not: %w", errUsage)
 	}
 	cfg, err := c.config()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotLooked, err)
 	}
-	entries, err := c.committed(cfg, selected)
+	results, err := c.look(cfg, names, *deep, *cached)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotLooked, err)
 	}
-	results := []snapshotter.CheckResult{}
-	progress := newProgress(c, len(entries))
-	for _, e := range entries {
-		r, err := snapshotter.Check(c.ctx, cfg.Root, e, snapshotter.CheckOptions{})
-		if err != nil {
-			progress.clear()
-			return fmt.Errorf("%w: %w", errNotLooked, err)
-		}
-		if r.State != storage.StateReady && c.removed(cfg, e) {
-			continue
-		}
-		results = append(results, r)
-		progress.step()
-	}
-	progress.clear()
 	if *asJSON {
-		enc := json.NewEncoder(c.stdout)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(results)
+		err = c.printJSON(results)
 	} else {
 		err = c.printResults(results)
 	}
@@ -67,54 +55,102 @@ func check(c *command) error {
 	return nil
 }
 
-// committed returns the journal's entries of the selected snapshots: names,
-// chain IDs or numbers; all when none is named. One that does not exist is an
-// error.
-func (c *command) committed(cfg Config, selected []string) ([]storage.CommitEntry, error) {
-	report, err := c.report(cfg)
+// look looks at the named snapshots, or says what is known of them.
+func (c *command) look(cfg Config, names []string, deep, cached bool) ([]snapshotter.CheckResult, error) {
+	report, _, err := c.report(cfg)
 	if err != nil {
 		return nil, err
 	}
-	entries := report.Journal.Committed
-	if len(selected) == 0 {
-		return entries, nil
+	ids, err := idsOf(report, names)
+	if err != nil {
+		return nil, err
 	}
-	names := func(e storage.CommitEntry) []string {
-		return []string{e.Name, e.ChainID, strconv.FormatUint(e.ID, 10)}
+	results := []snapshotter.CheckResult{}
+	if cached {
+		for _, r := range report.Layers {
+			if len(ids) == 0 || slices.Contains(ids, r.ID) {
+				results = append(results, r)
+			}
+		}
+		return results, nil
 	}
-	for _, name := range selected {
-		if !slices.ContainsFunc(entries, func(e storage.CommitEntry) bool { return slices.Contains(names(e), name) }) {
+	o := snapshotter.CheckOptions{Deep: deep, Blobs: blobs.Open(cfg.ContentRoot)}
+	layers := report.Selected(ids)
+	progress := newProgress(c, len(layers))
+	defer progress.clear()
+	for _, l := range layers {
+		r, removed, err := c.lookAt(cfg, l, o)
+		if err != nil {
+			return nil, err
+		}
+		if !removed {
+			results = append(results, r)
+		}
+		progress.step()
+	}
+	return results, nil
+}
+
+// lookAt looks at one layer. One that the daemon has removed or healed during
+// the look only seemed to be damaged.
+func (c *command) lookAt(cfg Config, l snapshotter.Layer, o snapshotter.CheckOptions) (r snapshotter.CheckResult, removed bool, err error) {
+	for range 3 {
+		o.Contents = l.Contents
+		if r, err = snapshotter.Check(c.ctx, cfg.Root, l.CommitEntry, o); err != nil || r.State == storage.StateReady {
+			return r, false, err
+		}
+		report, live, err := c.report(cfg)
+		if err != nil || !live {
+			return r, false, err
+		}
+		now := report.Selected([]uint64{l.ID})
+		if len(now) == 0 || now[0].Sequence != l.Sequence {
+			return r, true, nil
+		}
+		if now[0].Digest == l.Digest {
+			return r, false, nil
+		}
+		l = now[0]
+	}
+	return r, false, nil
+}
+
+// idsOf finds snapshots by their names, chain IDs or numbers; nil when none is
+// named. One that does not exist is an error.
+func idsOf(report snapshotter.Report, names []string) (ids []uint64, err error) {
+	for _, name := range names {
+		before := len(ids)
+		for _, l := range report.Layers {
+			if name == l.Name || name == l.ChainID || name == strconv.FormatUint(l.ID, 10) {
+				ids = append(ids, l.ID)
+			}
+		}
+		if len(ids) == before {
 			return nil, fmt.Errorf("no committed snapshot has the name, chain ID or number %q", name)
 		}
 	}
-	return slices.DeleteFunc(entries, func(e storage.CommitEntry) bool {
-		return !slices.ContainsFunc(names(e), func(n string) bool { return slices.Contains(selected, n) })
-	}), nil
-}
-
-// removed reports whether a snapshot that looked damaged was only removed
-// meanwhile.
-func (c *command) removed(cfg Config, e storage.CommitEntry) bool {
-	report, err := c.report(cfg)
-	return err == nil && !slices.ContainsFunc(report.Journal.Committed, func(now storage.CommitEntry) bool {
-		return now.Sequence == e.Sequence
-	})
+	return ids, nil
 }
 
 func (c *command) printResults(results []snapshotter.CheckResult) error {
 	t := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprint(t, "ID\tSTATE\tENTRIES\tBYTES\tSEALED\tNAME\tFINDING\n")
 	for _, r := range results {
-		finding := r.Reason
-		if len(r.Findings) > 0 {
-			finding = fmt.Sprintf("%q", r.Findings[0])
-			if n := len(r.Findings) - 1; n > 0 {
-				finding += fmt.Sprintf(" and %d more", n)
-			}
-		}
-		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%s\t%s\t%s\n", r.ID, r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), r.Name, finding)
+		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%s\t%s\t%s\n", r.ID, r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), r.Name, findingOf(r))
 	}
 	return t.Flush()
+}
+
+// findingOf says in one cell of a table what is wrong with a layer.
+func findingOf(r snapshotter.CheckResult) string {
+	if len(r.Findings) == 0 {
+		return r.Reason
+	}
+	text := fmt.Sprintf("%q", r.Findings[0].String())
+	if n := len(r.Findings) - 1; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
 }
 
 // progress is a line on a terminal that says how far a check is.

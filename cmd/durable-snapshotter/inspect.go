@@ -1,36 +1,13 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"os"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
-
-const inspectPath = "/v1/inspect"
-
-func adminHandler(sn *snapshotter.Snapshotter) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+inspectPath, func(w http.ResponseWriter, r *http.Request) {
-		report, err := sn.Inspect(r.Context())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(report) // an error means that the client has gone
-	})
-	return mux
-}
 
 // inspect prints what metadata.db says.
 func inspect(c *command) error {
@@ -42,53 +19,14 @@ func inspect(c *command) error {
 	if err != nil {
 		return err
 	}
-	report, err := c.report(cfg)
+	report, _, err := c.report(cfg)
 	if err != nil {
 		return err
 	}
 	if *asJSON {
-		enc := json.NewEncoder(c.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(report)
+		return c.printJSON(report)
 	}
 	return printReport(c.stdout, report)
-}
-
-// report asks a running daemon, which holds the lock of metadata.db, and reads
-// the file when none is running.
-func (c *command) report(cfg Config) (snapshotter.Report, error) {
-	r, err := inspectLive(c.ctx, adminSocket(cfg.Address))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return snapshotter.InspectRoot(c.ctx, cfg.Root)
-	}
-	if err == nil && r.Root != cfg.Root {
-		// The socket belongs to a daemon with another root.
-		return snapshotter.InspectRoot(c.ctx, cfg.Root)
-	}
-	return r, err
-}
-
-func inspectLive(ctx context.Context, socket string) (r snapshotter.Report, err error) {
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin"+inspectPath, nil)
-	if err != nil {
-		return r, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return r, fmt.Errorf("ask the daemon: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return r, fmt.Errorf("ask the daemon: %s: %s", resp.Status, text)
-	}
-	return r, json.NewDecoder(resp.Body).Decode(&r)
 }
 
 func printReport(w io.Writer, r snapshotter.Report) error {

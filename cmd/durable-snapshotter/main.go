@@ -24,8 +24,11 @@ on disk, whatever happens to the power.
 Verbs:
   serve             serve containerd on a unix socket
   inspect [--json]  print snapshots and commit journal, of a running or a stopped daemon
-  check [--json] [SNAPSHOT...]
-                    compare committed layers with their seals, and write nothing
+  check [--deep] [--json] [--cached] [SNAPSHOT...]
+                    compare committed layers with their seals, with --deep their content too,
+                    and write nothing; --cached prints what is known, and does not look
+  repair [--apply] [--deep] [--json] [SNAPSHOT...]
+                    say how damaged layers can be healed, and with --apply heal them
   repair --rebuild  make a new metadata.db from the layers' own records; the daemon must be stopped
   config            print the configuration in effect
   config default    print the default configuration
@@ -38,7 +41,7 @@ Flags of every verb:
   --log-level LEVEL trace, debug, info, warn or error, overrides "log_level"
 
 Exit status: 0 done; 1 an error; 2 the command line makes no sense. Of check:
-0 all are ready; 1 some are not; 2 it could not look.
+0 all are ready; 1 some are not; 2 it could not look. Of repair: 0 all are ready.
 
 Example:
   durable-snapshotter serve --root /var/lib/durable-snapshotter

@@ -1,32 +1,99 @@
 package main
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"text/tabwriter"
 
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
-// repair changes what is on disk, and only what its flag names.
+// errNotHealed is the answer of repair when something is left that is not
+// ready.
+var errNotHealed = errors.New("not all snapshots are ready")
+
+// repair says what is to be done about layers that are not ready, and does it
+// with --apply. With --rebuild it is about metadata.db.
 func repair(c *command) error {
 	rebuild := c.flags.Bool("rebuild", false, "")
+	apply := c.flags.Bool("apply", false, "")
+	deep := c.flags.Bool("deep", false, "")
 	asJSON := c.flags.Bool("json", false, "")
-	if err := c.parseOnly(); err != nil {
+	names, err := c.parse()
+	if err != nil {
 		return err
 	}
-	if !*rebuild {
-		return fmt.Errorf("repair: say what: --rebuild makes a new metadata.db: %w", errUsage)
+	if *rebuild && (*apply || *deep || len(names) > 0) {
+		return fmt.Errorf("--rebuild goes with no snapshot, and not with --apply or --deep: %w", errUsage)
 	}
 	cfg, err := c.config()
 	if err != nil {
 		return err
 	}
-	r, err := snapshotter.Rebuild(c.ctx, cfg.Root)
+	if *rebuild {
+		return c.rebuild(cfg, *asJSON)
+	}
+	results, err := c.heal(cfg, names, snapshotter.RepairOptions{Apply: *apply, Deep: *deep})
 	if err != nil {
 		return err
 	}
 	if *asJSON {
-		return json.NewEncoder(c.stdout).Encode(r)
+		err = c.printJSON(results)
+	} else {
+		err = c.printRepair(results, *apply)
+	}
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(results, func(r snapshotter.RepairResult) bool { return !r.Healed }) {
+		return errNotHealed
+	}
+	return nil
+}
+
+// heal lets a running daemon do it, and does it itself when none is running.
+func (c *command) heal(cfg Config, names []string, o snapshotter.RepairOptions) (results []snapshotter.RepairResult, err error) {
+	report, live, err := c.report(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if o.IDs, err = idsOf(report, names); err != nil {
+		return nil, err
+	}
+	if live {
+		return results, c.ask(cfg, repairPath, o, &results)
+	}
+	if err := setUpLog(cfg.LogLevel); err != nil {
+		return nil, err
+	}
+	return snapshotter.RepairRoot(c.ctx, cfg.snapshotter(), o)
+}
+
+func (c *command) printRepair(results []snapshotter.RepairResult, applied bool) error {
+	if len(results) == 0 {
+		fmt.Fprintln(c.stdout, "all snapshots are ready")
+		return nil
+	}
+	t := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
+	header := "PLAN"
+	if applied {
+		header = "DONE"
+	}
+	fmt.Fprintf(t, "ID\tSTATE\tNAME\tFINDING\t%s\n", header)
+	for _, r := range results {
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Name, findingOf(r.CheckResult), r.Plan)
+	}
+	return t.Flush()
+}
+
+func (c *command) rebuild(cfg Config, asJSON bool) error {
+	r, err := snapshotter.Rebuild(c.ctx, cfg.Root)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return c.printJSON(r)
 	}
 	fmt.Fprintf(c.stdout, "rebuilt: %d committed, %d active, %d views\n", r.Committed, r.Active, r.Views)
 	if r.OldFile != "" {

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"runtime/debug"
-	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
@@ -147,19 +145,4 @@ func finish(ctx context.Context, method string, panicked any, err error) error {
 		log.G(ctx).WithField("method", method).WithError(err).Debug("answered with an error")
 	}
 	return err
-}
-
-// serveAdmin serves HTTP on admin.sock for those who look.
-func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter) (*http.Server, error) {
-	l, err := listen(ctx, adminSocket(cfg.Address))
-	if err != nil {
-		return nil, err
-	}
-	server := &http.Server{Handler: adminHandler(sn), ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.G(ctx).WithError(err).Error("the admin socket is closed")
-		}
-	}()
-	return server, nil
 }
