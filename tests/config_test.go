@@ -35,6 +35,7 @@ func TestConfigEffective(t *testing.T) {
 	file := filepath.Join(shortDir(t), "config.toml")
 	writeFile(t, file, `
 root = '/from/file'
+content_root = '/from/content'
 address = '/from/file.sock'
 log_level = 'warn'
 [snapshotter]

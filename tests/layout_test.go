@@ -22,7 +22,7 @@ var ours = map[string][]string{
 	"internal/seal":           {"overlayutil"},
 	"storage":                 {"fsync", "internal/faults", "internal/seal"}, // the journal keeps findings
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/blobs", "internal/faults", "internal/seal"},
-	"cmd/durable-snapshotter": {"snapshotter", "storage", "fsync", "internal/blobs"},
+	"cmd/durable-snapshotter": {"snapshotter", "storage", "fsync"},
 }
 
 // only lists packages of others that one package of ours may import, and why.
