@@ -76,13 +76,24 @@ type pod struct {
 	config *runtimeapi.PodSandboxConfig
 }
 
+// kubeletLabels are some of those that the kubelet gives to all it makes.
+func kubeletLabels(pod, container string) map[string]string {
+	l := map[string]string{"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default"}
+	if container != "" {
+		l["io.kubernetes.container.name"] = container
+	}
+	return l
+}
+
 // startPod starts a sandbox, which is removed with all its containers after the
 // test.
 func (n *node) startPod(t testing.TB) (*pod, error) {
 	t.Helper()
 	n.count++
+	name := fmt.Sprintf("pod%d", n.count)
 	p := &pod{n: n, config: &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: fmt.Sprintf("pod%d", n.count), Uid: fmt.Sprintf("uid%d", n.count), Namespace: "default"},
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-of-" + name, Namespace: "default"},
+		Labels:   kubeletLabels(name, ""),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			CgroupParent:    "/" + n.containerd.Namespace,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: host},
@@ -116,12 +127,14 @@ func (p *pod) remove(t testing.TB) {
 func (p *pod) create(t testing.TB, img kit.Pushed, args ...string) (string, error) {
 	t.Helper()
 	p.n.count++
+	name := fmt.Sprintf("container%d", p.n.count)
 	ctx, cancel := within(t)
 	defer cancel()
 	r, err := p.n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: p.id, SandboxConfig: p.config,
 		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: fmt.Sprintf("container%d", p.n.count)},
+			Metadata: &runtimeapi.ContainerMetadata{Name: name},
+			Labels:   kubeletLabels(p.config.Metadata.Name, name),
 			Image:    spec(img),
 			Command:  append([]string{"/bin/guest"}, args...),
 			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: host}},

@@ -127,11 +127,13 @@ func (n *node) connect(t testing.TB) {
 	n.runtime, n.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 }
 
-// restart restarts containerd. The CRI plugin looks at all images before it
+// restart restarts containerd, or starts it when it was killed. The CRI plugin looks at all images before it
 // serves.
 func (n *node) restart(t testing.TB) {
 	t.Helper()
-	check(t, n.containerd.Stop())
+	if n.containerd.Running() {
+		check(t, n.containerd.Stop())
+	}
 	n.started = len(must[string](t)(n.containerd.Log()))
 	check(t, n.containerd.Start(t.Context()))
 	n.connect(t)

@@ -1,0 +1,89 @@
+package readiness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"google.golang.org/grpc"
+
+	"github.com/durable-snapshotter/durable-snapshotter/images"
+)
+
+var errCut = errors.New("the power went")
+
+// cutAfter makes a connection end after so many calls that change something. The
+// last one is made, and its answer lost.
+type cutAfter struct {
+	left int
+	last string // the method
+}
+
+func (c *cutAfter) intercept(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if c.left == 0 {
+		return errCut
+	}
+	err := call(ctx, method, req, reply, conn, opts...)
+	if slices.Contains([]string{"Create", "AddResource", "Delete", "Remove", "Prepare"}, path.Base(method)) {
+		c.last = method
+		if c.left--; c.left == 0 {
+			return errCut
+		}
+	}
+	return err
+}
+
+// TestDropInterrupted: Drop is cut short after each of its changes in turn, and
+// containerd is killed. The image must not be listed then; the next Drop does the
+// rest, and the next pull mends all.
+func TestDropInterrupted(t *testing.T) {
+	n := newNode(t)
+	check(t, n.pull(t, n.pause))
+	p := must[*pod](t)(n.startPod(t))
+	for calls := 1; ; calls++ {
+		check(t, n.pull(t, n.app))
+		old := n.backend(t, n.app)[1]
+		n.damage(t, n.app, 1)
+		check(t, breaks["corrupt"](n.blob(n.app.Layers[1].Digest)))
+
+		cut := &cutAfter{left: calls}
+		sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+		_, err := n.repairer(t, grpc.WithChainUnaryInterceptor(cut.intercept)).
+			Drop(t.Context(), layer(n.app, 1), images.Options{Rows: sn, ContentRoot: n.contentRoot()})
+		check(t, sn.Close())
+		if err == nil {
+			if calls < 12 {
+				t.Fatalf("Drop made only %d changes", calls-1)
+			}
+			return
+		}
+		t.Run(fmt.Sprintf("%d,%s", calls, path.Base(cut.last)), func(t *testing.T) {
+			check(t, n.containerd.Kill())
+			n.restart(t)
+			if n.present(t, n.app) {
+				t.Error("the image is listed")
+			}
+			must[images.Dropped](t)(n.drop(t, n.app, 1))
+			if rows := n.rows(t); slices.Contains(rows, old) {
+				t.Errorf("the damaged snapshot is still there: %q", rows)
+			}
+			n.usable(t, p, n.app)
+		})
+	}
+}
+
+// rows are the daemon's own names of its snapshots.
+func (n *node) rows(t testing.TB) (names []string) {
+	t.Helper()
+	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+	defer sn.Close()
+	check(t, sn.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		names = append(names, info.Name)
+		return nil
+	}))
+	return names
+}
