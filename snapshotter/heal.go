@@ -115,7 +115,7 @@ func (s *Snapshotter) extractFrom(ctx context.Context, entry storage.CommitEntry
 		}
 	}()
 	// Before the first byte: it hears of every write that fails from here on.
-	cursor, err := fsync.OpenCursor(dir)
+	cursor, err := fsync.OpenCursor(mutantHealed(dir))
 	if err != nil {
 		return healed, err
 	}
@@ -254,6 +254,9 @@ func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor
 		}
 		return err
 	}
+	if handled, err := s.mutantSwap(dir, healed, update); handled {
+		return err
+	}
 	if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateHealing, Healing: &healed}, false); err != nil {
 		return err
 	}
@@ -345,6 +348,9 @@ func (s *Snapshotter) settleHealing(e storage.CommitEntry, state storage.StateEn
 	healed := state.Healing
 	if healed == nil {
 		return e, state, false
+	}
+	if s.mutantBelieves(healed) {
+		return *healed, storage.StateEntry{ID: e.ID}, true
 	}
 	state.Healing = nil
 	state.State = storage.StateDamaged

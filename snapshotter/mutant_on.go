@@ -4,6 +4,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,8 +17,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// Planted defects: each is a mistake that somebody could make in commit.go. The
-// crash tests must catch every one of them, or they prove nothing.
+// Planted defects: each is a mistake that somebody could make in commit.go or
+// heal.go. The crash tests must catch every one of them, or they prove nothing.
 
 // sharedFD is the one descriptor of the mutant "fd-shared".
 var sharedFD = sync.OnceValues(func() (int, error) {
@@ -92,4 +93,48 @@ func (s *Snapshotter) mutantCommit(ctx context.Context, a *active, inTx func(con
 		return true
 	}
 	return false
+}
+
+// mutantHealed is the directory whose file system is synced when the tree of a
+// damaged layer was extracted again.
+func mutantHealed(dir string) string {
+	if faults.Mutant("heal-no-sync") {
+		return "/"
+	}
+	return dir
+}
+
+// mutantSwap swaps trees and speaks of it in another order than swap does.
+func (s *Snapshotter) mutantSwap(dir string, healed storage.CommitEntry, update func(storage.StateEntry, bool) error) (handled bool, err error) {
+	ready := storage.StateEntry{ID: healed.ID, State: storage.StateReady, Epoch: s.ready.epoch, Checked: time.Now().UTC()}
+	place := func() error { return exchange(dir, s.dir(healed.ID)) }
+	switch {
+	case faults.Mutant("heal-ready-first"):
+		if err := update(ready, true); err != nil {
+			return true, err
+		}
+		return true, errors.Join(place(), s.keepReplaced(dir))
+	case faults.Mutant("heal-swap-first"):
+		if err := place(); err != nil {
+			return true, err
+		}
+		if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateHealing, Healing: &healed}, false); err != nil {
+			return true, err
+		}
+		if err := errors.Join(fsync.Dir(s.snapshotsDir()), fsync.Dir(s.healingDir())); err != nil {
+			return true, err
+		}
+		return true, errors.Join(update(ready, true), s.keepReplaced(dir))
+	}
+	return false, nil
+}
+
+// mutantBelieves takes the journal's word that trees were going to be swapped
+// for the deed.
+func (s *Snapshotter) mutantBelieves(healed *storage.CommitEntry) bool {
+	if !faults.Mutant("heal-swap-first") && !faults.Mutant("heal-intent-believed") {
+		return false
+	}
+	healed.Epoch = s.ready.epoch
+	return true
 }

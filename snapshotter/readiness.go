@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -75,7 +76,7 @@ func (r *readiness) judge(e storage.CommitEntry, s storage.StateEntry) storage.S
 		s.State = storage.StateDamaged
 	case e.Digest == "":
 		s.State, s.Reason = storage.StateUnverified, neverSealed(e)
-	case e.Epoch == r.epoch, s.State == storage.StateReady && s.Epoch == r.epoch:
+	case e.Epoch == r.epoch, s.State == storage.StateReady && s.Epoch == r.epoch, faults.Mutant("no-look"):
 		s.State = storage.StateReady
 	default:
 		s.State = storage.StateUnverified

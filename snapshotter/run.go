@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -23,7 +24,7 @@ func epochOf(last storage.Run, bootID string) uint64 {
 
 // wentDown reports whether the machine went down under the last daemon.
 func wentDown(last storage.Run, bootID string) bool {
-	return last.BootID != "" && last.BootID != bootID && last.Stopped.IsZero()
+	return last.BootID != "" && last.BootID != bootID && last.Stopped.IsZero() && !faults.Mutant("unclean-boot-overlooked")
 }
 
 // begin notes that this daemon has the root now.
