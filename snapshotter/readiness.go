@@ -76,7 +76,7 @@ func (r *readiness) judge(e storage.CommitEntry, s storage.StateEntry) storage.S
 		s.State = storage.StateDamaged
 	case e.Digest == "":
 		s.State, s.Reason = storage.StateUnverified, neverSealed(e)
-	case e.Epoch == r.epoch, s.State == storage.StateReady && s.Epoch == r.epoch, faults.Mutant("no-look"):
+	case e.Epoch == r.epoch, s.State == storage.StateReady && s.Epoch == r.epoch, faults.Mutant("answer-before-look"):
 		s.State = storage.StateReady
 	default:
 		s.State = storage.StateUnverified
