@@ -1,0 +1,172 @@
+package damage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// container runs the program witness on the image; see there.
+type container struct {
+	node *node
+	name string
+	pid  string
+	log  string // what it prints
+}
+
+// observation is what the witness prints in a round.
+type observation struct {
+	Round      int
+	Held, Seen map[string]string
+	Count      string
+}
+
+func witnessArgs(rounds string) []string {
+	return append([]string{"/bin/witness", rounds}, slices.Sorted(maps.Keys(watched))...)
+}
+
+// run starts a container that observes until it is stopped, after the test.
+func (n *node) run(t *testing.T, name string) *container {
+	t.Helper()
+	c := &container{node: n, name: name, log: filepath.Join(scratch(t), "log")}
+	n.ctr(t, append([]string{"run", "-d", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, name}, witnessArgs("0")...)...)
+	t.Cleanup(func() { c.remove(t) })
+	var err error
+	if c.pid, err = c.running(t); err != nil {
+		t.Fatal(err)
+	}
+	c.undisturbed(t, c.mark(t))
+	return c
+}
+
+// remove ends the container, whatever has happened to its layers.
+func (c *container) remove(t *testing.T) {
+	t.Helper()
+	ctx := context.Background() // the test's own has ended
+	if _, err := c.node.tryCtr(ctx, "task", "rm", "--force", c.name); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.node.tryCtr(ctx, "container", "rm", c.name); err != nil {
+		t.Error(err)
+	}
+}
+
+// running returns the process of the container.
+func (c *container) running(t *testing.T) (pid string, err error) {
+	t.Helper()
+	for line := range strings.Lines(c.node.ctr(t, "task", "ls")) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == c.name {
+			if f[2] != "RUNNING" {
+				return "", fmt.Errorf("container %s is %s", c.name, f[2])
+			}
+			return f[1], nil
+		}
+	}
+	return "", fmt.Errorf("container %s is not in the list of tasks", c.name)
+}
+
+// observations returns all the witness has printed, in order.
+func (c *container) observations(t *testing.T) []observation {
+	t.Helper()
+	text := string(must[[]byte](t)(os.ReadFile(c.log)))
+	end := strings.LastIndexByte(text, '\n') // of the last line that is complete
+	var all []observation
+	for line := range strings.Lines(text[:end+1]) {
+		var o observation
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
+			t.Fatalf("container %s printed %q: %v", c.name, line, err)
+		}
+		all = append(all, o)
+	}
+	return all
+}
+
+// mark is the number of the last observation so far.
+func (c *container) mark(t *testing.T) int {
+	t.Helper()
+	return len(c.observations(t))
+}
+
+// alive fails unless the container is the same process as ever, and counts on
+// and reads its open files as it always did since the mark.
+func (c *container) alive(t *testing.T, mark int) { c.went(t, mark, observation.heldOnly) }
+
+// undisturbed fails unless in addition everything that it sees and writes is as
+// it should be, in each single observation since the mark.
+func (c *container) undisturbed(t *testing.T, mark int) { c.went(t, mark, observation.all) }
+
+func (c *container) went(t *testing.T, mark int, right func(observation) error) {
+	t.Helper()
+	// Three more rounds: it must be alive now, not only have been.
+	until := c.mark(t) + 3
+	waitFor(t, 20*time.Second, func() error {
+		if n := c.mark(t); n < until {
+			return fmt.Errorf("container %s has made %d observations, waiting for %d", c.name, n, until)
+		}
+		return nil
+	})
+	if pid, err := c.running(t); err != nil {
+		t.Error(err)
+	} else if c.pid != "" && pid != c.pid {
+		t.Errorf("container %s is process %s, was %s", c.name, pid, c.pid)
+	}
+	for i, o := range c.observations(t)[mark:] {
+		if o.Round != mark+i+1 {
+			t.Errorf("container %s: round %d, want %d", c.name, o.Round, mark+i+1)
+		}
+		if err := right(o); err != nil {
+			t.Fatalf("container %s, round %d: %v", c.name, o.Round, err)
+		}
+	}
+}
+
+func (o observation) heldOnly() error {
+	for path, want := range watched {
+		have, ok := o.Held[path]
+		if ok && have != want || !ok && strings.HasSuffix(path, "/held") {
+			return fmt.Errorf("the open file %s has %q, want %q", path, have, want)
+		}
+	}
+	return nil
+}
+
+func (o observation) all() error {
+	if !maps.Equal(o.Seen, watched) {
+		return fmt.Errorf("saw %q, want %q", o.Seen, watched)
+	}
+	if o.Count != strconv.Itoa(o.Round) {
+		return fmt.Errorf("counted %q in its own file, want %d", o.Count, o.Round)
+	}
+	return o.heldOnly()
+}
+
+// startsAnew starts another container, which must see what it should, and end.
+func (n *node) startsAnew(t *testing.T) {
+	t.Helper()
+	check(t, n.tryStart(t))
+}
+
+func (n *node) tryStart(t *testing.T) error {
+	t.Helper()
+	out, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--snapshotter", "durable", n.image.Ref, "new"}, witnessArgs("1")...)...)
+	if err != nil {
+		return err
+	}
+	var o observation
+	if err := json.Unmarshal([]byte(out), &o); err != nil {
+		return errors.Join(fmt.Errorf("the new container printed %q", out), err)
+	}
+	if err := o.all(); err != nil {
+		return fmt.Errorf("the new container: %w", err)
+	}
+	return nil
+}
