@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
@@ -52,12 +54,13 @@ type CheckOptions struct {
 	// seal or, without them, with a blob of the layer.
 	Deep     bool
 	Contents string       // the digest of the content digests, when there are any
-	Blobs    *blobs.Store // nil when there is none
+	Blobs    *blobs.Store // where there may be a blob
+	Reading  seal.Reading
 }
 
 // Check compares the layer of a journal entry with its seal: every name, and of
 // each the type, mode, owner, size, times, links and extended attributes. It
-// writes nothing, and needs no daemon. A layer whose seal is lost is damaged:
+// reads content with CheckOptions.Deep only. It writes nothing, and needs no daemon. A layer whose seal is lost is damaged:
 // nobody can say that it is whole.
 //
 // An error means that nothing is known; it is not about the layer.
@@ -73,7 +76,11 @@ func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptio
 	}
 	dir := snapshotDir(root, e.ID)
 	tree := filepath.Join(dir, "fs")
-	found, err := seal.Verify(ctx, tree, filepath.Join(dir, sealFile), e.Digest, o.Limit)
+	verify := seal.Verify
+	if o.Reading.Idle {
+		verify = seal.VerifyIdle
+	}
+	found, err := verify(ctx, tree, filepath.Join(dir, sealFile), e.Digest, o.Limit)
 	switch {
 	case ctx.Err() != nil:
 		return r, ctx.Err()
@@ -90,8 +97,63 @@ func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptio
 		r.State, r.Findings = storage.StateDamaged, append(r.Findings, f)
 	case len(found) > 0:
 		r.State, r.Findings = storage.StateDamaged, found
+	case o.Deep:
+		return r, r.compareContent(ctx, dir, e, o)
 	}
 	return r, nil
+}
+
+// compareContent is the deep part of Check, for a layer that is whole otherwise.
+// A layer whose content can be compared with nothing is unverified.
+func (r *CheckResult) compareContent(ctx context.Context, dir string, e storage.CommitEntry, o CheckOptions) (err error) {
+	tree := filepath.Join(dir, "fs")
+	var found []seal.Finding
+	if o.Contents == "" {
+		err = fmt.Errorf("%w: none were taken", seal.ErrUnsealed)
+	} else {
+		found, err = seal.VerifyContents(ctx, tree, filepath.Join(dir, contentsFile), o.Contents, o.Limit, o.Reading)
+	}
+	if errors.Is(err, seal.ErrUnsealed) {
+		digests := err
+		if found, err = compareBlob(ctx, tree, e, o); errors.Is(err, blobs.ErrNotFound) || errors.Is(err, blobs.ErrCorrupt) {
+			r.State, r.Reason = storage.StateUnverified, fmt.Sprintf("content was compared with nothing: digests: %v; blob: %v", digests, err)
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("compare the content of %q in %s: %w", e.Name, dir, err)
+	}
+	r.Deep = time.Now().UTC()
+	if len(found) > 0 {
+		r.State, r.Findings = storage.StateDamaged, found
+	}
+	return nil
+}
+
+// compareBlob compares a layer's content with the first blob of it that is
+// good.
+func compareBlob(ctx context.Context, tree string, e storage.CommitEntry, o CheckOptions) (found []seal.Finding, err error) {
+	candidates, err := blobsOf(ctx, o.Blobs, e)
+	for _, b := range candidates {
+		if found, err = compareWith(ctx, tree, b, o); !errors.Is(err, blobs.ErrCorrupt) && !errors.Is(err, blobs.ErrNotFound) {
+			break
+		}
+	}
+	return found, err
+}
+
+func compareWith(ctx context.Context, tree string, b blobs.Blob, o CheckOptions) ([]seal.Finding, error) {
+	tar, err := o.Blobs.Layer(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer tar.Close()
+	digester := digest.Canonical.Digester()
+	found, err := seal.VerifyTar(ctx, tree, io.TeeReader(tar, digester.Hash()), o.Limit, o.Reading)
+	if err == nil && digester.Digest() != b.DiffID {
+		err = fmt.Errorf("%s holds %s, the image says %s: %w", b.Digest, digester.Digest(), b.DiffID, blobs.ErrCorrupt)
+	}
+	return found, err
 }
 
 // unreadable makes a finding out of an error that means: the disk does not give

@@ -51,11 +51,14 @@ func (s *Snapshotter) heal(ctx context.Context, l *layer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
+		if l.state.Reason != err.Error() {
+			logger.WithError(err).Error("A DAMAGED LAYER WAS NOT HEALED")
+		}
 		l.state.State, l.state.Reason, l.tried = storage.StateDamaged, err.Error(), time.Now()
+		l.noBlob = errors.Is(err, errNoBlob)
 		r.unsaid[entry.ID] = l.state
-		logger.WithError(err).Error("A DAMAGED LAYER WAS NOT HEALED")
 		if s.cfg.OnDamaged != nil && ctx.Err() == nil {
-			s.cfg.OnDamaged(&DamagedError{ID: entry.ID, Name: entry.Name, ChainID: entry.ChainID, Findings: l.state.Findings, Reason: l.state.Reason})
+			s.cfg.OnDamaged(l.damaged())
 		}
 		return
 	}
@@ -66,26 +69,39 @@ func (s *Snapshotter) heal(ctx context.Context, l *layer) {
 	logger.Warn("a damaged layer was extracted again from its blob")
 }
 
+// errNoBlob means that all blobs that a layer could come from are missing or
+// corrupt.
+var errNoBlob = errors.New("there is no good blob of it")
+
 // extractAgain tries the blobs that a layer can come from, and returns its new
 // journal entry.
 func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, err error) {
 	candidates, err := blobsOf(ctx, s.blobs, entry)
+	if errors.Is(err, blobs.ErrNotFound) {
+		return healed, fmt.Errorf("%w: %w", errNoBlob, err)
+	}
 	if err != nil {
 		return healed, err
 	}
 	if err := s.writable(ctx); err != nil {
 		return healed, err
 	}
-	var errs []error
+	errs, bad := []error(nil), 0
 	for _, b := range candidates {
 		healed, err := s.extractFrom(ctx, entry, b)
 		if err == nil {
 			return healed, nil
 		}
 		errs = append(errs, fmt.Errorf("extract %s: %w", b.Digest, err))
+		if errors.Is(err, blobs.ErrNotFound) || errors.Is(err, blobs.ErrCorrupt) {
+			bad++
+		}
 		if ctx.Err() != nil || errors.Is(err, errRemoved) || isWriteFailure(err) {
 			break
 		}
+	}
+	if bad == len(candidates) {
+		errs = append([]error{errNoBlob}, errs...)
 	}
 	return healed, errors.Join(errs...)
 }

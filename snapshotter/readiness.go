@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,7 @@ type layer struct {
 	state   storage.StateEntry
 	work    *work     // the look, or the healing, in flight
 	tried   time.Time // when healing has failed last
+	noBlob  bool      // and it was because there is no good blob
 	refused bool      // somebody was told that it is not ready
 }
 
@@ -90,6 +92,7 @@ func neverSealed(e storage.CommitEntry) string {
 
 // add makes a committed snapshot known.
 func (r *readiness) add(e storage.CommitEntry, s storage.StateEntry) *layer {
+	e.ChainID = cmp.Or(e.ChainID, chainIDOf(e.Name, nil)) // another snapshotter's journal entry has none
 	l := &layer{entry: e, state: r.judge(e, s)}
 	r.mu.Lock()
 	r.layers[e.Name] = l
@@ -237,7 +240,7 @@ func (r *readiness) answer(l *layer) error {
 	case l.state.State == storage.StateReady, l.state.State == storage.StateUnverified && l.entry.Digest == "":
 		return nil
 	case l.state.State == storage.StateDamaged:
-		return &DamagedError{ID: l.entry.ID, Name: l.entry.Name, ChainID: l.entry.ChainID, Findings: l.state.Findings, Reason: l.state.Reason}
+		return l.damaged()
 	}
 	return fmt.Errorf("%s could not be looked at: %s: %w", l.describe(), l.state.Reason, errdefs.ErrUnavailable)
 }
@@ -257,11 +260,23 @@ func nameOf(chainID, name string) string {
 // could not be healed. It is FailedPrecondition to containerd; docs/design.md
 // has what containerd does with each kind of error.
 type DamagedError struct {
-	ID       uint64
-	Name     string
-	ChainID  string
-	Findings []seal.Finding
-	Reason   string // why it was not healed
+	ID        uint64
+	Name      string
+	Namespace string // containerd's, "" when not known
+	ChainID   string // "" when not known
+	Findings  []seal.Finding
+	Reason    string // why it was not healed
+	// NoBlob: there is no good blob to heal it from. Only another pull can
+	// help, and containerd makes none before it has forgotten the layer.
+	NoBlob bool
+}
+
+func (l *layer) damaged() *DamagedError {
+	namespace, _ := splitName(l.entry.Name)
+	return &DamagedError{
+		ID: l.entry.ID, Name: l.entry.Name, Namespace: namespace, ChainID: l.entry.ChainID,
+		Findings: l.state.Findings, Reason: l.state.Reason, NoBlob: l.noBlob,
+	}
 }
 
 // Error implements error.
@@ -286,6 +301,9 @@ func (s *Snapshotter) setState(ctx context.Context, l *layer, c CheckResult) {
 	was := l.state.State
 	l.state.State, l.state.Findings, l.state.Reason = c.State, c.Findings, c.Reason
 	l.state.Epoch, l.state.Checked = s.ready.epoch, time.Now().UTC()
+	if !c.Deep.IsZero() {
+		l.state.Deep = c.Deep
+	}
 	s.ready.unsaid[l.entry.ID] = l.state
 	s.tellReady(l)
 	if c.State == storage.StateDamaged && was != storage.StateDamaged {

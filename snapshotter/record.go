@@ -13,11 +13,12 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// Names of files beside fs/: the record of a snapshot, and the seal of a
-// committed one.
+// Names of files beside fs/: the record of a snapshot, and of a committed one
+// the seal and the content digests.
 const (
-	recordFile = "record"
-	sealFile   = "seal"
+	recordFile   = "record"
+	sealFile     = "seal"
+	contentsFile = "contents"
 )
 
 // record is what a snapshot directory says of itself, so that a lost

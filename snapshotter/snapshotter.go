@@ -42,8 +42,11 @@ type Config struct {
 	// BootID names the boot of the kernel; "" means the kernel's own. Tests
 	// let machines boot with it.
 	BootID string
-	// NoBackground leaves unverified layers alone until somebody asks.
+	// NoBackground leaves layers alone until somebody asks: nothing is verified,
+	// digested or scrubbed by itself.
 	NoBackground bool
+	// Scrub says how often layers are verified while nobody asks.
+	Scrub ScrubConfig
 	// OnDamaged is called when a damaged layer could not be healed; again and
 	// again, while it cannot. It must not call back, nor take long.
 	OnDamaged func(*DamagedError)
@@ -160,6 +163,10 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	s.running.Go(func() { s.deleteRemoving(s.background) })
 	if !cfg.NoBackground {
 		s.running.Go(func() { s.attendAll(s.background) })
+		s.running.Go(func() { s.digestAll(s.background) })
+		if cfg.Scrub.Interval > 0 {
+			s.running.Go(func() { s.scrubAll(s.background) })
+		}
 	}
 	return s, nil
 }

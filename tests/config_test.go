@@ -45,6 +45,14 @@ slow_chown = true
 mount_options = ['volatile']
 [journal]
 history = 7
+[scrub]
+interval = '1h'
+depth = 'content'
+rate = 5
+[containerd]
+address = '/from/containerd.sock'
+snapshotter = 'other'
+drop_images = false
 `)
 	fromFile := keys(durable(t, "config", "--config", file))
 	for key, value := range defaults {

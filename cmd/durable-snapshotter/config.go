@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
@@ -26,6 +27,8 @@ type Config struct {
 	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
 	Journal     JournalConfig     `toml:"journal"`
+	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers while nobody asks for them, at idle I/O priority."`
+	Containerd  ContainerdConfig  `toml:"containerd" comment:"What is told to containerd when a layer is healed, or cannot be."`
 }
 
 // SnapshotterConfig mirrors the configuration of containerd's overlayfs plugin.
@@ -41,6 +44,31 @@ type JournalConfig struct {
 	History uint64 `toml:"history" comment:"Removed snapshots whose commit entries are kept. Those of existing snapshots always are."`
 }
 
+// ScrubConfig says when layers are verified.
+type ScrubConfig struct {
+	Interval duration `toml:"interval" comment:"Time from one verification of all layers to the next, as 168h. 0s: none. After an unclean boot there is one anyway."`
+	Depth    string   `toml:"depth" comment:"metadata: names, sizes, owners, attributes and so on. content: every byte, too."`
+	Rate     int64    `toml:"rate" comment:"Bytes of content that are read per second at most. 0: no limit."`
+}
+
+// ContainerdConfig says how to reach containerd.
+type ContainerdConfig struct {
+	Address     string `toml:"address" comment:"Its socket. k3s: /run/k3s/containerd/containerd.sock. Empty: nothing is told."`
+	Snapshotter string `toml:"snapshotter" comment:"The name of this snapshotter in containerd's proxy_plugins."`
+	DropImages  bool   `toml:"drop_images" comment:"Let containerd forget images of which a layer is damaged and its blob is missing or corrupt, so that the next pull is clean.\nContainers that stand on them keep them."`
+}
+
+// duration is written as time.ParseDuration reads it.
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = duration(parsed)
+	return err
+}
+
 // Default returns the configuration without a file.
 func Default() Config {
 	return Config{
@@ -50,6 +78,8 @@ func Default() Config {
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
+		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
+		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
 }
 
@@ -123,6 +153,18 @@ func (c Config) Validate() error {
 			return fmt.Errorf("address %q: socket path of %d bytes, the kernel allows %d", socket, len(socket), limit)
 		}
 	}
+	switch {
+	case c.Scrub.Interval < 0:
+		return fmt.Errorf("scrub.interval %q: less than nothing", time.Duration(c.Scrub.Interval))
+	case c.Scrub.Rate < 0:
+		return fmt.Errorf("scrub.rate %d: less than nothing", c.Scrub.Rate)
+	case c.Scrub.Depth != "metadata" && c.Scrub.Depth != "content":
+		return fmt.Errorf("scrub.depth %q: not metadata or content", c.Scrub.Depth)
+	case c.Containerd.Address != "" && !filepath.IsAbs(c.Containerd.Address):
+		return fmt.Errorf("containerd.address %q: not an absolute path", c.Containerd.Address)
+	case c.Containerd.Address != "" && c.Containerd.Snapshotter == "":
+		return errors.New("containerd.snapshotter: empty")
+	}
 	switch c.LogLevel {
 	case "trace", "debug", "info", "warn", "error":
 		return nil
@@ -140,6 +182,9 @@ func (c Config) snapshotter() snapshotter.Config {
 		SlowChown:      c.Snapshotter.SlowChown,
 		JournalHistory: c.Journal.History,
 		ContentRoot:    c.ContentRoot,
+		Scrub: snapshotter.ScrubConfig{
+			Interval: time.Duration(c.Scrub.Interval), Deep: c.Scrub.Depth == "content", Rate: c.Scrub.Rate,
+		},
 	}
 }
 

@@ -77,7 +77,10 @@ func TestCommandLine(t *testing.T) {
 		{"config --address /" + strings.Repeat("x", 200), 1, "the kernel allows 107"},
 		{"config --log-level loud", 1, `log_level "loud"`},
 		{"config defaults", 2, `"defaults"`},
-		{"repair", 2, "--rebuild"},
+		{"repair --root " + dir + "/none", 1, dir + "/none"},
+		{"repair --rebuild --apply", 2, "--apply"},
+		{"check --root " + dir + "/none", 2, dir + "/none"},
+		{"check --deep --cached", 2, "--cached"},
 		{"version x", 2, `"x"`},
 	} {
 		var out, errs bytes.Buffer

@@ -45,11 +45,14 @@ func serve(c *command) (err error) {
 	healthy := health.NewServer()
 	sc := cfg.snapshotter()
 	sc.OnHealth = func(err error) { setHealth(healthy, err) }
+	news := newMessenger(cfg)
+	sc.OnDamaged, sc.OnReady = news.lost, news.ready
 	sn, err := snapshotter.New(c.ctx, sc)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sn.Close()) }()
+	defer func() { err = errors.Join(err, sn.Close(), news.close()) }()
+	news.run(c.ctx, sn)
 
 	admin, err := serveAdmin(c.ctx, cfg, sn)
 	if err != nil {

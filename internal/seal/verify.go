@@ -42,13 +42,22 @@ func orNone(s string) string {
 // the given digest, and returns the first findings, at most limit. It writes
 // nothing. Without a seal nothing is known of the tree: see ErrUnsealed.
 func Verify(ctx context.Context, root, path, digest string, limit int) ([]Finding, error) {
+	return verify(ctx, root, path, digest, limit, Reading{})
+}
+
+// VerifyIdle is Verify at idle I/O priority.
+func VerifyIdle(ctx context.Context, root, path, digest string, limit int) ([]Finding, error) {
+	return verify(ctx, root, path, digest, limit, Reading{Idle: true})
+}
+
+func verify(ctx context.Context, root, path, digest string, limit int, how Reading) ([]Finding, error) {
 	seal, err := open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer seal.close()
 	v := verifier{seal: seal, limit: limit}
-	switch err := Walk(ctx, root, nil, v.compare); {
+	switch err := walk(ctx, root, nil, how, v.compare); {
 	case err == nil:
 		for seal.next() && v.room() {
 			v.missing()

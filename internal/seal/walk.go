@@ -37,6 +37,11 @@ const (
 // together with their lines, in runs. Entries are looked at by several workers;
 // fn is called from one goroutine.
 func Walk(ctx context.Context, root string, hook Hook, fn func(entries []Entry, lines []byte) error) error {
+	return walk(ctx, root, hook, Reading{}, fn)
+}
+
+// walk is Walk; with how.Idle its goroutines read at idle I/O priority.
+func walk(ctx context.Context, root string, hook Hook, how Reading, fn func(entries []Entry, lines []byte) error) error {
 	ctx, stop := context.WithCancel(ctx)
 	var (
 		running sync.WaitGroup
@@ -62,12 +67,12 @@ func Walk(ctx context.Context, root string, hook Hook, fn func(entries []Entry, 
 			}
 			return nil
 		}}
-		walkErr = w.run()
+		walkErr = how.run(w.run)
 	})
 	for range runtime.GOMAXPROCS(0) {
 		running.Go(func() {
 			for b := range work {
-				b.run(ctx)
+				b.err = how.run(func() error { return b.run(ctx) })
 				close(b.done)
 			}
 		})
@@ -89,19 +94,20 @@ func Walk(ctx context.Context, root string, hook Hook, fn func(entries []Entry, 
 }
 
 // run looks at the entries of a batch.
-func (b *batch) run(ctx context.Context) {
+func (b *batch) run(ctx context.Context) (err error) {
 	for i := range b.entries {
-		if b.err = ctx.Err(); b.err != nil {
-			return
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 		e := &b.entries[i]
 		if !b.read[i] {
-			if *e, b.err = readHooked(ctx, filepath.Join(b.root, e.Path), e.Path, b.hook); b.err != nil {
-				return
+			if *e, err = readHooked(ctx, filepath.Join(b.root, e.Path), e.Path, b.hook); err != nil {
+				return err
 			}
 		}
 		b.lines = e.appendLine(b.lines)
 	}
+	return nil
 }
 
 func readHooked(ctx context.Context, path, rel string, hook Hook) (Entry, error) {
