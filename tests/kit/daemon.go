@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,10 @@ type DaemonOptions struct {
 	Dir     string   // on the disk under test; holds the root directory
 	RunDir  string   // holds socket, config and log; Dir when empty
 	Config  string   // text of the configuration file
+	// ContentRoot and Containerd are the content store and the socket of the
+	// containerd that the daemon serves. Without them it heals from nothing of
+	// these tests, and tells nobody.
+	ContentRoot, Containerd string
 	Wrapper []string // argv to put in front, such as strace and its flags
 	Env     []string
 }
@@ -52,10 +57,23 @@ func NewDaemon(opts DaemonOptions) (*Daemon, error) {
 			return nil, fmt.Errorf("daemon: %w", err)
 		}
 	}
-	if err := os.WriteFile(d.configPath(), []byte(opts.Config), 0o644); err != nil {
+	if err := os.WriteFile(d.configPath(), []byte(opts.config()), 0o644); err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	return d, nil
+}
+
+// config is the text of the configuration file. A containerd that happens to
+// run on this machine is none of the tests' business.
+func (o DaemonOptions) config() string {
+	text := o.Config
+	if o.ContentRoot != "" {
+		text = fmt.Sprintf("content_root = '%s'\n%s", o.ContentRoot, text)
+	}
+	if !strings.Contains(text, "[containerd]") {
+		text += fmt.Sprintf("\n[containerd]\naddress = '%s'\n", o.Containerd)
+	}
+	return text
 }
 
 // StartDaemon is NewDaemon and Start.
