@@ -121,16 +121,25 @@ func lockRoot(root string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := waitForLock(f, unix.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// waitForLock takes an advisory lock (flock(2)), or returns ErrLocked when
+// another process keeps it.
+func waitForLock(f *os.File, how int) error {
 	for deadline := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
-			return f, nil
+			return nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.Join(&os.PathError{Op: "flock", Path: root, Err: err}, f.Close())
+			return &os.PathError{Op: "flock", Path: f.Name(), Err: err}
 		}
 		if time.Now().After(deadline) {
-			return nil, errors.Join(fmt.Errorf("%s is %w", root, ErrLocked), f.Close())
+			return fmt.Errorf("%s is %w", f.Name(), ErrLocked)
 		}
 	}
 }
@@ -293,6 +302,18 @@ func verify(path string) (err error) {
 	} else if !st.Mode().IsRegular() || st.Size() == 0 {
 		// bbolt would fill an empty file; whoever emptied it did not mean that.
 		return fmt.Errorf("not a file with content: %w", ErrDamaged)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	// As bbolt's own: pages that somebody is writing make no sense.
+	if err := waitForLock(f, unix.LOCK_SH); err != nil {
+		return err
+	}
+	if err := checkPages(f); err != nil {
+		return err
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockWait, PreLoadFreelist: true})
 	switch {
