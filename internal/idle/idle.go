@@ -33,6 +33,7 @@ func Run(fn func() error) error {
 	go func() {
 		// Never unlocked: so the thread ends with this goroutine, and no
 		// other goroutine gets it with its priority (runtime.LockOSThread).
+		// The first thread of a process does not end, but is not used again.
 		runtime.LockOSThread()
 		if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); errno != 0 {
 			done <- fmt.Errorf("set idle I/O priority: %w", errno)

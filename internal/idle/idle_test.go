@@ -6,12 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// The first thread of the process is for the main goroutine alone. The runtime
+// never ends it, and the tests wait for threads to end.
+func init() { runtime.LockOSThread() }
 
 // priority is the I/O priority of a thread, 0 for the calling one.
 func priority(t testing.TB, tid int) uintptr {
@@ -69,14 +74,9 @@ func TestRun(t *testing.T) {
 	ended(t, tid)
 }
 
-// ended waits until a thread is gone, or, if it is the first thread of the
-// process, which the runtime keeps, until it sleeps for good: either way nothing
-// runs on it.
+// ended waits until a thread is gone.
 func ended(t *testing.T, tid int) {
 	t.Helper()
-	if tid == os.Getpid() {
-		return
-	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid)); errors.Is(err, os.ErrNotExist) {
@@ -140,7 +140,7 @@ func TestOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_GET, whoProcess, uintptr(tid), 0)
-		if errno == 0 && p == classIdle && tid != os.Getpid() {
+		if errno == 0 && p == classIdle {
 			t.Errorf("thread %d was left behind with idle priority", tid)
 		}
 	}

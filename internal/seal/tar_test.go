@@ -132,6 +132,7 @@ func TestOddTars(t *testing.T) {
 		"file, then link":       {[]tar.Header{regular("a", "x"), regular("b", "y"), hardlink("b", "a")}, []string{"a", "b"}},
 		"link to a symlink":     {[]tar.Header{directory("d"), symlink("s", "d"), hardlink("l", "s"), regular("d/f", "old"), regular("l/f", "new")}, []string{"d/f"}},
 
+		"below a link to one":         {[]tar.Header{directory("d"), symlink("s", "d"), hardlink("l", "s"), regular("l/f", "x")}, []string{"d/f"}},
 		"below a symlink":             {[]tar.Header{directory("c"), symlink("a", "c"), regular("a/f", "x")}, []string{"c/f"}},
 		"below a symlink, again":      {[]tar.Header{regular("c/f", "old"), symlink("a", "c"), regular("a/f", "new")}, []string{"c/f"}},
 		"below a symlink, and back":   {[]tar.Header{symlink("a", "c"), regular("a/f", "old"), regular("c/f", "new")}, []string{"c/f"}},
