@@ -7,7 +7,8 @@
 // plugins/snapshots/overlay, with our database below it, and adds the
 // difference. Prepare and View delegate and make the new directories durable
 // inside the same transaction. Commit is ours. Remove delegates and deletes
-// afterwards. Stat, Update, Usage, Mounts and Walk delegate.
+// afterwards. Stat, Update, Usage, Mounts and Walk delegate; Stat, Mounts,
+// Prepare and View wait until the layers they speak of are known to be whole.
 //
 // # The life of a layer
 //
@@ -27,6 +28,11 @@
 //
 //   - I1: a Commit that returns nil is on disk. The order above buys it; each
 //     step says where.
+//   - I2: a committed snapshot is ready, unverified, damaged or healing
+//     (readiness.go). After a boot that followed no clean stop (run.go) all are
+//     unverified, and looked at before they are spoken of, or in the background
+//     (attend.go, check.go). What is damaged is extracted again from its blob
+//     under the same name (heal.go), or refused.
 //   - I4: after an error of a sync or of a transaction this snapshot, and every
 //     other one that was active at that time, can never be committed. Nothing
 //     is retried. While the file system takes no writes the snapshotter answers
@@ -48,6 +54,9 @@
 //	<root>/snapshots/<id>/work    overlay's work directory, active snapshots
 //	<root>/snapshots/<id>/record  what a lost metadata.db is rebuilt from
 //	<root>/snapshots/<id>/seal    what the layer was (package internal/seal)
+//	<root>/snapshots/<id>/contents  digests of its content, added later (contents.go)
+//	<root>/healing/<id>/          a layer being extracted again
+//	<root>/replaced/              damaged trees that mounts of this boot may use
 //	<root>/removing/              directories without a row, being deleted
 //	<root>/set-aside/             what a rebuild could not explain
 //	<root>/empty/                 lower directory of extractions without a parent
@@ -61,7 +70,9 @@
 //	syncing   one syncfs and its transaction at a time
 //	trouble   what is left to do after a failed write; held while that is tried
 //	mu        the map of active snapshots, short
+//	ready.mu  what is known of committed snapshots, short
 //
 // The walk of a Commit and the deletion of trees run outside all of them but
-// keys.
+// keys. Looking at layers and extracting them again runs outside all of them;
+// the exchange of trees takes keys and syncing, as a Commit does.
 package snapshotter

@@ -20,16 +20,16 @@ import (
 
 // DaemonOptions describe one durable-snapshotter.
 type DaemonOptions struct {
-	Binary  string
-	Dir     string   // on the disk under test; holds the root directory
-	RunDir  string   // holds socket, config and log; Dir when empty
-	Config  string   // text of the configuration file
+	Binary string
+	Dir    string // on the disk under test; holds the root directory
+	RunDir string // holds socket, config and log; Dir when empty
+	Config string // text of the configuration file
 	// ContentRoot and Containerd are the content store and the socket of the
 	// containerd that the daemon serves. Without them it heals from nothing of
 	// these tests, and tells nobody.
 	ContentRoot, Containerd string
-	Wrapper []string // argv to put in front, such as strace and its flags
-	Env     []string
+	Wrapper                 []string // argv to put in front, such as strace and its flags
+	Env                     []string
 }
 
 // Daemon is a running durable-snapshotter. Stop or Kill it, then Start it again:
