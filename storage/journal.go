@@ -163,10 +163,11 @@ func (j *Journal) EachCommitted(fn func(CommitEntry) error) error { return each(
 // EachRemoved visits the history, oldest removal first.
 func (j *Journal) EachRemoved(fn func(CommitEntry) error) error { return each(j.history, fn) }
 
-// Remove takes note that a snapshot is gone: its open entry is dropped, its
-// commit entry moves to the history, and the history is cut to its length.
+// Remove takes note that a snapshot is gone: its open entry and its state are
+// dropped, its commit entry moves to the history, and the history is cut to its
+// length.
 func (j *Journal) Remove(id uint64, now time.Time) error {
-	if err := j.open.Delete(idKey(id)); err != nil {
+	if err := errors.Join(j.open.Delete(idKey(id)), j.states.Delete(idKey(id))); err != nil {
 		return err
 	}
 	e, err := j.GetCommitted(id)

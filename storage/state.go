@@ -65,13 +65,18 @@ type Scrub struct {
 func (j *Journal) PutState(e StateEntry) error { return put(j.states, e.ID, e) }
 
 // GetState returns what the last look has found, or ErrNoEntry.
-func (j *Journal) GetState(id uint64) (StateEntry, error) { return get[StateEntry](j.states, id) }
+func (j *Journal) GetState(id uint64) (StateEntry, error) {
+	if j.states == nil {
+		return StateEntry{}, ErrNoEntry // a journal of version 1, opened for a look only
+	}
+	return get[StateEntry](j.states, id)
+}
 
 // EachState visits what looks have found. The visitor may not write to the
 // journal.
 func (j *Journal) EachState(fn func(StateEntry) error) error {
 	if j.states == nil {
-		return nil // a journal of version 1, opened for a look only
+		return nil
 	}
 	return each(j.states, fn)
 }
