@@ -53,7 +53,8 @@ var catalogue = []damage{
 	{
 		name: "directory-removed", layers: everyLayer,
 		has: func(dir string) []kit.Entry {
-			return []kit.Entry{kit.Dir(dir+"/victim", 0o755), kit.File(dir+"/victim/file", 0o644, body), kit.Symlink(dir+"/victim/link", "file")}
+			return append(neighbours("victim")(dir),
+				kit.Dir(dir+"/victim", 0o755), kit.File(dir+"/victim/file", 0o644, body), kit.Symlink(dir+"/victim/link", "file"))
 		},
 		do:    func(at func(string) string) error { return os.RemoveAll(at("victim")) },
 		finds: []finding{{"victim", "missing", "", ""}, {"victim/file", "missing", "", ""}, {"victim/link", "missing", "", ""}},
@@ -193,7 +194,7 @@ var catalogue = []damage{
 		finds: []finding{{"new", "extra", "", ""}},
 	},
 	{
-		name: "directory-added", layers: everyLayer, has: nothing,
+		name: "directory-added", layers: everyLayer, has: neighbours("new"),
 		do: func(at func(string) string) error {
 			return errors.Join(os.Mkdir(at("new"), 0o755), os.Symlink("x", at("new/link")))
 		},
@@ -252,6 +253,18 @@ func attributed(name, attr, value string) func(dir string) []kit.Entry {
 func within(name string) func(dir string) []kit.Entry {
 	return func(dir string) []kit.Entry {
 		return append([]kit.Entry{kit.Dir(dir+"/"+name, 0o755)}, file("file")(dir+"/"+name)...)
+	}
+}
+
+// neighbours sort before and after what is in the directory name, which a
+// comparison of whole paths mixes up.
+func neighbours(name string) func(dir string) []kit.Entry {
+	return func(dir string) []kit.Entry {
+		var all []kit.Entry
+		for _, suffix := range []string{" ", "-", ".d", "0"} {
+			all = append(all, file(name+suffix)(dir)...)
+		}
+		return all
 	}
 }
 
