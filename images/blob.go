@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	_ "crypto/sha512" // for digests of that kind
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +68,9 @@ func (c *Containerd) read(ctx context.Context, info content.Info, limit int64) (
 // examine reads a blob through containerd, compares it with its digest, and tells
 // what is wrong with it. containerd itself only looks whether there is a file.
 func (c *Containerd) examine(ctx context.Context, info content.Info, each func([]byte)) (flaw string, err error) {
+	if err := info.Digest.Validate(); err != nil {
+		return "", fmt.Errorf("read blob %s: %w", info.Digest, err)
+	}
 	r, err := c.content.ReaderAt(ctx, ocispec.Descriptor{Digest: info.Digest, Size: info.Size})
 	if err != nil {
 		return unless(flawOf(err), info.Digest, err)

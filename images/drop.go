@@ -28,9 +28,9 @@ type Options struct {
 	Rows        Rows   // the snapshots of the snapshotter; without them, images alone tell what stands on a layer
 	ContentRoot string // of containerd's content store; finds blobs that have grown, when set
 
-	// BlobsOfHeld drops the bad blobs of an image even when containers hold it.
-	// Nobody can use them, and once their rows are gone ctr content fetch brings
-	// them back, with which the layer can be healed under its containers.
+	// BlobsOfHeld drops the blob of the layer, if it is bad, even when containers
+	// hold the layer. Nobody can use it, and once its row is gone ctr content
+	// fetch brings it back, with which the layer can be healed under them.
 	BlobsOfHeld bool
 }
 
@@ -120,7 +120,8 @@ func (p *plan) held(layer Layer, done Dropped) error {
 }
 
 // keepGood leases what the next pull can use. The lease is flat: a blob of it
-// keeps nothing that it refers to, else the config would keep the damaged layer.
+// keeps nothing that it refers to. Otherwise the config would keep the damaged layer
+// from the garbage collection, should nobody come back to finish what was cut short.
 func (c *Containerd) keepGood(ctx context.Context, layer Layer, p *plan, _ *Dropped) error {
 	var all []leases.Resource
 	for _, d := range p.keep {

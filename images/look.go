@@ -98,8 +98,7 @@ func (c *Containerd) look(ctx context.Context, layer Layer, o Options) (*plan, e
 			keys[r.key] = true
 		}
 	}
-	affected := map[digest.Digest]bool{}
-	parts := map[digest.Digest]bool{}
+	affected, parts, own := map[digest.Digest]bool{}, map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	below := map[string]bool{}
 	for _, m := range l.manifests {
 		above := m.above(name)
@@ -116,13 +115,23 @@ func (c *Containerd) look(ctx context.Context, layer Layer, o Options) (*plan, e
 		for _, k := range m.below(name) {
 			below[k] = true
 		}
+		if i := len(m.below(name)); above != nil && i < len(m.layers) {
+			own[m.layers[i]] = true
+		}
 	}
 	p := &plan{keys: slices.Sorted(maps.Keys(keys)), below: slices.Sorted(maps.Keys(below))}
 	if err := c.lookImages(ctx, l, affected, parts, p); err != nil {
 		return nil, err
 	}
-	if p.holders, err = c.lookHolders(ctx, layer, top, keys); err != nil || len(p.holders) > 0 && !o.BlobsOfHeld {
-		return p, err
+	if p.holders, err = c.lookHolders(ctx, layer, top, keys); err != nil {
+		return nil, err
+	}
+	if len(p.holders) > 0 {
+		// No more than what the layer can be healed from: without the manifest
+		// the other blobs would be collected as garbage.
+		if parts = own; !o.BlobsOfHeld {
+			parts = nil
+		}
 	}
 	return p, c.lookBlobs(ctx, l, o.ContentRoot, parts, p)
 }

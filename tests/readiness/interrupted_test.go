@@ -51,10 +51,7 @@ func TestDropInterrupted(t *testing.T) {
 		check(t, breaks["corrupt"](n.blob(n.app.Layers[1].Digest)))
 
 		cut := &cutAfter{left: calls}
-		sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
-		_, err := n.repairer(t, grpc.WithChainUnaryInterceptor(cut.intercept)).
-			Drop(t.Context(), layer(n.app, 1), images.Options{Rows: sn, ContentRoot: n.contentRoot()})
-		check(t, sn.Close())
+		_, err := n.repairer(t, grpc.WithChainUnaryInterceptor(cut.intercept)).Drop(t.Context(), layer(n.app, 1), n.options(t))
 		if err == nil {
 			if calls < 12 {
 				t.Fatalf("Drop made only %d changes", calls-1)

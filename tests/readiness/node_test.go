@@ -37,8 +37,18 @@ type node struct {
 	started    int // length of containerd's log at its latest start
 }
 
-// newNode starts a node that has pulled nothing yet.
+// nodeOptions change what newNodeWith starts.
+type nodeOptions struct {
+	acts bool // the daemon may heal, and tell containerd; else it only answers
+}
+
+// newNode starts a node that has pulled nothing yet, and whose daemon only answers.
 func newNode(t testing.TB) *node {
+	t.Helper()
+	return newNodeWith(t, nodeOptions{})
+}
+
+func newNodeWith(t testing.TB, o nodeOptions) *node {
 	t.Helper()
 	n := &node{registry: must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))}
 	t.Cleanup(func() {
@@ -61,13 +71,17 @@ func newNode(t testing.TB) *node {
 			t.Error(err)
 		}
 	})
-	n.daemon = must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
-		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: disk.Path("durable"), RunDir: scratch(t),
-	}))
+	run := scratch(t)
+	d := kit.DaemonOptions{Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: disk.Path("durable"), RunDir: scratch(t)}
+	if o.acts {
+		d.ContentRoot = disk.Path("containerd", "root", "io.containerd.content.v1.content")
+		d.Containerd = filepath.Join(run, "containerd.sock")
+	}
+	n.daemon = must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), d))
 	t.Cleanup(func() { stop(t, n.daemon.Process) })
 	n.between = listen(t, n.daemon.Address)
 	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: must[kit.Binaries](t)(binaries()), Dir: disk.Path("containerd"), RunDir: scratch(t), CRI: true,
+		Binaries: must[kit.Binaries](t)(binaries()), Dir: disk.Path("containerd"), RunDir: run, CRI: true,
 		Daemon: &kit.Daemon{Root: n.daemon.Root, Address: n.between.address},
 		Extra: fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images']
