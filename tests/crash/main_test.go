@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/log"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
@@ -17,6 +19,8 @@ import (
 
 func TestMain(m *testing.M) {
 	disk.Init()
+	// containerd's content store warns of file systems without fs-verity.
+	_ = log.SetLevel("error")
 	os.Exit(kit.Main(m.Run))
 }
 

@@ -28,9 +28,9 @@ func TestMutants(t *testing.T) {
 // mutants must be their defects.
 func TestNoMutant(t *testing.T) {
 	b := theBench(t)
-	for _, by := range []lab.Method{lab.ByPower, lab.ByErrors} {
-		t.Run(string(by), func(t *testing.T) {
-			c, err := b.Hunt(t.Context(), lab.Mutant{By: by}, seed)
+	for _, m := range lab.NoMutants() {
+		t.Run(m.Mistake, func(t *testing.T) {
+			c, err := b.Hunt(t.Context(), m, seed)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,8 +27,8 @@ func (c *campaign) gatesHold(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, by := range []lab.Method{lab.ByPower, lab.ByErrors} {
-		if err := c.hunt(ctx, gateNone, lab.Mutant{By: by, Mistake: "none: " + string(by)}); err != nil {
+	for _, m := range lab.NoMutants() {
+		if err := c.hunt(ctx, gateNone, m); err != nil {
 			return err
 		}
 	}

@@ -184,7 +184,7 @@ func (k *cutting) cut(ctx context.Context, n int, after time.Duration) (Result, 
 		}
 	}
 	expect := oracle.At(workload.Marks(marks.marks), len(marks.marks))
-	looker := oracle.Looker{Subject: k.Subject, Plan: k.plan, Record: k.record, Scratch: k.scratch, Strict: k.Strict}
+	looker := oracle.Looker{Subject: k.Subject, Plan: k.plan, Record: k.record, Scratch: k.scratch, Strict: k.Strict, SameBoot: k.Way == Kill}
 	seen := looker.Look(ctx, filepath.Join(k.mountpoint, rootName), oracle.Extent{All: true, Again: true})
 	result.weigh(oracle.Judge(&seen, expect, k.plan))
 	result.Acked = expect.Promised()

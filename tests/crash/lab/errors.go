@@ -16,7 +16,6 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
-	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // Place is a part of the disk that a fault concerns.
@@ -65,7 +64,7 @@ func (f Failing) Run(ctx context.Context) (_ *Failed, err error) {
 			err = fmt.Errorf("failing disk: %s: %w", f, err)
 		}
 	}()
-	r := &Recording{FS: f.FS, Seed: f.Seed, Subject: f.Name, Record: newRecord()}
+	r := &Recording{FS: f.FS, Seed: f.Seed, Subject: f.Name, Record: workload.NewRecord()}
 	if r.Plan, err = workload.NewPlan(f.Seed, workload.Size{Chains: 2, Layers: 1}); err != nil {
 		return nil, err
 	}
@@ -114,10 +113,6 @@ func (f Failing) Run(ctx context.Context) (_ *Failed, err error) {
 		return nil, err
 	}
 	return out, nil
-}
-
-func newRecord() *workload.Record {
-	return &workload.Record{Trees: map[string]kit.Tree{}, Merged: map[string]kit.Tree{}}
 }
 
 // where translates the place.

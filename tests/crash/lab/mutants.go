@@ -15,12 +15,14 @@ import (
 // Mutant is a defect that is planted in durable-snapshotter behind the build
 // tag "faults". If the harness does not find it, the harness proves nothing.
 type Mutant struct {
-	Name    string
-	Mistake string // what somebody got wrong
-	By      Method
-	Patient bool          // its acknowledged parents appear late
-	FS      disk.FS       // where it shows, ext4 when empty
-	Layers  workload.Size // with which it shows soon, workload.Small when zero
+	Name     string
+	Mistake  string // what somebody got wrong
+	By       Method
+	Patient  bool          // its acknowledged parents appear late
+	Heals    bool          // it shows when damaged layers heal
+	Recovers bool          // it is a defect of recovery: the mutant is who looks, too
+	FS       disk.FS       // where it shows, ext4 when empty
+	Layers   workload.Size // with which it shows soon, workload.Small when zero
 }
 
 // Method is how a mutant is hunted.
@@ -52,6 +54,23 @@ func Mutants() []Mutant {
 		{Name: "retry-after-eio", By: ByErrors, Mistake: "a failed sync is tried again, and the second answer believed"},
 		{Name: "fd-late", By: ByErrors, Mistake: "the descriptor for the sync is opened at Commit"},
 		{Name: "fd-shared", By: ByErrors, Mistake: "all snapshots share one descriptor"},
+		{Name: "heal-no-sync", By: ByPower, Heals: true, Mistake: "the tree of a healed layer is not synced before it takes its place"},
+		// On ext4 and xfs the journal of the file system keeps the order.
+		{Name: "heal-ready-first", By: ByPower, Heals: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
+		{Name: "heal-swap-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "trees are swapped before the journal knows, and recovery believes the journal"},
+		{Name: "heal-intent-believed", By: ByPower, Heals: true, Recovers: true, Mistake: "recovery takes the swap that the journal announces for done"},
+		{Name: "unclean-boot-overlooked", By: ByPower, Heals: true, Recovers: true, Mistake: "an unclean boot is taken for a clean one"},
+		{Name: "answer-before-look", By: ByPower, Heals: true, Recovers: true, Mistake: "layers are answered for that nobody has looked at since an unclean boot"},
+	}
+}
+
+// NoMutants are the hunts with no defect awake: whatever they find, it is no
+// mutant that was caught.
+func NoMutants() []Mutant {
+	return []Mutant{
+		{By: ByPower, Mistake: "none: " + string(ByPower)},
+		{By: ByErrors, Mistake: "none: " + string(ByErrors)},
+		{By: ByPower, Heals: true, Recovers: true, Mistake: "none: healing"},
 	}
 }
 
@@ -117,10 +136,15 @@ func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
 
 func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	who := "hunt-" + c.Mutant.Name
-	r, err := Record(ctx, Setup{
+	setup := Setup{
 		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
 		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient, Layers: c.Mutant.Layers,
-	})
+	}
+	if c.Mutant.Heals {
+		// Alone: the syncs of others would hide that one is missing.
+		setup.Heal, setup.Layers = &Heal{Gullible: c.Mutant.Name != ""}, workload.HealingAlone
+	}
+	r, err := Record(ctx, setup)
 	if err != nil {
 		return err
 	}
@@ -128,10 +152,14 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	if c.Mutant.Name == "" {
 		cases = Some(cases, huntStates/2) // nothing will end it
 	}
+	subject := func(int) oracle.Subject { return oracle.InProcess{} }
+	if c.Mutant.Recovers {
+		subject = func(n int) oracle.Subject { return b.Mutation(c.Mutant, fmt.Sprintf("%s-%d", who, n)) }
+	}
 	check := Check{
 		Recording: r,
 		Cases:     cases,
-		Subject:   func(int) oracle.Subject { return oracle.InProcess{} },
+		Subject:   subject,
 		Strict:    true,
 		Until:     func(res Result) bool { return res.Verdict > NotMeasured },
 	}

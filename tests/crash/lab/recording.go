@@ -32,6 +32,7 @@ type Setup struct {
 	// Parallel extracts the layers of a chain side by side, and names their
 	// parents at Commit.
 	Parallel bool
+	Heal     *Heal  // layers are damaged from the beginning, and heal
 	Name     string // of the subject, for names of states
 }
 
@@ -72,6 +73,9 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	}
 	if s.Layers == (workload.Size{}) {
 		s.Layers = workload.Small
+		if s.Heal != nil {
+			s.Layers = workload.Healing
+		}
 	}
 	r := &Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Layers: s.Layers, Subject: s.Name, Generic: s.Generic}
 	if r.Plan, err = workload.NewPlan(s.Seed, s.Layers); err != nil {
@@ -90,6 +94,16 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if err := d.Format(s.FS); err != nil {
 		return nil, err
 	}
+	mountpoint := filepath.Join(scratch, "disk")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		return nil, err
+	}
+	h := &healing{Setup: s, r: r, disk: d, mountpoint: mountpoint, scratch: scratch}
+	if s.Heal != nil {
+		if err := h.before(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.DropCache(); err != nil {
 		return nil, err
 	}
@@ -97,17 +111,23 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if err := d.Reset(); err != nil {
 		return nil, err
 	}
-	mountpoint := filepath.Join(scratch, "disk")
-	if err := os.Mkdir(mountpoint, 0o700); err != nil {
-		return nil, err
-	}
 	if err := d.Mount(s.FS, mountpoint, s.Options...); err != nil {
 		return nil, err
+	}
+	if s.Heal != nil {
+		if err := h.runner.Remind(s.Heal.Everything); err != nil {
+			return nil, err
+		}
 	}
 	if r.Start, err = d.Mark(markStart); err != nil {
 		return nil, err
 	}
-	if err := r.work(ctx, s, d, mountpoint, scratch); err != nil {
+	if s.Heal != nil {
+		err = h.work(ctx)
+	} else {
+		err = r.work(ctx, s, d, mountpoint, scratch)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if r.Stats, err = d.Stats(); err != nil {
@@ -145,7 +165,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 func (r *Recording) Sound() error {
 	acked := map[string]bool{}
 	for _, m := range r.Marks {
-		if m.Phase == workload.Ack && m.Op == workload.Commit {
+		if m.Phase == workload.Ack && (m.Op == workload.Commit || m.Op == workload.Report) {
 			acked[m.Name] = true
 		}
 	}

@@ -18,7 +18,6 @@ type Bench struct {
 	Ours   string // durable-snapshotter
 	Faulty string // the same with its planted defects, asleep until one is named
 	Stock  string // containerd's overlay snapshotter
-	config string
 }
 
 // NewBench builds what is to be tested.
@@ -28,10 +27,7 @@ func NewBench() (*Bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bench{Dir: dir, Stock: filepath.Join(dir, "stocksnapshotter"), config: filepath.Join(dir, "config.toml")}
-	if err := os.WriteFile(b.config, nil, 0o600); err != nil {
-		return nil, err
-	}
+	b := &Bench{Dir: dir, Stock: filepath.Join(dir, "stocksnapshotter")}
 	if b.Ours, err = kit.BuildDaemon(ctx, "durable-snapshotter"); err != nil {
 		return nil, err
 	}
@@ -58,7 +54,8 @@ func (b *Bench) Close() error { return os.RemoveAll(b.Dir) }
 // several at a time apart; env is added to its environment.
 func (b *Bench) Daemon(binary, who string, env ...string) oracle.Process {
 	return oracle.Process{
-		Command: []string{binary, "serve", "--config", b.config, "--root", "{root}", "--address", "{address}", "--log-level", "info"},
+		Command: []string{binary, "serve", "--config", "{config}", "--root", "{root}", "--address", "{address}", "--log-level", "info"},
+		Config:  fmt.Sprintf("content_root = %q\n", "{root}/../"+oracle.ContentName),
 		Env:     env,
 		Address: filepath.Join(b.Dir, who, "s"),
 		Log:     filepath.Join(b.Dir, who+".log"),

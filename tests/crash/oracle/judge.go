@@ -52,6 +52,9 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 		case status != Acked:
 		case !there:
 			find(Lost, name, "its commit was acknowledged, and it is not there")
+		case seen.Due:
+		case seen.Denied != nil && seen.Whole:
+			find(Lost, name, "a false alarm: it is whole, and was denied: %v", seen.Denied)
 		case seen.Denied != nil:
 			find(Lost, name, "its commit was acknowledged: %v", seen.Denied)
 		case seen.Diff != "":
@@ -65,6 +68,8 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 		switch {
 		case e.Committed[name] == Gone:
 			find(Lie, name, "reported, and was never committed or is removed")
+		case seen.Lie != "":
+			find(Lie, name, "%s", seen.Lie)
 		case seen.Denied == nil && seen.Diff != "":
 			find(Lie, name, "reported, and not whole:\n%s", seen.Diff)
 		}
@@ -84,6 +89,9 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 		switch {
 		case e.Active[key] == Gone:
 			find(Flaw, key, "active, and was never prepared or is removed")
+		case seen.Lie != "":
+			find(Lie, key, "%s", seen.Lie)
+		case seen.Due:
 		case seen.Denied != nil:
 			find(Flaw, key, "active: %v", seen.Denied)
 		case seen.Diff != "":

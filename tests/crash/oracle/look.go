@@ -29,6 +29,8 @@ type Looker struct {
 	Strict  bool            // ask for what only durable-snapshotter promises
 	Generic bool            // look at layers through mounts only, as the Runner did
 	Tag     string          // in the keys it makes: a later look at the same disk needs another one
+	// SameBoot: only the snapshotter went down, not the machine.
+	SameBoot bool
 }
 
 // Extent says how far a look goes.
@@ -43,6 +45,9 @@ type Seen struct {
 	Parent string
 	Denied error  // Stat, View or Mounts did not say yes
 	Diff   string // it did, and this is what is not as it was
+	Due    bool   // it was denied as it should be: its chain is damaged and cannot be healed
+	Whole  bool   // it was denied, and its tree is as it was
+	Lie    string // it is a yes about a chain that is damaged and cannot be healed
 }
 
 // Observation is what a look has seen.
@@ -66,13 +71,14 @@ type look struct {
 	s    snapshots.Snapshotter
 	root string
 	dirs map[string]string // by name or key: its directory below root
+	ids  map[string]uint64 // of committed names, where the journal could be asked
 	view int
 }
 
 // Look starts the snapshotter on root, compares what it says with what is there,
 // stops it, and does so once more.
 func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observation {
-	ctx = namespaces.WithNamespace(ctx, "default")
+	ctx = quiet(namespaces.WithNamespace(ctx, "default"))
 	k := &look{
 		Looker: l, root: root, dirs: map[string]string{},
 		Observation: Observation{Committed: map[string]Seen{}, Active: map[string]Seen{}, Retried: map[string]bool{}},
@@ -80,6 +86,7 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 	if k.Strict {
 		k.records()
 	}
+	k.boot()
 	if k.s, k.Start = l.Subject.Start(ctx, root); k.Start != nil {
 		return k.Observation
 	}
@@ -87,6 +94,7 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 	k.layers(ctx, extent.All)
 	k.actives(ctx)
 	k.journal(ctx)
+	k.denied(ctx)
 	k.stale(ctx)
 	k.orphans(ctx)
 	k.retry(ctx, extent)
@@ -132,6 +140,8 @@ func (k *look) rows(ctx context.Context) {
 			seen.Denied = fmt.Errorf("stat: %w", err)
 		case got.Kind != info.Kind || got.Parent != info.Parent:
 			k.flaw("stat says %s on %q of %q, walk says %s on %q", got.Kind, got.Parent, name, info.Kind, info.Parent)
+		case k.Strict && info.Kind == snapshots.KindCommitted && got.Labels[labelState] != "ready":
+			k.flaw("stat says yes of %q, and that it is %q", name, got.Labels[labelState])
 		}
 		if info.Kind == snapshots.KindCommitted {
 			k.Committed[name] = seen
@@ -281,8 +291,12 @@ func (k *look) actives(ctx context.Context) {
 		mounts, err := k.s.Mounts(ctx, key)
 		if err != nil {
 			seen.Denied = fmt.Errorf("mounts: %w", err)
+			seen.Due = k.due(seen.Parent, err)
 			k.Active[key] = seen
 			continue
+		}
+		if k.beyondHope(seen.Parent) != nil {
+			seen.Lie = "mounted on a parent that is damaged, and cannot be healed"
 		}
 		if k.Generic {
 			continue
@@ -343,9 +357,11 @@ func (k *look) journal(ctx context.Context) {
 		k.flaw("inspect: %v", err)
 		return
 	}
+	k.ids = map[string]uint64{}
 	committed := map[string]bool{}
 	for _, e := range report.Journal.Committed {
 		committed[e.Name] = true
+		k.ids[e.Name] = e.ID
 		if _, ok := k.Committed[e.Name]; !ok {
 			k.flaw("the journal speaks of a commit of %q, the rows do not", e.Name)
 		}
@@ -377,12 +393,15 @@ func (k *look) orphans(ctx context.Context) {
 	if k.Generic {
 		return // where it keeps its directories is its own business
 	}
-	for _, seen := range k.Committed {
-		if seen.Denied != nil || seen.Diff != "" {
+	known := map[string]bool{}
+	for name, seen := range k.Committed {
+		switch dir := k.dirOf(name); {
+		case dir != "":
+			known[filepath.Dir(dir)] = true
+		case seen.Denied != nil || seen.Diff != "":
 			return // its directory is not known, and would look like an orphan
 		}
 	}
-	known := map[string]bool{}
 	for _, dir := range k.dirs {
 		known[filepath.Dir(dir)] = true
 	}
@@ -391,7 +410,7 @@ func (k *look) orphans(ctx context.Context) {
 			return // a view, the same
 		}
 	}
-	for _, sub := range []string{"snapshots", "removing"} {
+	for _, sub := range []string{"snapshots", "removing", "healing"} {
 		entries, err := os.ReadDir(filepath.Join(k.root, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			k.flaw("%v", err)
@@ -407,6 +426,7 @@ func (k *look) orphans(ctx context.Context) {
 // again starts a second time: recovery of what recovery left must change
 // nothing.
 func (k *look) again(ctx context.Context, before map[string]snapshots.Info) {
+	k.boot()
 	s, err := k.Subject.Start(ctx, k.root)
 	if err != nil {
 		k.flaw("second start: %v", err)
@@ -426,6 +446,7 @@ func (k *look) again(ctx context.Context, before map[string]snapshots.Info) {
 			k.flaw("second start: %q appeared", name)
 		}
 	}
+	k.answersAgain(ctx, s)
 	if err := s.Close(); err != nil {
 		k.flaw("second close: %v", err)
 	}

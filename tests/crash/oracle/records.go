@@ -13,6 +13,9 @@ import (
 // database is lost, too.
 func (k *look) records() {
 	k.Recorded = map[string]bool{}
+	for name := range k.Record.Damaged {
+		k.Recorded[name] = true // it may be gone with the layer
+	}
 	paths, err := filepath.Glob(filepath.Join(k.root, "snapshots", "*", "record"))
 	if err != nil {
 		k.flaw("records: %v", err)

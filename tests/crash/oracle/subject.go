@@ -34,13 +34,17 @@ type Subject interface {
 	Start(ctx context.Context, root string) (snapshots.Snapshotter, error)
 }
 
+// ContentName is the directory beside the root of the snapshotter in which, if
+// it is there, containerd's content store is.
+const ContentName = "content"
+
 // InProcess is durable-snapshotter as a Go package: the same recovery and the
 // same answers as the daemon's, without a process for every state.
 type InProcess struct{}
 
 // Start opens the root.
 func (InProcess) Start(ctx context.Context, root string) (snapshots.Snapshotter, error) {
-	return snapshotter.New(quiet(ctx), snapshotter.Config{Root: root})
+	return snapshotter.New(quiet(ctx), snapshotter.Config{Root: root, ContentRoot: filepath.Join(filepath.Dir(root), ContentName)})
 }
 
 // quiet keeps the log of thousands of recoveries from the output of a test.
@@ -53,7 +57,8 @@ func quiet(ctx context.Context) context.Context {
 // Process is any snapshotter that serves the API for proxy plugins on a unix
 // socket. It is started for every look, because only a start recovers.
 type Process struct {
-	Command []string // {root} and {address} stand for what Start says
+	Command []string // {root} and {address} stand for what Start says, {config} for a file with Config in it
+	Config  string   // with {root} for the same
 	Env     []string
 	Address string // of the socket
 	Log     string // file
@@ -72,12 +77,19 @@ func (p Process) Start(ctx context.Context, root string) (snapshots.Snapshotter,
 
 // Launch is Start, with the process for its result.
 func (p Process) Launch(ctx context.Context, root string) (*Running, error) {
+	config := filepath.Join(filepath.Dir(p.Address), "config.toml")
+	names := strings.NewReplacer("{root}", root, "{address}", p.Address, "{config}", config)
 	argv := make([]string, len(p.Command))
 	for i, word := range p.Command {
-		argv[i] = strings.NewReplacer("{root}", root, "{address}", p.Address).Replace(word)
+		argv[i] = names.Replace(word)
 	}
 	if err := os.MkdirAll(filepath.Dir(p.Address), 0o700); err != nil {
 		return nil, err
+	}
+	if p.Config != "" {
+		if err := os.WriteFile(config, []byte(names.Replace(p.Config)), 0o600); err != nil {
+			return nil, err
+		}
 	}
 	_ = os.Remove(p.Address) // of one that was killed
 	r := &Running{program: p}

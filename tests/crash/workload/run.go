@@ -22,6 +22,17 @@ import (
 type Record struct {
 	Trees  map[string]kit.Tree // by committed name: the layer after its extraction; all below it, too, if Generic
 	Merged map[string]kit.Tree // by name of a chain's top: what a container sees
+
+	// Damaged layers, by committed name, and what was done to them by hand before
+	// the recording began. Those that are Hopeless, too, have no blob out of which
+	// they could be healed.
+	Damaged  map[string]string
+	Hopeless []string
+}
+
+// NewRecord returns an empty record.
+func NewRecord() *Record {
+	return &Record{Trees: map[string]kit.Tree{}, Merged: map[string]kit.Tree{}, Damaged: map[string]string{}}
 }
 
 // Runner does what a plan says.
@@ -36,13 +47,13 @@ type Runner struct {
 	Scratch     string // directory for mount points, not on the disk
 
 	mu     sync.Mutex // guards record
-	record Record
+	record *Record
 }
 
 // Run does it all and returns the record. An error of the snapshotter ends it:
 // on a disk without faults there is none.
 func (r *Runner) Run(ctx context.Context) (*Record, error) {
-	r.record = Record{Trees: map[string]kit.Tree{}, Merged: map[string]kit.Tree{}}
+	r.record = NewRecord()
 	errs := make([]error, len(r.Plan.Chains))
 	var running sync.WaitGroup
 	for i := range r.Plan.Chains {
@@ -52,7 +63,7 @@ func (r *Runner) Run(ctx context.Context) (*Record, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("workload: %w", err)
 	}
-	return &r.record, nil
+	return r.record, nil
 }
 
 // chain is the life of one image on a node.
@@ -66,12 +77,7 @@ func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 	if err := r.container(ctx, container, top); err != nil {
 		return err
 	}
-	if err := r.look(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top, func(_ *Layer, tree kit.Tree) error {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.record.Merged[top.Name] = tree
-		return nil
-	}); err != nil {
+	if err := r.look(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top, r.rememberMerged); err != nil {
 		return err
 	}
 	if c.Remove {
@@ -178,6 +184,14 @@ func (r *Runner) remember(l *Layer, tree kit.Tree) error {
 		}
 	}
 	r.record.Trees[l.Name] = tree
+	return nil
+}
+
+// rememberMerged keeps what a container on the layer sees.
+func (r *Runner) rememberMerged(l *Layer, tree kit.Tree) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.record.Merged[l.Name] = tree
 	return nil
 }
 

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/log"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/campaign"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/report"
@@ -50,6 +52,8 @@ example: crashlab run --states 100000 --fs ext4,xfs --state-dir /var/tmp/lab
 
 func main() {
 	disk.Init()
+	// containerd's content store warns of file systems without fs-verity.
+	_ = log.SetLevel("error")
 	os.Exit(kit.Main(func() int {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()

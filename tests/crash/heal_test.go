@@ -1,0 +1,60 @@
+package crash
+
+import (
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+)
+
+// TestHeal cuts the power while damaged layers are looked at and healed, and
+// others are unpacked and removed. Whatever has a blob must be whole as soon as
+// somebody asks, nothing may be answered for before it is, and what has no blob
+// must be refused, by name, in the way of nothing else.
+func TestHeal(t *testing.T) {
+	b := theBench(t)
+	for _, c := range []struct {
+		fs         disk.FS
+		everything bool // is damaged
+		states     int
+	}{{disk.Ext4, false, 300}, {disk.XFS, false, 150}, {disk.Btrfs, false, 150}, {disk.Ext4, true, 100}} {
+		name := string(c.fs)
+		if c.everything {
+			name += "-everything"
+		}
+		t.Run(name, func(t *testing.T) {
+			r, err := lab.Record(t.Context(), lab.Setup{
+				FS: c.fs, Seed: seed, Name: "heal-" + name, Heal: &lab.Heal{Everything: c.everything},
+				Daemon: b.Daemon(b.Ours, "heal-"+name),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Record.Damaged) < 6 || len(r.Record.Hopeless) == 0 {
+				t.Fatalf("damaged are only %v", r.Record.Damaged)
+			}
+			cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: c.states})
+			t.Logf("%d entries, %d flushes, %d cases", len(r.Log.Entries), r.Stats.Flushes, len(cases))
+			check := lab.Check{
+				Recording: r, Cases: lab.Some(cases, c.states),
+				Subject: inProcess, Sample: daemons(b, "look-heal-"+name), Every: 25,
+				Deep: 25, Nested: 30, Strict: true,
+			}
+			tally, err := check.Run(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			say(t, tally)
+			if tally.Lost != 0 || tally.Lies != 0 || tally.Flawed != 0 {
+				t.Errorf("%d lost, %d lies, %d flawed", tally.Lost, tally.Lies, tally.Flawed)
+			}
+			if tally.Nested == 0 {
+				t.Error("no healing was cut again")
+			}
+			if tally.NotMeasured*100 > tally.States {
+				t.Errorf("%d of %d states were not measured", tally.NotMeasured, tally.States)
+			}
+		})
+	}
+}
