@@ -32,7 +32,7 @@ type scene struct {
 // an image of three layers, or while it starts.
 func TestKill(t *testing.T) {
 	s := newScene(t)
-	points := killPoints(t)
+	points := killPoints(t, "All")
 	for _, s.power = range []bool{false, true} {
 		for _, point := range points {
 			t.Run(fmt.Sprintf("%s power=%t", point, s.power), func(t *testing.T) { s.visit(t, point) })

@@ -32,6 +32,7 @@ type node struct {
 	registry   *kit.Registry
 	client     *client.Client
 	trees      map[string]kit.Tree // what a view of a chain ID shows under the built-in overlayfs
+	heals      bool                // daemons know containerd's content store
 }
 
 // newNode starts containerd and the registry; dir is where daemons have their
@@ -66,7 +67,14 @@ func newNode(t *testing.T, dir string) *node {
 // next makes the daemon that Start starts from now on.
 func (n *node) next(t *testing.T, binary string, env ...string) *kit.Daemon {
 	t.Helper()
-	n.daemon = newDaemon(t, kit.DaemonOptions{Binary: binary, Dir: n.dir, RunDir: n.run, Env: env})
+	// What is lost must be seen: mostly there is nothing to heal it with.
+	content := ""
+	if n.heals {
+		content = filepath.Join(n.containerd.Root, "io.containerd.content.v1.content")
+	}
+	n.daemon = newDaemon(t, kit.DaemonOptions{
+		Binary: binary, Dir: n.dir, RunDir: n.run, Env: env, Config: fmt.Sprintf("content_root = %q\n", content),
+	})
 	return n.daemon
 }
 

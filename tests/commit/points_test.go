@@ -21,44 +21,57 @@ func product(t *testing.T) string {
 }
 
 // killPoints reads the names of the kill points from the source, because the
-// package that holds them is internal to the other module. The order is that of
-// All, and a constant that All forgets is an error: it would never be visited.
-func killPoints(t *testing.T) []string {
+// package that holds them is internal to the other module: those that a function
+// there lists, All or Healing, in its order. A constant that both forget is an
+// error: it would never be visited.
+func killPoints(t *testing.T, list string) []string {
 	t.Helper()
 	file := must[*ast.File](t)(parser.ParseFile(token.NewFileSet(), filepath.Join(product(t), "internal/faults/points.go"), nil, 0))
-	values := map[string]string{}
-	var all []string
-	ast.Inspect(file, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.ValueSpec:
-			if typ, ok := n.Type.(*ast.Ident); ok && typ.Name == "Name" {
-				values[n.Names[0].Name] = must[string](t)(strconv.Unquote(n.Values[0].(*ast.BasicLit).Value))
+	values, lists := map[string]string{}, map[string][]string{}
+	for _, decl := range file.Decls {
+		switch decl := decl.(type) {
+		case *ast.GenDecl:
+			for _, spec := range decl.Specs {
+				v, ok := spec.(*ast.ValueSpec)
+				if !ok {
+					continue
+				}
+				if typ, ok := v.Type.(*ast.Ident); ok && typ.Name == "Name" {
+					values[v.Names[0].Name] = must[string](t)(strconv.Unquote(v.Values[0].(*ast.BasicLit).Value))
+				}
 			}
 		case *ast.FuncDecl:
-			if n.Name.Name != "All" {
-				return false
-			}
-		case *ast.CompositeLit:
-			for _, e := range n.Elts {
-				all = append(all, e.(*ast.Ident).Name)
-			}
+			ast.Inspect(decl, func(n ast.Node) bool {
+				if n, ok := n.(*ast.CompositeLit); ok {
+					for _, e := range n.Elts {
+						lists[decl.Name.Name] = append(lists[decl.Name.Name], e.(*ast.Ident).Name)
+					}
+				}
+				return true
+			})
 		}
-		return true
-	})
+	}
 	var names []string
-	for _, ident := range all {
-		value, ok := values[ident]
-		if !ok {
-			t.Fatalf("points.go: All lists %s, which is no constant of type Name with a value of its own", ident)
+	listed := map[string]bool{}
+	for function, idents := range lists {
+		for _, ident := range idents {
+			value, ok := values[ident]
+			if !ok {
+				t.Fatalf("points.go: %s lists %s, which is no constant of type Name with a value of its own", function, ident)
+			}
+			if function == list {
+				names = append(names, value)
+			}
+			listed[ident] = true
 		}
-		names = append(names, value)
-		delete(values, ident)
 	}
 	for ident := range values {
-		t.Fatalf("points.go: All does not list %s", ident)
+		if !listed[ident] {
+			t.Fatalf("points.go: nothing lists %s", ident)
+		}
 	}
 	if len(names) == 0 {
-		t.Fatal("points.go: no kill points found")
+		t.Fatalf("points.go: %s lists no kill points", list)
 	}
 	return names
 }

@@ -1,0 +1,67 @@
+package commit
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// TestKillHealing visits the points of healing: the daemon dies of SIGKILL while
+// it extracts a damaged layer again, and the next one runs in the same boot, where
+// nobody looks at what the journal says is whole.
+func TestKillHealing(t *testing.T) {
+	s := newScene(t)
+	s.heals = true
+	start(t, s.next(t, ""))
+	s.connected(t)
+	l := s.lease(t)
+	check(t, unavailable(t, nil, func() error { return s.pull(l.ctx, "durable", s.image) }))
+	check(t, s.daemon.Stop())
+	names := s.believed(t)
+	for _, damage := range []struct{ what, gone string }{{"tree removed", "fs"}, {"layer removed", "."}} {
+		placed := false
+		for _, point := range killPoints(t, "Healing") {
+			placed = placed || point == "heal.exchanged"
+			t.Run(damage.what+" "+point, func(t *testing.T) {
+				name := names[s.image.ChainIDs[1].String()]
+				row, ok := inspect(t, s.daemon).find(name)
+				if !ok {
+					t.Fatalf("no row of %q", name)
+				}
+				tree := layerDir(s.daemon, row.ID)
+				check(t, os.RemoveAll(filepath.Join(filepath.Dir(tree), damage.gone)))
+				// It heals as soon as it starts: there is no time to ask it.
+				s.dies(t, point, func(d *kit.Daemon) { check(t, d.Launch()) })
+				if _, err := os.Lstat(tree); (err == nil) != placed {
+					t.Fatalf("the tree is in its place: %t (%v), want %t", err == nil, err, placed)
+				}
+				s.healed(t, names)
+			})
+		}
+	}
+	check(t, l.release())
+}
+
+// healed starts the next daemon and looks at what it makes of that.
+func (s *scene) healed(t *testing.T, names map[string]string) {
+	t.Helper()
+	sn := start(t, s.next(t, ""))
+	s.connected(t)
+	s.whole(t, s.image, names)
+	if left := list(t, s.daemon.Root, "healing"); len(left) > 0 {
+		t.Errorf("left in healing/: %v", left)
+	}
+	top := names[s.image.Top()]
+	m, err := sn.Prepare(t.Context(), "container", top)
+	if err != nil {
+		t.Fatalf("prepare a container: %v", err)
+	}
+	check(t, writeLayer(upper(t, m), 1))
+	must[mounts](t)(sn.Mounts(t.Context(), "container"))
+	check(t, sn.Remove(t.Context(), "container"))
+	cleanUp(t, sn)
+	noOrphans(t, s.daemon)
+	check(t, s.daemon.Stop())
+}
