@@ -8,11 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
@@ -57,6 +55,9 @@ type CheckOptions struct {
 	Blobs    *blobs.Store // where there may be a blob
 	Reading  seal.Reading
 }
+
+// FromDisk reads what the disk has by now, and not the memory of a file in use.
+var FromDisk = seal.Reading{Direct: true}
 
 // Check compares the layer of a journal entry with its seal: every name, and of
 // each the type, mode, owner, size, times, links and extended attributes. It
@@ -157,11 +158,10 @@ func compareWith(ctx context.Context, tree string, b blobs.Blob, o CheckOptions)
 }
 
 // unreadable makes a finding out of an error that means: the disk does not give
-// back what was written. EUCLEAN and EBADMSG are what file systems say of their
-// own structures and checksums.
+// back what was written.
 func unreadable(tree string, err error) (seal.Finding, bool) {
 	var path *os.PathError
-	if !errors.As(err, &path) || !slices.ContainsFunc([]error{unix.EIO, unix.EUCLEAN, unix.EBADMSG, unix.ENODATA}, func(e error) bool { return errors.Is(err, e) }) {
+	if !seal.Unreadable(err) || !errors.As(err, &path) {
 		return seal.Finding{}, false
 	}
 	rel, relErr := filepath.Rel(tree, path.Path)

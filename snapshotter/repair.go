@@ -38,7 +38,7 @@ func (s *Snapshotter) Repair(ctx context.Context, o RepairOptions) ([]RepairResu
 	}
 	results := []RepairResult{}
 	for _, e := range r.Selected(o.IDs) {
-		look, err := Check(ctx, s.cfg.Root, e.CommitEntry, CheckOptions{Deep: o.Deep, Blobs: s.blobs, Contents: e.Contents})
+		look, err := Check(ctx, s.cfg.Root, e.CommitEntry, CheckOptions{Deep: o.Deep, Blobs: s.blobs, Contents: e.Contents, Reading: FromDisk})
 		if err != nil {
 			return results, err
 		}
@@ -113,7 +113,7 @@ func RepairRoot(ctx context.Context, cfg Config, o RepairOptions) (results []Rep
 	store := blobs.Open(cfg.ContentRoot)
 	results = []RepairResult{}
 	for _, e := range r.Selected(o.IDs) {
-		look, err := Check(ctx, cfg.Root, e.CommitEntry, CheckOptions{Deep: o.Deep, Blobs: store, Contents: e.Contents})
+		look, err := Check(ctx, cfg.Root, e.CommitEntry, CheckOptions{Deep: o.Deep, Blobs: store, Contents: e.Contents, Reading: FromDisk})
 		if err != nil {
 			return results, err
 		}
@@ -154,9 +154,13 @@ type Layer struct {
 // Selected returns the committed snapshots with one of the ids, all without
 // ids, in the order of their commits, which is that of parents before children.
 func (r *Report) Selected(ids []uint64) (layers []Layer) {
-	for i, e := range r.Journal.Committed {
+	contents := map[uint64]string{} // a daemon of an older version does not report layers
+	for _, l := range r.Layers {
+		contents[l.ID] = l.Contents
+	}
+	for _, e := range r.Journal.Committed {
 		if len(ids) == 0 || slices.Contains(ids, e.ID) {
-			layers = append(layers, Layer{e, r.Layers[i].Contents})
+			layers = append(layers, Layer{e, contents[e.ID]})
 		}
 	}
 	slices.SortFunc(layers, func(a, b Layer) int { return cmp.Compare(a.Sequence, b.Sequence) })

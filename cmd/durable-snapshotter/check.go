@@ -74,7 +74,7 @@ func (c *command) look(cfg Config, names []string, deep, cached bool) ([]snapsho
 		}
 		return results, nil
 	}
-	o := snapshotter.CheckOptions{Deep: deep, Blobs: blobs.Open(cfg.ContentRoot)}
+	o := snapshotter.CheckOptions{Deep: deep, Blobs: blobs.Open(cfg.ContentRoot), Reading: snapshotter.FromDisk}
 	layers := report.Selected(ids)
 	progress := newProgress(c, len(layers))
 	defer progress.clear()
@@ -120,7 +120,7 @@ func (c *command) lookAt(cfg Config, l snapshotter.Layer, o snapshotter.CheckOpt
 func idsOf(report snapshotter.Report, names []string) (ids []uint64, err error) {
 	for _, name := range names {
 		before := len(ids)
-		for _, l := range report.Layers {
+		for _, l := range report.Journal.Committed {
 			if name == l.Name || name == l.ChainID || name == strconv.FormatUint(l.ID, 10) {
 				ids = append(ids, l.ID)
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -48,13 +49,24 @@ func printReport(w io.Writer, r snapshotter.Report) error {
 		}
 		fmt.Fprintf(t, "%d\t%s\t%t\t%s\t%s\n", e.ID, e.Started.Format(time.RFC3339), e.Extraction, state, e.Key)
 	}
-	fmt.Fprint(t, "\nCOMMITTED\nSEQUENCE\tID\tTIME\tSTRATEGY\tENTRIES\tBYTES\tNAME\n")
+	states := map[uint64]string{}
+	for _, l := range r.Layers {
+		states[l.ID] = l.State
+	}
+	fmt.Fprint(t, "\nCOMMITTED\nSEQUENCE\tID\tTIME\tSTATE\tSTRATEGY\tENTRIES\tBYTES\tNAME\n")
 	for _, e := range r.Journal.Committed {
-		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%d\t%d\t%s\n", e.Sequence, e.ID, e.Time.Format(time.RFC3339), e.Strategy, e.Entries, e.Bytes, e.Name)
+		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\t%d\t%d\t%s\n", e.Sequence, e.ID, e.Time.Format(time.RFC3339), states[e.ID], e.Strategy, e.Entries, e.Bytes, e.Name)
 	}
 	fmt.Fprint(t, "\nREMOVED\nSEQUENCE\tID\tCOMMITTED\tREMOVED\tNAME\n")
 	for _, e := range r.Journal.History {
 		fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%s\n", e.Sequence, e.ID, e.Time.Format(time.RFC3339), e.Removed.Format(time.RFC3339), e.Name)
+	}
+	if s := r.Journal.Scrub; !s.Started.IsZero() {
+		until := "in work, next is snapshot " + strconv.FormatUint(s.Next, 10)
+		if !s.Finished.IsZero() {
+			until = "finished " + s.Finished.Format(time.RFC3339)
+		}
+		fmt.Fprintf(t, "\nSCRUB of %s, started %s, %s: %d looked at, %d damaged\n", s.Depth, s.Started.Format(time.RFC3339), until, s.Looked, s.Damaged)
 	}
 	return t.Flush()
 }
