@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -57,6 +58,14 @@ func (s *Snapshotter) attend(l *layer) {
 		return
 	}
 	s.saySoon(ctx)
+	// The extraction takes attributes from the parents. Not all of them were
+	// looked at for whoever asked only for this layer.
+	if entry.Parent != "" {
+		if err := s.whole(ctx, entry.Parent, false); err != nil {
+			s.notHealed(ctx, l, fmt.Errorf("a layer below it is not ready: %w", err))
+			return
+		}
+	}
 	if !take(ctx, r.heals) {
 		return
 	}

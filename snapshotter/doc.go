@@ -68,6 +68,7 @@
 //	keys      one operation per key
 //	creating  one Prepare, View or move to removing/ at a time
 //	syncing   one syncfs and its transaction at a time
+//	saying    one writing of what looks have found at a time
 //	trouble   what is left to do after a failed write; held while that is tried
 //	mu        the map of active snapshots, short
 //	ready.mu  what is known of committed snapshots, short

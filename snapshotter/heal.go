@@ -46,27 +46,33 @@ func (s *Snapshotter) heal(ctx context.Context, l *layer) {
 
 	start := time.Now()
 	healed, err := s.extractAgain(ctx, entry)
-	logger := log.G(ctx).WithFields(log.Fields{"name": entry.Name, "id": entry.ID, "took": time.Since(start).String()})
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if err != nil {
-		if l.state.Reason != err.Error() {
-			logger.WithError(err).Error("A DAMAGED LAYER WAS NOT HEALED")
-		}
-		l.state.State, l.state.Reason, l.tried = storage.StateDamaged, err.Error(), time.Now()
-		l.noBlob = errors.Is(err, errNoBlob)
-		r.unsaid[entry.ID] = l.state
-		if s.cfg.OnDamaged != nil && ctx.Err() == nil {
-			s.cfg.OnDamaged(l.damaged())
-		}
+		s.notHealed(ctx, l, err)
 		return
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	l.entry = healed
 	l.state = storage.StateEntry{ID: entry.ID, State: storage.StateReady, Epoch: r.epoch, Checked: time.Now().UTC()}
-	delete(r.unsaid, entry.ID)
 	s.tellReady(l)
-	logger.Warn("a damaged layer was extracted again from its blob")
+	log.G(ctx).WithFields(log.Fields{"name": entry.Name, "id": entry.ID, "took": time.Since(start).String()}).
+		Warn("a damaged layer was extracted again from its blob")
+}
+
+// notHealed notes why a layer is damaged still.
+func (s *Snapshotter) notHealed(ctx context.Context, l *layer, err error) {
+	r := &s.ready
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l.state.Reason != err.Error() && !errors.Is(err, errRemoved) && ctx.Err() == nil {
+		log.G(ctx).WithFields(log.Fields{"name": l.entry.Name, "id": l.entry.ID}).WithError(err).Error("A DAMAGED LAYER WAS NOT HEALED")
+	}
+	l.state.State, l.state.Reason, l.tried = storage.StateDamaged, err.Error(), time.Now()
+	l.noBlob = errors.Is(err, errNoBlob)
+	r.unsaid[l.entry.ID] = l.state
+	if s.cfg.OnDamaged != nil && ctx.Err() == nil {
+		s.cfg.OnDamaged(l.damaged())
+	}
 }
 
 // errNoBlob means that all blobs that a layer could come from are missing or
@@ -119,15 +125,17 @@ func blobsOf(ctx context.Context, store *blobs.Store, e storage.CommitEntry) ([]
 // snapshots/<id>.
 func (s *Snapshotter) extractFrom(ctx context.Context, entry storage.CommitEntry, b blobs.Blob) (healed storage.CommitEntry, err error) {
 	dir := filepath.Join(s.healingDir(), strconv.FormatUint(entry.ID, 10))
-	if err := os.RemoveAll(dir); err != nil {
+	// After an attempt that failed late this may be the damaged tree.
+	if err := s.keepReplaced(dir); err != nil {
 		return healed, err
 	}
+	exchanged := false
 	if err := fsync.MkdirAll(filepath.Join(dir, "fs"), 0o700); err != nil {
 		return healed, err
 	}
 	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(dir) // or the next healing, or the next start
+		if err != nil && !exchanged {
+			_ = os.RemoveAll(dir) // or the next start does it
 		}
 	}()
 	// Before the first byte: it hears of every write that fails from here on.
@@ -165,7 +173,8 @@ func (s *Snapshotter) extractFrom(ctx context.Context, entry storage.CommitEntry
 		s.onWriteFailure(ctx, err, undo{})
 		return healed, err
 	}
-	return healed, s.swap(ctx, dir, cursor, failures, healed)
+	exchanged, err = s.swap(ctx, dir, cursor, failures, healed)
+	return healed, err
 }
 
 // unpack extracts a layer's blob into dir/fs the way containerd's applier does
@@ -235,11 +244,11 @@ func (s *Snapshotter) reseal(ctx context.Context, dir string, entry storage.Comm
 
 // swap puts the new tree into its place. The journal knows of it before, so
 // that after a crash at any instant it is clear which of the two trees is there:
-// see settleHealing.
-func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor, failures int64, healed storage.CommitEntry) error {
+// see settleHealing. When it returns true, dir is the damaged tree.
+func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor, failures int64, healed storage.CommitEntry) (exchanged bool, err error) {
 	unlock, err := s.lockKey(ctx, healed.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
 	// As in Commit: no error of anybody may pass between our sync and our word.
@@ -247,14 +256,18 @@ func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor
 	defer s.syncing.Unlock()
 	if err := cursor.Sync(); err != nil {
 		s.onWriteFailure(ctx, err, undo{})
-		return err
+		return false, err
 	}
 	if s.failures.Load() != failures {
-		return errors.New("a write failed meanwhile, and what it was about is not known")
+		return false, errors.New("a write failed meanwhile, and what it was about is not known")
 	}
 	faults.Point(faults.HealSynced)
 	ctx = context.WithoutCancel(ctx)
 	update := func(state storage.StateEntry, replace bool) error {
+		// What was found before must not be written after this.
+		s.ready.saying.Lock()
+		defer s.ready.saying.Unlock()
+		s.ready.hush(healed.ID)
 		err := s.db.Update(ctx, func(_ context.Context, j *storage.Journal) error {
 			now, err := j.GetCommitted(healed.ID)
 			if errors.Is(err, storage.ErrNoEntry) || err == nil && now.Sequence != healed.Sequence {
@@ -271,29 +284,29 @@ func (s *Snapshotter) swap(ctx context.Context, dir string, cursor *fsync.Cursor
 		return err
 	}
 	if handled, err := s.mutantSwap(dir, healed, update); handled {
-		return err
+		return true, err
 	}
 	if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateHealing, Healing: &healed}, false); err != nil {
-		return err
+		return false, err
 	}
 	faults.Point(faults.HealJournalled)
 	if err := exchange(dir, s.dir(healed.ID)); err != nil {
-		return err
+		return false, err
 	}
 	faults.Point(faults.HealExchanged)
 	if err := errors.Join(fsync.Dir(s.snapshotsDir()), fsync.Dir(s.healingDir())); err != nil {
 		s.onWriteFailure(ctx, err, undo{})
-		return err
+		return true, err
 	}
 	faults.Point(faults.HealPlaced)
 	if err := update(storage.StateEntry{ID: healed.ID, State: storage.StateReady, Epoch: s.ready.epoch, Checked: time.Now().UTC()}, true); err != nil {
-		return err
+		return true, err
 	}
 	faults.Point(faults.HealDone)
 	if err := s.keepReplaced(dir); err != nil {
 		log.G(ctx).WithError(err).Warn("the damaged tree of a healed layer was not put away; the next start does it")
 	}
-	return nil
+	return true, nil
 }
 
 // exchange swaps two directories at once (renameat2(2)). Where the second is

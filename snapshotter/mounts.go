@@ -37,7 +37,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		return nil, fmt.Errorf("mounts %q: %w", key, err)
 	}
 	if info.Parent != "" {
-		if err := s.whole(ctx, info.Parent, false); err != nil {
+		if err := s.ask(ctx, info.Parent, false); err != nil {
 			return nil, fmt.Errorf("mounts %q: %w", key, err)
 		}
 	}

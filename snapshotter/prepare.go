@@ -111,7 +111,7 @@ func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
 	if err != nil || info.Kind != snapshots.KindCommitted {
 		return nil
 	}
-	return s.whole(ctx, parent, false)
+	return s.ask(ctx, parent, false)
 }
 
 // makeDurable puts a new snapshot directory on disk, before its row is. An

@@ -45,6 +45,7 @@ type readiness struct {
 	layers map[string]*layer
 	epoch  uint64                        // of this boot
 	unsaid map[uint64]storage.StateEntry // states that the journal does not have yet
+	saying sync.Mutex                    // held while states are written; outside mu
 	looks  chan struct{}                 // bounds the layers that are looked at, at a time
 	heals  chan struct{}                 // and those that are extracted
 }
@@ -126,6 +127,16 @@ func (r *readiness) chain(name string) (chain []*layer, err error) {
 	return chain, nil
 }
 
+// ask is whole for somebody who waits for the answer.
+func (s *Snapshotter) ask(ctx context.Context, name string, topOnly bool) error {
+	if _, bounded := ctx.Deadline(); !bounded {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, patience)
+		defer stop()
+	}
+	return s.whole(ctx, name, topOnly)
+}
+
 // whole returns nil when a committed snapshot and all below it are whole (I2).
 // What is unverified is looked at first, what is damaged is healed, the base
 // first, as long as ctx lasts; the work goes on when ctx has ended.
@@ -136,11 +147,6 @@ func (s *Snapshotter) whole(ctx context.Context, name string, topOnly bool) erro
 	chain, err := s.ready.chain(name)
 	if err != nil {
 		return err
-	}
-	if _, bounded := ctx.Deadline(); !bounded {
-		var stop context.CancelFunc
-		ctx, stop = context.WithTimeout(ctx, patience)
-		defer stop()
 	}
 	for i, l := range chain {
 		if !topOnly || i == len(chain)-1 {
@@ -337,6 +343,8 @@ func findingTexts(findings []seal.Finding) (texts []string) {
 // now is kept for the next time; lost by a crash, it costs another look.
 func (s *Snapshotter) saySoon(ctx context.Context) {
 	r := &s.ready
+	r.saying.Lock()
+	defer r.saying.Unlock()
 	r.mu.Lock()
 	unsaid := r.unsaid
 	r.unsaid = map[uint64]storage.StateEntry{}
@@ -371,6 +379,13 @@ func (s *Snapshotter) saySoon(ctx context.Context) {
 	if isWriteFailure(err) {
 		s.onWriteFailure(ctx, err, undo{})
 	}
+}
+
+// hush takes back what was to be written about a layer.
+func (r *readiness) hush(id uint64) {
+	r.mu.Lock()
+	delete(r.unsaid, id)
+	r.mu.Unlock()
 }
 
 // withState adds to Stat's answer what is known of the layer.

@@ -256,7 +256,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	if err != nil || info.Kind != snapshots.KindCommitted {
 		return info, err
 	}
-	if err := s.whole(ctx, key, true); err != nil {
+	if err := s.ask(ctx, key, true); err != nil {
 		return snapshots.Info{}, fmt.Errorf("stat %q: %w", key, err)
 	}
 	return s.withState(info), nil
