@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -317,6 +318,116 @@ func TestHeal(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestHealLooksBelow: the question is about one layer, of which the parents are
+// known to be ready, and are not.
+func TestHealLooksBelow(t *testing.T) {
+	m := newMachine(t, 3)
+	s := m.boot(false)
+	m.pull(s)
+	if err := os.RemoveAll(s.snapshotsDir()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Stat(t.Context(), m.name(2)); err != nil {
+		t.Fatal(err)
+	}
+	m.wantWhole(s)
+}
+
+// TestHealKeepsWhatMountsUse: a healing after one that failed late finds the
+// damaged tree where it builds, and does not delete it.
+func TestHealKeepsWhatMountsUse(t *testing.T) {
+	m := newMachine(t, 1)
+	s := m.boot(false)
+	m.pull(s)
+	if err := os.Remove(filepath.Join(m.tree(s, 0), "link")); err != nil {
+		t.Fatal(err)
+	}
+	late := filepath.Join(s.healingDir(), filepath.Base(filepath.Dir(m.tree(s, 0))))
+	if err := os.MkdirAll(late, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(late, "in-use"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Repair(t.Context(), RepairOptions{Apply: true}); err != nil {
+		t.Fatal(err)
+	}
+	m.wantWhole(s)
+	if kept, err := filepath.Glob(filepath.Join(s.replacedDir(), "*", "in-use")); err != nil || len(kept) != 1 {
+		t.Errorf("kept %v, %v", kept, err)
+	}
+}
+
+// TestRepair: a plan changes nothing, and what is applied is what was planned.
+func TestRepair(t *testing.T) {
+	m := newMachine(t, 2)
+	s := m.boot(false)
+	m.pull(s)
+	if err := os.Remove(filepath.Join(m.tree(s, 1), "link")); err != nil {
+		t.Fatal(err)
+	}
+	planned, err := s.Repair(t.Context(), RepairOptions{})
+	if err != nil || len(planned) != 1 || planned[0].Blob != m.blobs[1].String() || planned[0].Healed || planned[0].Findings[0].Path != "." && planned[0].Findings[0].Path != "link" {
+		t.Fatalf("%+v, %v", planned, err)
+	}
+	m.wantStates(s, "planned", "ready", "ready")
+	stop(t, s)
+	cfg := Config{Root: m.root, ContentRoot: m.content, BootID: "boot-1"}
+	stopped, err := RepairRoot(t.Context(), cfg, RepairOptions{})
+	if err != nil || len(stopped) != 1 || stopped[0].Plan != planned[0].Plan {
+		t.Fatalf("%+v, %v", stopped, err)
+	}
+	done, err := RepairRoot(t.Context(), cfg, RepairOptions{Apply: true})
+	if err != nil || len(done) != 1 || !done[0].Healed || done[0].State != storage.StateReady {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	s = m.boot(true)
+	m.wantWhole(s)
+	if nothing, err := s.Repair(t.Context(), RepairOptions{Deep: true}); err != nil || len(nothing) > 0 {
+		t.Errorf("%+v, %v", nothing, err)
+	}
+}
+
+// TestNeverSealed: a layer of the built-in snapshotter is taken as it is, until
+// somebody names it to repair.
+func TestNeverSealed(t *testing.T) {
+	m := newMachine(t, 1)
+	builtin, err := overlay.NewSnapshotter(m.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addLayer(t, builtin, m.name(0)[strings.Index(m.name(0), "sha256"):], "")
+	if err := builtin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := m.boot(false)
+	name := m.chainIDs[0]
+	info, err := s.Stat(t.Context(), name)
+	if err != nil || info.Labels[labelState] != "unverified" {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if results, err := s.Repair(t.Context(), RepairOptions{Apply: true}); err != nil || len(results) != 1 || results[0].Healed {
+		t.Errorf("not named: %+v, %v", results, err)
+	}
+	results, err := s.Repair(t.Context(), RepairOptions{Apply: true, IDs: []uint64{results(t, s)[0].ID}})
+	if err != nil || len(results) != 1 || !results[0].Healed {
+		t.Fatalf("named: %+v, %v", results, err)
+	}
+	m.wantWhole(s)
+	if e := journalOf(t, s).Committed[0]; e.Strategy != storage.StrategyHealed || e.Digest == "" {
+		t.Errorf("journal %+v", e)
+	}
+}
+
+func results(t *testing.T, s *Snapshotter) []CheckResult {
+	t.Helper()
+	r, err := s.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Layers
 }
 
 // TestNotHealed: without its blob a damaged layer is refused, everything that

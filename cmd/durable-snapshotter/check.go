@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -78,6 +80,7 @@ func (c *command) look(cfg Config, names []string, deep, cached bool) ([]snapsho
 	layers := report.Selected(ids)
 	progress := newProgress(c, len(layers))
 	defer progress.clear()
+	o.Reading.Progress = progress.read
 	for _, l := range layers {
 		r, removed, err := c.lookAt(cfg, l, o)
 		if err != nil {
@@ -134,9 +137,10 @@ func idsOf(report snapshotter.Report, names []string) (ids []uint64, err error) 
 
 func (c *command) printResults(results []snapshotter.CheckResult) error {
 	t := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprint(t, "ID\tSTATE\tENTRIES\tBYTES\tSEALED\tNAME\tFINDING\n")
+	fmt.Fprint(t, "ID\tCHAIN ID\tSTATE\tENTRIES\tSIZE\tSEALED\tFINDING\n")
 	for _, r := range results {
-		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%s\t%s\t%s\n", r.ID, r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), r.Name, findingOf(r))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%d\t%d\t%s\t%s\n",
+			r.ID, cmp.Or(r.ChainID, r.Name), r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), findingOf(r))
 	}
 	return t.Flush()
 }
@@ -153,10 +157,12 @@ func findingOf(r snapshotter.CheckResult) string {
 	return text
 }
 
-// progress is a line on a terminal that says how far a check is.
+// progress is a bar on a terminal that says how far a check is.
 type progress struct {
 	out         *os.File // nil: nobody watches
 	done, total int
+	bytes       int64 // of content
+	drawn       time.Time
 }
 
 func newProgress(c *command, total int) *progress {
@@ -169,9 +175,29 @@ func newProgress(c *command, total int) *progress {
 
 func (p *progress) step() {
 	p.done++
-	if p.out != nil {
-		fmt.Fprintf(p.out, "\r%d of %d snapshots", p.done, p.total)
+	p.draw()
+}
+
+// read hears of content that was read.
+func (p *progress) read(bytes int64) {
+	p.bytes += bytes
+	if time.Since(p.drawn) > 100*time.Millisecond {
+		p.draw()
 	}
+}
+
+func (p *progress) draw() {
+	const width = 30
+	if p.out == nil || p.total == 0 {
+		return
+	}
+	p.drawn = time.Now()
+	full := width * p.done / p.total
+	text := fmt.Sprintf("[%s%s] %d of %d snapshots", strings.Repeat("#", full), strings.Repeat(" ", width-full), p.done, p.total)
+	if p.bytes > 0 {
+		text += fmt.Sprintf(", %d MiB read", p.bytes>>20)
+	}
+	fmt.Fprint(p.out, "\r", text, "\x1b[K")
 }
 
 func (p *progress) clear() {

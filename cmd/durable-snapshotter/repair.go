@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -80,9 +81,9 @@ func (c *command) printRepair(results []snapshotter.RepairResult, applied bool) 
 	if applied {
 		header = "DONE"
 	}
-	fmt.Fprintf(t, "ID\tSTATE\tNAME\tFINDING\t%s\n", header)
+	fmt.Fprintf(t, "ID\tCHAIN ID\tSTATE\tFINDING\t%s\n", header)
 	for _, r := range results {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Name, findingOf(r.CheckResult), r.Plan)
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", r.ID, cmp.Or(r.ChainID, r.Name), r.State, findingOf(r.CheckResult), r.Plan)
 	}
 	return t.Flush()
 }
