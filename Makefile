@@ -57,8 +57,8 @@ lint: ## gofmt, go vet, staticcheck
 fuzz: ## fuzz the record decoder for a minute
 	$(GO) test ./storage -run '^$$' -fuzz FuzzDecode -fuzztime 60s
 
-bench: deps ## benchmarks: recovery, seals, and a pull beside the built-in overlayfs
-	$(GO) test ./snapshotter ./storage ./internal/seal -run '^$$' -bench . -benchmem
+bench: deps ## benchmarks: seals, recovery; Stat, Commit and pull beside the built-in overlayfs
+	$(GO) test -p 1 ./snapshotter ./storage ./internal/blobs ./internal/seal -run '^$$' -bench . -benchmem
 	cd tests && $(GO) test . -run '^$$' -bench . -benchtime 3x
 
 clean: ## remove what was built
