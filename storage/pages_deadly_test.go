@@ -27,9 +27,10 @@ const (
 	childFailed  = 12
 )
 
-// childMemory is enough to read a healthy database, and soon used up by a cursor
-// that goes round.
-const childMemory = 192 << 20
+// childMemory is what a child may use beyond what it begins with, which is a lot
+// with the race detector: enough to read a healthy database, and soon used up by
+// a cursor that goes round.
+const childMemory = 512 << 20
 
 func TestMain(m *testing.M) {
 	if as := os.Getenv(readAs); as != "" {
@@ -39,12 +40,11 @@ func TestMain(m *testing.M) {
 }
 
 func readInChild(as, root string) int {
-	limit := unix.Rlimit{Cur: childMemory, Max: childMemory}
-	if err := unix.Setrlimit(unix.RLIMIT_DATA, &limit); err != nil {
+	err := limitMemory()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return childFailed
 	}
-	var err error
 	if as == "bbolt" {
 		err = readWithBbolt(filepath.Join(root, FileName))
 	} else {
@@ -62,6 +62,20 @@ func readInChild(as, root string) int {
 	}
 	fmt.Fprintln(os.Stderr, err)
 	return childFailed
+}
+
+func limitMemory() error {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	var kib uint64
+	_, data, _ := strings.Cut(string(status), "VmData:")
+	if _, err := fmt.Sscan(data, &kib); err != nil {
+		return fmt.Errorf("VmData: %w", err)
+	}
+	limit := kib<<10 + childMemory
+	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
 }
 
 // readWithBbolt reads a database as verify does, but for checkPages.
