@@ -1,6 +1,8 @@
 package crash
 
 import (
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
@@ -18,7 +20,7 @@ func TestHeal(t *testing.T) {
 		fs         disk.FS
 		everything bool // is damaged
 		states     int
-	}{{disk.Ext4, false, 300}, {disk.XFS, false, 150}, {disk.Btrfs, false, 150}, {disk.Ext4, true, 100}} {
+	}{{disk.Ext4, false, 200}, {disk.XFS, false, 100}, {disk.Btrfs, false, 100}, {disk.Ext4, true, 60}} {
 		name := string(c.fs)
 		if c.everything {
 			name += "-everything"
@@ -35,11 +37,11 @@ func TestHeal(t *testing.T) {
 				t.Fatalf("damaged are only %v", r.Record.Damaged)
 			}
 			cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: c.states})
-			t.Logf("%d entries, %d flushes, %d cases", len(r.Log.Entries), r.Stats.Flushes, len(cases))
+			t.Logf("%d cases; damaged: %v; removed in the middle of a healing: %t", len(cases), slices.Sorted(maps.Values(r.Record.Damaged)), r.Record.Midway)
 			check := lab.Check{
 				Recording: r, Cases: lab.Some(cases, c.states),
 				Subject: inProcess, Sample: daemons(b, "look-heal-"+name), Every: 25,
-				Deep: 25, Nested: 30, Strict: true,
+				Deep: 25, Nested: 60, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {
@@ -51,6 +53,9 @@ func TestHeal(t *testing.T) {
 			}
 			if tally.Nested == 0 {
 				t.Error("no healing was cut again")
+			}
+			if tally.Healing == 0 {
+				t.Error("no cut has met a healing")
 			}
 			if tally.NotMeasured*100 > tally.States {
 				t.Errorf("%d of %d states were not measured", tally.NotMeasured, tally.States)

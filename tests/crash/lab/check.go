@@ -232,6 +232,7 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	if err := w.leave(&seen); err != nil {
 		return result, 0, err
 	}
+	result.Healing = seen.Healing
 	for _, e := range expects {
 		result.weigh(oracle.Judge(&seen, e, r.Plan))
 		result.Acked = e.Promised()

@@ -45,7 +45,7 @@ func (h *healing) before(ctx context.Context) (err error) {
 	if err := oracle.NewBoot(); err != nil {
 		return err
 	}
-	h.runner = &workload.Runner{Marks: h.disk, Plan: plan, Scratch: h.scratch}
+	h.runner = &workload.Runner{Marks: h.disk, Plan: plan, Scratch: h.scratch, Gullible: h.Heal.Gullible}
 	if err := h.run(ctx, func() (err error) {
 		h.r.Record, h.dirs, err = h.runner.Unpack(ctx, h.Heal.Everything)
 		return err
@@ -81,7 +81,7 @@ func (h *healing) work(ctx context.Context) error {
 		end     func(*oracle.Running) error
 	}{
 		{true, func() error { return h.runner.AskOne(ctx) }, (*oracle.Running).Close},
-		{true, func() error { return h.runner.Heal(ctx, h.root(), h.dirs, h.Heal.Gullible) }, (*oracle.Running).Close},
+		{true, func() error { return h.runner.Heal(ctx, h.root(), h.dirs) }, (*oracle.Running).Close},
 		{false, func() error { return h.runner.AskAgain(ctx) }, (*oracle.Running).Kill},
 	} {
 		if phase.newBoot {

@@ -124,6 +124,7 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 	if err := n.leave(&seen); err != nil {
 		return result, 0, err
 	}
+	result.Healing = seen.Healing
 	for _, e := range expects {
 		result.weigh(oracle.Judge(&seen, e, r.Plan))
 		result.Acked = e.Promised()

@@ -37,6 +37,7 @@ type Result struct {
 	Findings []oracle.Finding // of the point with the most serious ones
 	Reason   string           // why it was not measured
 	Retried  int              // layers extracted again
+	Healing  int              // trees that were being extracted in the place of damaged ones
 	Took     time.Duration
 }
 
@@ -74,6 +75,7 @@ type Counts struct {
 	Points      int           // points judged
 	Nested      int           // states among them that are a second cut
 	Retried     int           // layers extracted again after a crash
+	Healing     int           // states in which the power went in the middle of a healing
 	Survived    int           //
 	Lost        int           // states by verdict; a lie about a lost layer counts in both
 	Lies        int           //
@@ -92,6 +94,9 @@ func (t *Tally) add(r Result, retried int) {
 	t.States++
 	t.Points += r.Points
 	t.Retried += retried
+	if r.Healing > 0 {
+		t.Healing++
+	}
 	if len(r.Path) > 1 {
 		t.Nested++
 	}
@@ -130,6 +135,7 @@ func (t *Tally) Add(o *Tally) {
 	t.Points += o.Points
 	t.Nested += o.Nested
 	t.Retried += o.Retried
+	t.Healing += o.Healing
 	t.Survived += o.Survived
 	t.Lost += o.Lost
 	t.Lies += o.Lies
@@ -151,8 +157,12 @@ func (c Counts) Rate() float64 {
 func (c Counts) Clean() bool { return c.Survived+c.NotMeasured == c.States }
 
 func (c Counts) String() string {
-	return fmt.Sprintf("%d states (%d of a second cut) at %d points: %d lost, %d lies, %d flawed, %d not measured; %d layers extracted again; %.1f states/s",
-		c.States, c.Nested, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, c.Retried, c.Rate())
+	healing := ""
+	if c.Healing > 0 {
+		healing = fmt.Sprintf("; %d in the middle of a healing", c.Healing)
+	}
+	return fmt.Sprintf("%d states (%d of a second cut) at %d points: %d lost, %d lies, %d flawed, %d not measured%s; %d layers extracted again; %.1f states/s",
+		c.States, c.Nested, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, healing, c.Retried, c.Rate())
 }
 
 // Worst lists up to n of the remembered bad states, most serious first.

@@ -57,6 +57,7 @@ type Observation struct {
 	Active    map[string]Seen // by key
 	Flaws     []string        // of the store as a whole
 	Retried   map[string]bool // names extracted and committed afterwards
+	Healing   int             // trees that were being extracted again when the power went
 	Recorded  map[string]bool // committed names in the records beside the layers, before recovery; nil if nobody looked
 }
 
@@ -87,6 +88,9 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 		k.records()
 	}
 	k.boot()
+	if beside, err := os.ReadDir(filepath.Join(root, "healing")); err == nil {
+		k.Healing = len(beside)
+	}
 	if k.s, k.Start = l.Subject.Start(ctx, root); k.Start != nil {
 		return k.Observation
 	}

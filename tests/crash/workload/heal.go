@@ -111,12 +111,11 @@ func (r *Runner) AskAgain(ctx context.Context) error {
 
 // Heal asks for all that is damaged, in every way in which one can ask, and does
 // other things meanwhile. root is that of the snapshotter, dirs is what Unpack
-// has returned. With gullible it does not mind a yes about a layer that nobody
-// can heal.
-func (r *Runner) Heal(ctx context.Context, root string, dirs map[string]string, gullible bool) error {
+// has returned.
+func (r *Runner) Heal(ctx context.Context, root string, dirs map[string]string) error {
 	jobs := []func() error{
 		func() error { return r.askMany(ctx, &r.Plan.Chains[asked]) },
-		func() error { return r.askHopeless(ctx, &r.Plan.Chains[hopeless], gullible) },
+		func() error { return r.askHopeless(ctx, &r.Plan.Chains[hopeless]) },
 	}
 	if len(r.Plan.Chains) == first { // alone
 		jobs = append(jobs, func() error { return r.ask(ctx, &r.Plan.Chains[removed], "asked") })
@@ -154,10 +153,20 @@ func (r *Runner) ask(ctx context.Context, c *Chain, unique string) error {
 	if _, err := r.Snapshotter.Mounts(ctx, key); err != nil {
 		return fmt.Errorf("mounts %q: %w", key, err)
 	}
-	if err := r.look(ctx, key+"-view", top, func(_ *Layer, tree kit.Tree) error { return nil }); err != nil {
+	if err := r.look(ctx, key+"-view", top, r.compareMerged); err != nil {
 		return err
 	}
 	return r.Remove(ctx, key)
+}
+
+// compareMerged wants to see what was seen before the damage.
+func (r *Runner) compareMerged(l *Layer, tree kit.Tree) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if diff := kit.Diff(r.record.Merged[l.Name], tree, 3); diff != "" && !r.Gullible {
+		return fmt.Errorf("healed, and not what it was: %s:\n%s", l.Name, diff)
+	}
+	return nil
 }
 
 // askMany has several ask for the same image at once.
@@ -172,13 +181,13 @@ func (r *Runner) askMany(ctx context.Context, c *Chain) error {
 }
 
 // askHopeless asks for an image that cannot be healed.
-func (r *Runner) askHopeless(ctx context.Context, c *Chain, gullible bool) error {
+func (r *Runner) askHopeless(ctx context.Context, c *Chain) error {
 	ctx = namespaces.WithNamespace(ctx, c.Namespace)
 	top, key := c.Top(), c.Namespace+"/hopeless"
 	_, statErr := r.Snapshotter.Stat(ctx, top.Name)
 	_, prepareErr := r.Prepare(ctx, key, top.Name)
 	for what, err := range map[string]error{"stat": statErr, "prepare": prepareErr} {
-		if !gullible && !errdefs.IsFailedPrecondition(err) {
+		if !r.Gullible && !errdefs.IsFailedPrecondition(err) {
 			return fmt.Errorf("%s of a layer that is damaged and has no blob: %w, want failed precondition", what, err)
 		}
 	}
@@ -196,7 +205,10 @@ func (r *Runner) removeHealing(ctx context.Context, c *Chain, beside string) err
 		// Its answer depends on who is faster.
 		_, _ = r.Snapshotter.Stat(ctx, top.Name)
 	}()
-	r.waitFor(beside, answered)
+	midway := r.waitFor(beside, answered)
+	r.mu.Lock()
+	r.record.Midway = r.record.Midway || midway
+	r.mu.Unlock()
 	if err := r.Remove(ctx, top.Name); err != nil {
 		return err
 	}
@@ -210,17 +222,17 @@ func (r *Runner) removeHealing(ctx context.Context, c *Chain, beside string) err
 	return r.ask(ctx, c, "asked-removed")
 }
 
-// waitFor waits until path is there, or until it is too late.
-func (r *Runner) waitFor(path string, tooLate <-chan struct{}) {
+// waitFor waits until path is there, and is false when it is too late.
+func (r *Runner) waitFor(path string, tooLate <-chan struct{}) bool {
 	tick := time.NewTicker(200 * time.Microsecond)
 	defer tick.Stop()
 	for {
 		if _, err := os.Lstat(path); err == nil {
-			return
+			return true
 		}
 		select {
 		case <-tooLate:
-			return
+			return false
 		case <-tick.C:
 		}
 	}

@@ -28,6 +28,7 @@ type Record struct {
 	// they could be healed.
 	Damaged  map[string]string
 	Hopeless []string
+	Midway   bool // a layer was removed while it was being extracted again
 }
 
 // NewRecord returns an empty record.
@@ -43,6 +44,7 @@ type Runner struct {
 	Sync        bool   // extract with containerd's own sync
 	Patient     bool   // ask again for a while when a parent is not there yet
 	Generic     bool   // look at layers through mounts only, not into directories
+	Gullible    bool   // do not mind a yes about a layer that is not whole
 	Parallel    bool   // extract the layers of a chain side by side, and name the parents at Commit
 	Scratch     string // directory for mount points, not on the disk
 
