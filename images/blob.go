@@ -98,6 +98,19 @@ func (c *Containerd) examine(ctx context.Context, info content.Info, each func([
 	return "", nil
 }
 
+// flaw is examine for blobs of any size. With the root of the content store it
+// finds those that have grown, too.
+func (c *Containerd) flaw(ctx context.Context, info content.Info, root string) (string, error) {
+	flaw, err := c.examine(ctx, info, nil)
+	if flaw != "" || err != nil {
+		return flaw, err
+	}
+	if long, err := grownOnDisk(root, info); err != nil || !long {
+		return "", err
+	}
+	return grown, nil
+}
+
 // unless returns the error only when it says nothing of the blob.
 func unless(flaw string, d digest.Digest, err error) (string, error) {
 	if flaw == "" {

@@ -10,19 +10,22 @@
 //	look      which images have the layer, which snapshots are on top of it,
 //	          which blobs of those images are bad; nothing is touched when a
 //	          container holds the layer
-//	lease     keep the good blobs and the good layers below for the next pull
+//	keep      lease the good blobs and the good layers below for the next pull
 //	images    delete every name of those images; the CRI plugin forgets them
-//	blobs     delete the rows of the bad blobs, in every namespace: the file is
-//	          one for all of them
+//	blobs     delete the rows of the bad blobs, in every namespace, for the file
+//	          is one for all of them; have containerd delete the files, and wait
 //	keys      remove the snapshots, from the top down
-//	collect   have containerd collect its garbage, and wait
+//	collect   have containerd, and the snapshotter, delete what is left of them
 //
-// The order is for an interruption at any step. The snapshot's key goes last: as
-// long as it is there, whoever finds the damaged layer calls Drop again, and every
-// step finds for itself what is left to do. Images go before blobs and keys,
-// because the CRI plugin lists, and would try to start, an image whose key is gone.
-// The collection belongs to it: a file that is corrupt, but has the right length,
-// is taken for good by the next pull until it is deleted.
+// The order is for an interruption at any step, and for pulls meanwhile.
+//
+//   - The snapshots' keys go last. As long as they are there, no pull gets past
+//     them, and whoever finds the damaged layer calls Drop again; every step finds
+//     for itself what is left to do.
+//   - Blobs go before, down to the file: a pull takes a file of the right length for
+//     good, whatever is in it.
+//   - Images go before both, because the CRI plugin lists, and would try to start,
+//     an image whose snapshots are gone.
 //
 // [Containerd.Announce] is for layers that were healed in place: the CRI plugin
 // looks at snapshots only when containerd starts, so an image that was not whole

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,14 +78,19 @@ func (c *Containerd) Drop(ctx context.Context, layer Layer, o Options) (done Dro
 	if err != nil {
 		return done, fmt.Errorf("drop %v: %w", layer, err)
 	}
-	steps := []func(context.Context, Layer, *plan, *Dropped) error{c.keepGood, c.dropImages, c.dropBlobs, c.dropKeys, c.collect}
+	steps := []step{c.keep, c.dropImages, c.dropBlobs, c.dropKeys, c.collect}
 	if len(p.holders) > 0 {
-		steps = nil
-		if len(p.bad) > 0 {
-			steps = append(steps, c.dropBlobs, c.collect)
+		if steps = nil; len(p.bad) > 0 {
+			steps = []step{c.dropBlobs}
 		}
 	}
-	for _, step := range steps {
+	for i, step := range steps {
+		if i > 0 {
+			// A pull, or another Drop and a pull, may have been quicker.
+			if whole, err := c.whole(ctx, layer); err != nil || whole {
+				return done, err
+			}
+		}
 		if err := step(ctx, layer, p, &done); err != nil {
 			return done, fmt.Errorf("drop %v: %w", layer, err)
 		}
@@ -94,6 +100,9 @@ func (c *Containerd) Drop(ctx context.Context, layer Layer, o Options) (done Dro
 	}
 	return done, nil
 }
+
+// step is a part of Drop, which takes what the steps before have left.
+type step func(context.Context, Layer, *plan, *Dropped) error
 
 // whole asks containerd, which asks the snapshotter, about the layer. The layer
 // may be gone from containerd's records, or from the snapshotter's.
@@ -119,24 +128,21 @@ func (p *plan) held(layer Layer, done Dropped) error {
 	return e
 }
 
-// keepGood leases what the next pull can use. The lease is flat: a blob of it
-// keeps nothing that it refers to. Otherwise the config would keep the damaged layer
-// from the garbage collection, should nobody come back to finish what was cut short.
-func (c *Containerd) keepGood(ctx context.Context, layer Layer, p *plan, _ *Dropped) error {
+// keep leases what the next pull can use, and the damaged snapshots until the bad
+// blobs are gone: see dropBlobs. The lease is flat: a blob of it keeps nothing that
+// it refers to, so in the end it keeps what is named here and nothing else.
+func (c *Containerd) keep(ctx context.Context, layer Layer, p *plan, _ *Dropped) error {
 	var all []leases.Resource
 	for _, d := range p.keep {
 		all = append(all, leases.Resource{ID: d.String(), Type: "content"})
 	}
-	for _, name := range p.below {
+	for _, name := range slices.Concat(p.below, p.keys) {
 		all = append(all, leases.Resource{ID: name, Type: "snapshots/" + layer.Snapshotter})
-	}
-	if len(all) == 0 {
-		return nil
 	}
 	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keepFor),
 		leases.WithLabel("containerd.io/gc.flat", time.Now().UTC().Format(time.RFC3339)))
 	if err != nil {
-		return fmt.Errorf("lease good blobs: %w", err)
+		return fmt.Errorf("lease blobs and snapshots: %w", err)
 	}
 	for _, r := range all {
 		if err := c.leases.AddResource(ctx, lease, r); err != nil {
@@ -161,26 +167,69 @@ func (c *Containerd) dropImages(ctx context.Context, _ Layer, p *plan, done *Dro
 	return nil
 }
 
-// dropBlobs deletes the rows of bad blobs in every namespace. A row that stays
-// keeps the file, which a pull elsewhere would then take for the blob.
-func (c *Containerd) dropBlobs(ctx context.Context, _ Layer, p *plan, done *Dropped) error {
-	if len(p.bad) == 0 {
-		return nil
-	}
+// dropBlobs deletes the rows of bad blobs, and waits until the files are deleted.
+//
+// The rows go in every namespace, because one that stays keeps the file. And the
+// damaged snapshots stay meanwhile: no pull gets past them, and so none takes a
+// file that is about to be deleted for the blob. Configs and manifests are fetched
+// before, so it may have happened to them, and is looked for.
+func (c *Containerd) dropBlobs(ctx context.Context, layer Layer, p *plan, done *Dropped) error {
 	all, err := c.listNamespaces(ctx)
 	if err != nil {
 		return err
 	}
-	for _, b := range p.bad {
-		for _, ns := range all {
-			err := c.content.Delete(namespaces.WithNamespace(ctx, ns), b.Digest)
-			if err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("delete blob %s in namespace %s: %w", b.Digest, ns, err)
+	for tries := 0; ; tries++ {
+		bad, err := c.stillBad(ctx, all, p)
+		if err != nil {
+			return err
+		}
+		if len(bad) == 0 && tries > 0 {
+			return nil
+		}
+		if tries == 5 {
+			return fmt.Errorf("blob %s: deleted, and taken again by a pull: %w", bad[0].Digest, errdefs.ErrUnavailable)
+		}
+		if tries == 0 {
+			done.Blobs = bad
+		}
+		for _, b := range bad {
+			for _, ns := range all {
+				err := c.content.Delete(namespaces.WithNamespace(ctx, ns), b.Digest)
+				if err != nil && !errdefs.IsNotFound(err) {
+					return fmt.Errorf("delete blob %s in namespace %s: %w", b.Digest, ns, err)
+				}
 			}
 		}
-		done.Blobs = append(done.Blobs, b)
+		if err := c.collectGarbage(ctx, layer, false); err != nil {
+			return err
+		}
 	}
-	return nil
+}
+
+// stillBad returns those of the bad blobs that any namespace has on record, and
+// that are still bad.
+func (c *Containerd) stillBad(ctx context.Context, all []string, p *plan) (bad []Blob, err error) {
+	for _, b := range p.bad {
+		for _, ns := range all {
+			ctx := namespaces.WithNamespace(ctx, ns)
+			info, err := c.content.Info(ctx, b.Digest)
+			if errdefs.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("look at blob %s in namespace %s: %w", b.Digest, ns, err)
+			}
+			flaw, err := c.flaw(ctx, info, p.contentRoot)
+			if err != nil {
+				return nil, err
+			}
+			if flaw != "" {
+				bad = append(bad, Blob{b.Digest, b.Size, flaw})
+				break
+			}
+		}
+	}
+	return bad, nil
 }
 
 // dropKeys removes the snapshots. containerd refuses to remove one that has
@@ -211,10 +260,16 @@ func (c *Containerd) dropKeys(ctx context.Context, layer Layer, p *plan, done *D
 	return nil
 }
 
-// collect has containerd delete what has no row any more. It remembers only in
-// memory that there is something to delete, so a little is made and deleted: an
-// earlier Drop, or containerd, may have been cut short.
+// collect has containerd, and so the snapshotter, delete what is left.
 func (c *Containerd) collect(ctx context.Context, layer Layer, _ *plan, done *Dropped) error {
+	return c.collectGarbage(ctx, layer, len(done.Snapshots) == 0)
+}
+
+// collectGarbage has containerd delete what has no row any more, and waits for it.
+// containerd remembers only in memory that there is something to delete, so a
+// little is made and deleted, a blob always and a snapshot if asked for: an earlier
+// Drop, or containerd, may have been cut short.
+func (c *Containerd) collectGarbage(ctx context.Context, layer Layer, snapshot bool) error {
 	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keepFor))
 	if err != nil {
 		return fmt.Errorf("collect garbage: %w", err)
@@ -226,7 +281,7 @@ func (c *Containerd) collect(ctx context.Context, layer Layer, _ *plan, done *Dr
 	if err == nil {
 		err = c.content.Delete(ctx, d)
 	}
-	if err == nil && len(done.Snapshots) == 0 {
+	if err == nil && snapshot {
 		sn := c.snapshotter(layer)
 		if _, err = sn.Prepare(leased, name, ""); err == nil {
 			err = sn.Remove(ctx, name)

@@ -27,6 +27,8 @@ type plan struct {
 	bad     []Blob
 	keys    []string // of snapshots that go, the damaged one among them
 	holders []holder
+
+	contentRoot string
 }
 
 // row is a snapshot of the snapshotter in the layer's namespace.
@@ -119,7 +121,7 @@ func (c *Containerd) look(ctx context.Context, layer Layer, o Options) (*plan, e
 			own[m.layers[i]] = true
 		}
 	}
-	p := &plan{keys: slices.Sorted(maps.Keys(keys)), below: slices.Sorted(maps.Keys(below))}
+	p := &plan{contentRoot: o.ContentRoot, keys: slices.Sorted(maps.Keys(keys)), below: slices.Sorted(maps.Keys(below))}
 	if err := c.lookImages(ctx, l, affected, parts, p); err != nil {
 		return nil, err
 	}
@@ -133,7 +135,7 @@ func (c *Containerd) look(ctx context.Context, layer Layer, o Options) (*plan, e
 			parts = nil
 		}
 	}
-	return p, c.lookBlobs(ctx, l, o.ContentRoot, parts, p)
+	return p, c.lookBlobs(ctx, l, parts, p)
 }
 
 // isExtraction tells whether a key is of a layer being unpacked. On top of a
@@ -163,24 +165,15 @@ func (c *Containerd) lookImages(ctx context.Context, l *library, affected, parts
 }
 
 // lookBlobs reads the blobs of the affected images.
-func (c *Containerd) lookBlobs(ctx context.Context, l *library, root string, parts map[digest.Digest]bool, p *plan) error {
+func (c *Containerd) lookBlobs(ctx context.Context, l *library, parts map[digest.Digest]bool, p *plan) error {
 	for _, d := range slices.Sorted(maps.Keys(parts)) {
 		info, ok := l.blobs[d]
 		if !ok {
 			continue // never fetched, or gone already: the pull fetches it
 		}
-		flaw, err := c.examine(ctx, info, nil)
+		flaw, err := c.flaw(ctx, info, p.contentRoot)
 		if err != nil {
 			return err
-		}
-		if flaw == "" {
-			long, err := grownOnDisk(root, info)
-			if err != nil {
-				return err
-			}
-			if long {
-				flaw = grown
-			}
 		}
 		if flaw == "" {
 			p.keep = append(p.keep, d)

@@ -93,7 +93,13 @@ var breaks = map[string]func(string) error{
 	"missing": os.Remove,
 	"short":   func(file string) error { return os.Truncate(file, 100) },
 	"corrupt": func(file string) error {
-		return rewrite(file, func(b []byte) []byte { b[len(b)/2] ^= 4; return b })
+		return rewrite(file, func(b []byte) []byte {
+			// One bit may be one that no decompressor looks at.
+			for i := range 16 {
+				b[len(b)/2+i] ^= 0xff
+			}
+			return b
+		})
 	},
 	"grown": func(file string) error {
 		return rewrite(file, func(b []byte) []byte { return append(b, "more"...) })

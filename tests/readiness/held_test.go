@@ -55,6 +55,8 @@ func TestDropHeld(t *testing.T) {
 		}
 	})
 	t.Run("fetch", func(t *testing.T) {
+		// Without the manifest, the good blobs would be garbage.
+		check(t, breaks["corrupt"](n.blob(n.app.Manifest)))
 		o := n.options(t)
 		o.BlobsOfHeld = true
 		_, err := n.dropWith(t, n.app, 1, o)
@@ -65,6 +67,7 @@ func TestDropHeld(t *testing.T) {
 		if !ok {
 			t.Fatalf("no command in %v", err)
 		}
+		check(t, breaks["corrupt"](n.blob(n.app.Manifest))) // the same bit back
 		must[string](t)(n.ctr(t, append(strings.Fields(command), "--plain-http")...))
 		body := must[[]byte](t)(os.ReadFile(n.blob(bad)))
 		if digest.FromBytes(body) != bad {

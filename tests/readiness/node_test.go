@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,8 @@ type node struct {
 
 // nodeOptions change what newNodeWith starts.
 type nodeOptions struct {
-	acts bool // the daemon may heal, and tell containerd; else it only answers
+	acts   bool   // the daemon may heal, and tell containerd; else it only answers
+	images string // further keys of the configuration of the CRI's images
 }
 
 // newNode starts a node that has pulled nothing yet, and whose daemon only answers.
@@ -86,6 +88,7 @@ func newNodeWith(t testing.TB, o nodeOptions) *node {
 		Extra: fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = 'durable'
+  %s
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = %q
 [plugins.'io.containerd.cri.v1.runtime']
@@ -94,7 +97,7 @@ func newNodeWith(t testing.TB, o nodeOptions) *node {
     conf_dir = %q
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
-`, n.pause.Ref, scratch(t)),
+`, o.images, n.pause.Ref, scratch(t)),
 	}))
 	t.Cleanup(func() { stop(t, n.containerd.Process) })
 	n.connect(t)
@@ -172,21 +175,23 @@ func (n *node) ctr(t testing.TB, args ...string) (string, error) {
 	return n.containerd.Ctr(ctx, append([]string{"--namespace", k8s}, args...)...)
 }
 
-// backend returns the daemon's own names of an image's committed snapshots,
-// lowest first.
+// backend returns the daemon's own names of an image's committed snapshots, lowest
+// first. Of a layer that is there twice it is the later: containerd has forgotten
+// the other, and not collected it yet.
 func (n *node) backend(t testing.TB, img kit.Pushed) []string {
 	t.Helper()
 	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
 	defer sn.Close()
-	names := make([]string, len(img.ChainIDs))
+	names, numbers := make([]string, len(img.ChainIDs)), make([]int, len(img.ChainIDs))
 	check(t, sn.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
-		chain := info.Name[strings.LastIndex(info.Name, "/")+1:]
+		part := strings.SplitN(info.Name, "/", 3)
+		number, err := strconv.Atoi(part[1])
 		for i, id := range img.ChainIDs {
-			if id.String() == chain && info.Kind == snapshots.KindCommitted {
-				names[i] = info.Name
+			if info.Kind == snapshots.KindCommitted && part[0] == k8s && part[2] == id.String() && number > numbers[i] {
+				names[i], numbers[i] = info.Name, number
 			}
 		}
-		return nil
+		return err
 	}))
 	if slices.Contains(names, "") {
 		t.Fatalf("the daemon has only the snapshots %q of %s", names, img.Ref)
