@@ -28,13 +28,18 @@ func (c *cutAfter) intercept(ctx context.Context, method string, req, reply any,
 		return errCut
 	}
 	err := call(ctx, method, req, reply, conn, opts...)
-	if slices.Contains([]string{"Create", "AddResource", "Delete", "Remove", "Prepare"}, path.Base(method)) {
+	if changes(method) {
 		c.last = method
 		if c.left--; c.left == 0 {
 			return errCut
 		}
 	}
 	return err
+}
+
+// changes tells which calls of Drop change something.
+func changes(method string) bool {
+	return slices.Contains([]string{"Create", "AddResource", "Delete", "Remove", "Prepare"}, path.Base(method))
 }
 
 // TestDropInterrupted: Drop is cut short after each of its changes in turn, and

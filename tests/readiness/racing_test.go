@@ -1,6 +1,7 @@
 package readiness
 
 import (
+	"context"
 	"errors"
 	"os"
 	"sync"
@@ -9,57 +10,107 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/durable-snapshotter/durable-snapshotter/images"
 )
 
-// TestDropWhilePulling: the kubelet pulls again and again while two drops run side by
-// side, as of the daemon and of somebody at a terminal. Whoever comes first, in
-// the end the image is there and whole: no drop takes away what was just pulled.
+// TestDropWhilePulling: the kubelet pulls again and again while two drops run side
+// by side, as of the daemon and of somebody at a terminal. Whoever comes first, in
+// the end the image is there and whole.
 func TestDropWhilePulling(t *testing.T) {
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
 	check(t, n.pull(t, n.app))
-	blobs := []digest.Digest{n.app.Layers[1].Digest, n.config(t, n.app), n.app.Manifest}
-	for round := range 12 {
-		check(t, n.pull(t, n.app))
-		check(t, breaks["corrupt"](n.blob(blobs[round%len(blobs)])))
-		n.damage(t, n.app, 1)
-		var drops, pulls sync.WaitGroup
-		done := make(chan struct{})
-		pulls.Go(func() {
-			for {
-				_ = n.pull(t, n.app) // fails until the layer is dropped
-				select {
-				case <-done:
-					return
-				case <-time.After(50 * time.Millisecond): // the kubelet waits for seconds
-				}
-			}
-		})
-		for range 2 {
-			o, c := n.options(t), n.repairer(t)
-			drops.Go(func() {
-				ctx, cancel := within(t)
-				defer cancel()
+	for i, blob := range n.fatal(t) {
+		// Documents are fetched before a pull meets the damaged layer. Pulls without
+		// any pause would take a bad one each time before it is deleted.
+		pause := time.Duration(0)
+		if i > 0 {
+			pause = 50 * time.Millisecond
+		}
+		for range 6 {
+			check(t, n.pull(t, n.app))
+			check(t, breaks["corrupt"](n.blob(blob)))
+			n.damage(t, n.app, 1)
+			var drops, pulls sync.WaitGroup
+			done := make(chan struct{})
+			pulls.Go(func() {
 				for {
-					_, err := c.Drop(ctx, layer(n.app, 1), o)
-					if errdefs.IsUnavailable(err) && ctx.Err() == nil {
-						continue // a pull was in between: again, as the daemon does
+					_ = n.pull(t, n.app) // fails until the layer is dropped
+					select {
+					case <-done:
+						return
+					case <-time.After(pause):
 					}
-					if err != nil {
-						t.Error(err)
-					}
-					return
 				}
 			})
+			for range 2 {
+				o, c := n.options(t), n.repairer(t)
+				drops.Go(func() {
+					if err := dropUntilDone(t, c, layer(n.app, 1), o); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			drops.Wait()
+			close(done)
+			pulls.Wait()
+			n.usable(t, p, n.app)
 		}
-		drops.Wait()
-		close(done)
-		pulls.Wait()
-		n.usable(t, p, n.app)
+	}
+}
+
+// TestDropBetweenPulls: the kubelet pulls right before any of the calls with which
+// Drop changes something.
+func TestDropBetweenPulls(t *testing.T) {
+	n := newNode(t)
+	check(t, n.pull(t, n.pause))
+	p := must[*pod](t)(n.startPod(t))
+	check(t, n.pull(t, n.app))
+	for i, blob := range n.fatal(t) {
+		for call, more := 1, true; more; call++ {
+			check(t, n.pull(t, n.app))
+			check(t, breaks["corrupt"](n.blob(blob)))
+			n.damage(t, n.app, 1)
+			calls := 0
+			c := n.repairer(t, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+				if changes(method) {
+					if calls++; calls == call {
+						_ = n.pull(t, n.app) // most cannot succeed
+					}
+				}
+				return invoke(ctx, method, req, reply, conn, opts...)
+			}))
+			if err := dropUntilDone(t, c, layer(n.app, 1), n.options(t)); err != nil {
+				t.Errorf("a pull before call %d: %v", call, err)
+			}
+			if n.usable(t, p, n.app); t.Failed() {
+				t.Fatalf("blob %d, a pull before call %d of %d", i, call, calls)
+			}
+			more = calls >= call
+		}
+	}
+}
+
+// fatal are the blobs of app that stop its pull when they are bad: one of a layer,
+// and the two documents.
+func (n *node) fatal(t testing.TB) []digest.Digest {
+	t.Helper()
+	return []digest.Digest{n.app.Layers[1].Digest, n.config(t, n.app), n.app.Manifest}
+}
+
+// dropUntilDone calls Drop again while pulls are in its way, as the daemon does.
+func dropUntilDone(t *testing.T, c *images.Containerd, l images.Layer, o images.Options) error {
+	t.Helper()
+	ctx, cancel := within(t)
+	defer cancel()
+	for {
+		if _, err := c.Drop(ctx, l, o); !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+			return err
+		}
 	}
 }
 
