@@ -9,8 +9,9 @@
 //     started with this context runs it last, with the [Journal] of the same
 //     transaction. Rows and journal entries become durable together or not at
 //     all.
-//   - [OpenEntry] and [CommitEntry] are the journal's records; their encoding
-//     (and that of the record beside each layer) is [Encode] and [Decode].
+//   - [OpenEntry], [CommitEntry], [StateEntry], [Run] and [Scrub] are the
+//     journal's records; their encoding (and that of the record beside each
+//     layer) is [Encode] and [Decode].
 //
 // # Promises
 //
@@ -47,9 +48,12 @@
 //	│   ├── snapshots/<key>    id, kind, parent, usage, times, labels
 //	│   └── parents            child index
 //	└── journal                ours
-//	    ├── version            uvarint, 1
+//	    ├── version            uvarint, 2; 1 is upgraded
+//	    ├── run                Run: the daemon that has the root, and the epoch
+//	    ├── scrub              Scrub: how far periodic verification is
 //	    ├── open/<id>          OpenEntry: an active snapshot
 //	    ├── committed/<id>     CommitEntry: a committed snapshot that exists
+//	    ├── states/<id>        StateEntry: what a look at it has found
 //	    └── history/<n>        CommitEntry of a removed one; the last n are kept
 //
 // Keys are big-endian 64 bit numbers. docs/formats.md has the bytes.

@@ -48,6 +48,8 @@ func (h *half) boot(ctx context.Context) (err error) {
 				Binary: h.bins.Daemon,
 				Dir:    h.disk.Path("durable-snapshotter"),
 				RunDir: filepath.Join(h.runDir(), "durable-snapshotter"),
+				// What layers are healed from.
+				ContentRoot: filepath.Join(h.disk.Path("containerd"), "root", "io.containerd.content.v1.content"),
 			})
 			if err != nil {
 				return err
@@ -171,6 +173,23 @@ func (h *half) observe(ctx context.Context, ref string) error {
 		return ctx.Err()
 	}
 	h.seen.again = h.try(ctx, ref, "second")
+	return ctx.Err()
+}
+
+// deleteLayers removes what the snapshotter keeps of layers, as a failing disk
+// or an administrator may, and runs a container without a pull.
+func (h *half) deleteLayers(ctx context.Context, ref string) error {
+	fmt.Printf("     %-9s $ rm -rf %s/*\n", h.name, h.snapshotsDir())
+	all, err := filepath.Glob(filepath.Join(h.snapshotsDir(), "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range all {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	h.seen.deleted = h.try(ctx, ref, "third")
 	return ctx.Err()
 }
 

@@ -20,7 +20,9 @@ type observation struct {
 	// containerd's words
 	status, unpacked string
 
-	run, again outcome // of a container, at once and after another pull
+	// of a container: at once, after another pull, and after its layers were
+	// deleted by hand
+	run, again, deleted outcome
 }
 
 // outcome is how an attempt to run a container ended.
@@ -65,12 +67,15 @@ func verdict(overlayfs, durable observation, dirty time.Duration) error {
 	expect(durable.run.ok, "durable: the container %s", durable.run.said)
 	expect(durable.again.ok, "durable: after pulling again the container %s", durable.again.said)
 
+	expect(durable.deleted.ok, "durable: with its layers deleted the container %s", durable.deleted.said)
+
 	expect(overlayfs.files > 0 && overlayfs.whole < overlayfs.files,
 		"overlayfs: all %d layer files survived a cut %.1f s after the pull began; the kernel may have written them early (vm.dirty_expire_centisecs is %s, vm.dirty_background_ratio %s)",
 		overlayfs.files, dirty.Seconds(), sysctl("dirty_expire_centisecs"), sysctl("dirty_background_ratio"))
 	expect(overlayfs.saysWhole(), "overlayfs: containerd says %s, unpacked %s: it does not hide the loss", overlayfs.status, overlayfs.unpacked)
 	expect(!overlayfs.run.ok, "overlayfs: the container %s", overlayfs.run.said)
 	expect(!overlayfs.again.ok, "overlayfs: after pulling again the container %s", overlayfs.again.said)
+	expect(!overlayfs.deleted.ok, "overlayfs: with its layers deleted the container %s", overlayfs.deleted.said)
 	return errors.Join(errs...)
 }
 
@@ -85,10 +90,10 @@ func sysctl(name string) string {
 // printTable puts the halves side by side.
 func printTable(w io.Writer, overlayfs, durable observation) {
 	row := func(what string, cell func(observation) string) {
-		fmt.Fprintf(w, "  %-30s  %-26s  %s\n", what, cell(overlayfs), cell(durable))
+		fmt.Fprintf(w, "  %-30s  %-33s  %s\n", what, cell(overlayfs), cell(durable))
 	}
-	fmt.Fprintf(w, "  %-30s  %-26s  %s\n", "", "overlayfs", "durable")
-	fmt.Fprintf(w, "  %s\n", strings.Repeat("-", 78))
+	fmt.Fprintf(w, "  %-30s  %-33s  %s\n", "", "overlayfs", "durable")
+	fmt.Fprintf(w, "  %s\n", strings.Repeat("-", 85))
 	fmt.Fprintln(w, "  what containerd says")
 	row("  image check: status", func(o observation) string { return o.status })
 	row("  image check: unpacked", func(o observation) string { return o.unpacked })
@@ -97,6 +102,7 @@ func printTable(w io.Writer, overlayfs, durable observation) {
 	row("  the note that was synced", func(o observation) string { return map[bool]string{true: "kept", false: "lost"}[o.note] })
 	row("  a container", func(o observation) string { return o.run.said })
 	row("  a container after a new pull", func(o observation) string { return o.again.said })
+	row("  a container, layers deleted", func(o observation) string { return o.deleted.said })
 }
 
 func step(n int, what string) { fmt.Printf("  %d  %s\n", n, what) }

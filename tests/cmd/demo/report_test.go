@@ -12,9 +12,10 @@ import (
 // and expects the verdict to name the half and the thing.
 func TestVerdict(t *testing.T) {
 	lost := observation{files: 10, empty: 10, note: true, status: "complete (5/5)", unpacked: "true",
-		run: outcome{said: "fails: exec format error"}, again: outcome{said: "fails: exec format error"}}
+		run: outcome{said: "fails: exec format error"}, again: outcome{said: "fails: exec format error"},
+		deleted: outcome{said: "fails: no such file or directory"}}
 	kept := observation{files: 10, whole: 10, note: true, status: "complete (5/5)", unpacked: "true",
-		run: outcome{ok: true, said: "runs"}, again: outcome{ok: true, said: "runs"}}
+		run: outcome{ok: true, said: "runs"}, again: outcome{ok: true, said: "runs"}, deleted: outcome{ok: true, said: "runs"}}
 	if err := verdict(lost, kept, time.Second); err != nil {
 		t.Errorf("both halves as claimed: %v", err)
 	}
@@ -29,6 +30,8 @@ func TestVerdict(t *testing.T) {
 		"durable is not unpacked":         {func(_, d *observation) { d.unpacked = "false" }, "durable: containerd says complete (5/5), unpacked false"},
 		"durable's container fails":       {func(_, d *observation) { d.run.ok = false }, "durable: the container"},
 		"durable's second one fails":      {func(_, d *observation) { d.again.ok = false }, "durable: after pulling again"},
+		"durable is not healed":           {func(_, d *observation) { d.deleted.ok = false }, "durable: with its layers deleted"},
+		"overlayfs heals":                 {func(o, _ *observation) { o.deleted.ok = true }, "overlayfs: with its layers deleted"},
 		"overlayfs lost nothing":          {func(o, _ *observation) { o.whole, o.empty = 10, 0 }, "overlayfs: all 10 layer files survived"},
 		"overlayfs is incomplete":         {func(o, _ *observation) { o.status = "incomplete (4/5)" }, "overlayfs: containerd says incomplete"},
 		"overlayfs is not unpacked":       {func(o, _ *observation) { o.unpacked = "false" }, "overlayfs: containerd says complete (5/5), unpacked false"},
