@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
@@ -17,6 +18,7 @@ type Workload string
 // The workloads.
 const (
 	API  Workload = "api"  // calls to the snapshotter
+	Heal Workload = "heal" // the same, on layers that are damaged and heal
 	Full Workload = "full" // a containerd that pulls, removes and collects
 )
 
@@ -48,8 +50,8 @@ type Foreign struct {
 // Validate says what cannot be done.
 func (o *Options) Validate() error {
 	switch {
-	case o.Workload != API && o.Workload != Full:
-		return fmt.Errorf("workload %q: want %s or %s", o.Workload, API, Full)
+	case !slices.Contains([]Workload{API, Heal, Full}, o.Workload):
+		return fmt.Errorf("workload %q: want %s, %s or %s", o.Workload, API, Heal, Full)
 	case o.States <= 0:
 		return fmt.Errorf("%d states: want more than none", o.States)
 	case len(o.FS) == 0:
@@ -93,6 +95,8 @@ func (f *Foreign) validate() error {
 // of others would hide; many show what goes wrong between them.
 var sizes = []workload.Size{workload.Small, {Chains: 1, Layers: 8}, {Chains: 8, Layers: 1}, {Chains: 2, Layers: 6}}
 
+var healSizes = []workload.Size{workload.Healing, workload.Healing, workload.HealingAlone, {Chains: 4, Layers: 5}}
+
 var mountOptions = map[disk.FS][][]string{
 	disk.Ext4:  {nil, {"commit=1", "noauto_da_alloc"}, {"data=journal"}, {"data=writeback"}},
 	disk.XFS:   {nil, {"logbsize=256k"}},
@@ -102,16 +106,25 @@ var mountOptions = map[disk.FS][][]string{
 // plan is what one recording of a round is to be.
 func (o *Options) plan(fs disk.FS, round int) (options []string, size workload.Size) {
 	all := mountOptions[fs]
+	if o.Workload == Heal {
+		return all[round%len(all)], healSizes[round%len(healSizes)]
+	}
 	return all[round%len(all)], sizes[round%len(sizes)]
+}
+
+// heal is how a recording of the workload heal begins: every third time with
+// nothing left of any layer.
+func (o *Options) heal(round int) *lab.Heal {
+	if o.Workload != Heal {
+		return nil
+	}
+	return &lab.Heal{Everything: round%3 == 2}
 }
 
 // share is how many states of a first cut one recording gives. More recordings
 // are better than more states of one, and cost a few seconds each.
 func (o *Options) share() int {
-	most := 1500
-	if o.Workload == Full {
-		most = 150
-	}
+	most := map[Workload]int{API: 1500, Heal: 500, Full: 150}[o.Workload]
 	return max(1, min(most, (o.States+len(o.FS)-1)/len(o.FS)))
 }
 

@@ -68,6 +68,7 @@ type Line struct {
 	Points  int     `json:"points"`
 	Acked   int     `json:"acked"`
 	Retried int     `json:"retried,omitempty"`
+	Healing int     `json:"healing,omitempty"`
 	Session int     `json:"session"`
 	At      float64 `json:"at"` // seconds since the session began
 	Why     string  `json:"why,omitempty"`
@@ -239,7 +240,7 @@ func (s *Store) result(r lab.Result) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := Line{
-		ID: r.ID, Verdict: r.Verdict.String(), Points: r.Points, Acked: r.Acked, Retried: r.Retried,
+		ID: r.ID, Verdict: r.Verdict.String(), Points: r.Points, Acked: r.Acked, Retried: r.Retried, Healing: r.Healing,
 		Lost: oracle.Has(r.Findings, oracle.Lost), Lie: oracle.Has(r.Findings, oracle.Lie),
 		Session: s.session, At: time.Since(s.began).Seconds(),
 	}

@@ -16,6 +16,7 @@ type Summary struct {
 	Nested     int // states among them of a second cut
 	Points     int
 	Retried    int // layers extracted again
+	Healing    int // states in the middle of a healing
 	Survived   int
 	Lost       int
 	Lies       int
@@ -41,6 +42,9 @@ func (s *Store) Summary() *Summary {
 		out.States++
 		out.Points += l.Points
 		out.Retried += l.Retried
+		if l.Healing > 0 {
+			out.Healing++
+		}
 		if strings.Contains(l.ID, ">") {
 			out.Nested++
 		}
@@ -174,6 +178,9 @@ func (s *Summary) String() string {
 	fmt.Fprintf(&b, "states           %d, of these %d of a second cut during recovery\n", s.States, s.Nested)
 	fmt.Fprintf(&b, "points judged    %d\n", s.Points)
 	fmt.Fprintf(&b, "extracted again  %d layers, after the crash\n", s.Retried)
+	if s.Healing > 0 {
+		fmt.Fprintf(&b, "healing          %d states in the middle of one\n", s.Healing)
+	}
 	fmt.Fprintf(&b, "survived         %d\nlost             %d\nlies             %d\nflawed           %d\nnot measured     %d\n",
 		s.Survived, s.Lost, s.Lies, s.Flawed, s.Unmeasured)
 	fmt.Fprintf(&b, "time             %.0f s in %d sessions, %.1f states/s\n", s.Seconds, s.Sessions, s.Rate())

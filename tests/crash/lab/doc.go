@@ -2,6 +2,7 @@
 // disks that a power cut could leave, has the oracle look at each, and counts.
 //
 //	Record   workload on a recording disk ──▶ Recording {base image, log, marks, fingerprints}
+//	Heal     the same with layers that are damaged before it begins, and heal
 //	Check    Recording ──▶ cases ──▶ workers {set state, mount, look, judge} ──▶ Tally
 //	Hunt     a mutant, until its defect shows
 //	Cut      the two cheaper ways: FS_IOC_SHUTDOWN, and SIGKILL of everything

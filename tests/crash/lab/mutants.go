@@ -149,8 +149,13 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 		return err
 	}
 	cases := stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates}))
-	if c.Mutant.Name == "" {
+	switch {
+	case c.Mutant.Name == "":
 		cases = Some(cases, huntStates/2) // nothing will end it
+	case c.Mutant.Heals:
+		// What was damaged, and what heals in which moment, is another with the
+		// next seed: it shows there sooner than in the rest of these states.
+		cases = Some(cases, huntStates)
 	}
 	subject := func(int) oracle.Subject { return oracle.InProcess{} }
 	if c.Mutant.Recovers {

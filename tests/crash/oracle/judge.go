@@ -49,6 +49,8 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 	for name, status := range e.Committed {
 		seen, there := o.Committed[name]
 		switch {
+		case status == Maybe && there && seen.Denied != nil && !seen.Due:
+			find(Flaw, name, "its commit or its remove was begun: it is there, and not whole: %v", seen.Denied)
 		case status != Acked:
 		case !there:
 			find(Lost, name, "its commit was acknowledged, and it is not there")

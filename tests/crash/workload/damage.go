@@ -16,24 +16,25 @@ import (
 type wound struct {
 	what    string
 	inflict func(r *rand.Rand, tree string) error
+	ofSeal  bool // the tree itself stays as it was
 }
 
 var wounds = []wound{
-	{"a file is missing", toFile(os.Remove)},
-	{"a file is empty", toFile(func(path string) error { return os.Truncate(path, 0) })},
-	{"a file has lost its last byte", toFile(func(path string) error { return resize(path, -1) })},
-	{"a file is longer by one byte", toFile(func(path string) error { return resize(path, 1) })},
-	{"a file has another mode", toFile(func(path string) error { return os.Chmod(path, 0o1717) })},
-	{"a file has another owner", toFile(func(path string) error { return os.Lchown(path, 4321, 1234) })},
-	{"a file has an attribute too many", toFile(func(path string) error { return unix.Lsetxattr(path, "user.extra", []byte("1"), 0) })},
-	{"a file is a directory", toFile(func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) })},
-	{"there is a file too many", inTree(func(tree string) error { return os.WriteFile(filepath.Join(tree, "etc/extra"), nil, 0o644) })},
-	{"a directory is missing", inTree(func(tree string) error { return os.RemoveAll(filepath.Join(tree, "etc")) })},
-	{"everything in it is missing", inTree(func(tree string) error { return errors.Join(os.RemoveAll(tree), os.Mkdir(tree, 0o755)) })},
-	{"the tree is missing", inTree(os.RemoveAll)},
-	{"the snapshot directory is missing", inTree(func(tree string) error { return os.RemoveAll(filepath.Dir(tree)) })},
-	{"the seal is missing", inTree(func(tree string) error { return os.Remove(filepath.Join(filepath.Dir(tree), "seal")) })},
-	{"the seal is cut off", inTree(func(tree string) error { return resize(filepath.Join(filepath.Dir(tree), "seal"), -10) })},
+	{"a file is missing", toFile(os.Remove), false},
+	{"a file is empty", toFile(func(path string) error { return os.Truncate(path, 0) }), false},
+	{"a file has lost its last byte", toFile(func(path string) error { return resize(path, -1) }), false},
+	{"a file is longer by one byte", toFile(func(path string) error { return resize(path, 1) }), false},
+	{"a file has another mode", toFile(func(path string) error { return os.Chmod(path, 0o1717) }), false},
+	{"a file has another owner", toFile(func(path string) error { return os.Lchown(path, 4321, 1234) }), false},
+	{"a file has an attribute too many", toFile(func(path string) error { return unix.Lsetxattr(path, "user.extra", []byte("1"), 0) }), false},
+	{"a file is a directory", toFile(func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }), false},
+	{"there is a file too many", inTree(func(tree string) error { return os.WriteFile(filepath.Join(tree, "etc/extra"), nil, 0o644) }), false},
+	{"a directory is missing", inTree(func(tree string) error { return os.RemoveAll(filepath.Join(tree, "etc")) }), false},
+	{"everything in it is missing", inTree(func(tree string) error { return errors.Join(os.RemoveAll(tree), os.Mkdir(tree, 0o755)) }), false},
+	{"the tree is missing", inTree(os.RemoveAll), false},
+	{"the snapshot directory is missing", inTree(func(tree string) error { return os.RemoveAll(filepath.Dir(tree)) }), false},
+	{"the seal is missing", inTree(func(tree string) error { return os.Remove(filepath.Join(filepath.Dir(tree), "seal")) }), true},
+	{"the seal is cut off", inTree(func(tree string) error { return resize(filepath.Join(filepath.Dir(tree), "seal"), -10) }), true},
 }
 
 func inTree(do func(tree string) error) func(*rand.Rand, string) error {
@@ -87,6 +88,10 @@ func (r *Record) Hurt(p *Plan, dirs map[string]string, everything bool) error {
 	patients := append(append([]*Layer{}, p.Chains[asked].Layers...), p.Chains[removed].Layers...)
 	random := rand.New(rand.NewPCG(p.Seed, 0xd0c))
 	order := random.Perm(len(wounds))
+	// Of the first that heals, it must show whether it did.
+	for wounds[order[0]].ofSeal {
+		order = append(order[1:], order[0])
+	}
 	for i, l := range append(patients, p.Hopeless()) {
 		w := wounds[order[i]]
 		r.Damaged[l.Name] = w.what

@@ -7,6 +7,14 @@
 //	Run    does it, one goroutine a chain, and marks the log of the disk
 //	Record what a test must know afterwards: the fingerprint of each layer
 //
+// # Healing
+//
+//	Unpack       three chains, before the recording, with a container each
+//	Hurt         damages most of their layers by hand, by the seed of the plan
+//	WriteContent their blobs in a content store of containerd's, all but one
+//	Heal         asks for everything in every way while other chains are unpacked,
+//	             and one is removed while it heals
+//
 // # Marks
 //
 // A mark "begin" is appended before a call is sent, a mark "ack" after its
