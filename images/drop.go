@@ -39,7 +39,7 @@ type Options struct {
 type Dropped struct {
 	Images    []string // names
 	Snapshots []string // keys
-	Blobs     []Blob   // whose rows are gone
+	Blobs     []Blob   // bad ones, whose rows and files are gone
 }
 
 // Nothing tells that there was nothing to do.
@@ -132,6 +132,9 @@ func (p *plan) held(layer Layer, done Dropped) error {
 // blobs are gone: see dropBlobs. The lease is flat: a blob of it keeps nothing that
 // it refers to, so in the end it keeps what is named here and nothing else.
 func (c *Containerd) keep(ctx context.Context, layer Layer, p *plan, _ *Dropped) error {
+	if len(p.keep)+len(p.bad) == 0 {
+		return nil // nothing of an image: only a snapshot that was left over
+	}
 	var all []leases.Resource
 	for _, d := range p.keep {
 		all = append(all, leases.Resource{ID: d.String(), Type: "content"})
@@ -179,7 +182,7 @@ func (c *Containerd) dropBlobs(ctx context.Context, layer Layer, p *plan, done *
 		return err
 	}
 	for tries := 0; ; tries++ {
-		bad, err := c.stillBad(ctx, all, p)
+		bad, mended, err := c.lookAgain(ctx, all, p)
 		if err != nil {
 			return err
 		}
@@ -190,7 +193,7 @@ func (c *Containerd) dropBlobs(ctx context.Context, layer Layer, p *plan, done *
 			return fmt.Errorf("blob %s: deleted, and taken again by a pull: %w", bad[0].Digest, errdefs.ErrUnavailable)
 		}
 		if tries == 0 {
-			done.Blobs = bad
+			done.Blobs = slices.DeleteFunc(slices.Clone(p.bad), func(b Blob) bool { return mended[b.Digest] })
 		}
 		for _, b := range bad {
 			for _, ns := range all {
@@ -206,9 +209,10 @@ func (c *Containerd) dropBlobs(ctx context.Context, layer Layer, p *plan, done *
 	}
 }
 
-// stillBad returns those of the bad blobs that any namespace has on record, and
-// that are still bad.
-func (c *Containerd) stillBad(ctx context.Context, all []string, p *plan) (bad []Blob, err error) {
+// lookAgain returns those of the bad blobs that any namespace has on record and
+// that are still bad, and those that are not, because a pull was quicker.
+func (c *Containerd) lookAgain(ctx context.Context, all []string, p *plan) (bad []Blob, mended map[digest.Digest]bool, err error) {
+	mended = map[digest.Digest]bool{}
 	for _, b := range p.bad {
 		for _, ns := range all {
 			ctx := namespaces.WithNamespace(ctx, ns)
@@ -217,19 +221,20 @@ func (c *Containerd) stillBad(ctx context.Context, all []string, p *plan) (bad [
 				continue
 			}
 			if err != nil {
-				return nil, fmt.Errorf("look at blob %s in namespace %s: %w", b.Digest, ns, err)
+				return nil, nil, fmt.Errorf("look at blob %s in namespace %s: %w", b.Digest, ns, err)
 			}
 			flaw, err := c.flaw(ctx, info, p.contentRoot)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if flaw != "" {
 				bad = append(bad, Blob{b.Digest, b.Size, flaw})
 				break
 			}
+			mended[b.Digest] = true
 		}
 	}
-	return bad, nil
+	return bad, mended, nil
 }
 
 // dropKeys removes the snapshots. containerd refuses to remove one that has

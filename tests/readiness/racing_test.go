@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path"
 	"sync"
 	"testing"
 	"time"
@@ -93,6 +94,38 @@ func TestDropBetweenPulls(t *testing.T) {
 			more = calls >= call
 		}
 	}
+}
+
+// TestDropOvertaken: one Drop has looked, and another one and a pull are done before
+// it goes on. It must leave alone what is whole by then.
+func TestDropOvertaken(t *testing.T) {
+	n := newNode(t)
+	check(t, n.pull(t, n.pause))
+	check(t, n.pull(t, n.app))
+	p := must[*pod](t)(n.startPod(t))
+	check(t, breaks["corrupt"](n.blob(n.app.Layers[1].Digest)))
+	n.damage(t, n.app, 1)
+	leased := false
+	c := n.repairer(t, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if path.Base(method) == "Stat" && leased {
+			leased = false
+			if _, err := n.drop(t, n.app, 1); err != nil {
+				t.Error(err)
+			}
+			if err := n.pull(t, n.app); err != nil {
+				t.Error(err)
+			}
+		}
+		leased = leased || path.Base(method) == "AddResource"
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}))
+	if done := must[images.Dropped](t)(c.Drop(t.Context(), layer(n.app, 1), n.options(t))); !done.Nothing() {
+		t.Errorf("overtaken by another one, Drop: %v", done)
+	}
+	if !n.present(t, n.app) {
+		t.Error("the image is not listed")
+	}
+	check(t, p.run(t, n.app))
 }
 
 // fatal are the blobs of app that stop its pull when they are bad: one of a layer,
