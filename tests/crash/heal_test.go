@@ -21,14 +21,14 @@ func TestHeal(t *testing.T) {
 		everything bool // is damaged
 		states     int
 	}{{disk.Ext4, false, 200}, {disk.XFS, false, 100}, {disk.Btrfs, false, 100}, {disk.Ext4, true, 60}} {
-		name := string(c.fs)
+		name := "heal"
 		if c.everything {
-			name += "-everything"
+			name = "heal-everything"
 		}
-		t.Run(name, func(t *testing.T) {
+		t.Run(string(c.fs)+"/"+name, func(t *testing.T) {
 			r, err := lab.Record(t.Context(), lab.Setup{
-				FS: c.fs, Seed: seed, Name: "heal-" + name, Heal: &lab.Heal{Everything: c.everything},
-				Daemon: b.Daemon(b.Ours, "heal-"+name),
+				FS: c.fs, Seed: seed, Name: name, Heal: &lab.Heal{Everything: c.everything},
+				Daemon: b.Daemon(b.Ours, name+"-"+string(c.fs)),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -40,7 +40,7 @@ func TestHeal(t *testing.T) {
 			t.Logf("%d cases; damaged: %v; removed in the middle of a healing: %t", len(cases), slices.Sorted(maps.Values(r.Record.Damaged)), r.Record.Midway)
 			check := lab.Check{
 				Recording: r, Cases: lab.Some(cases, c.states),
-				Subject: inProcess, Sample: daemons(b, "look-heal-"+name), Every: 25,
+				Subject: inProcess, Sample: daemons(b, "look-"+name+"-"+string(c.fs)), Every: 25,
 				Deep: 25, Nested: 60, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
