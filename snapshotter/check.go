@@ -151,7 +151,10 @@ func compareWith(ctx context.Context, tree string, b blobs.Blob, o CheckOptions)
 	defer tar.Close()
 	digester := digest.Canonical.Digester()
 	found, err := seal.VerifyTar(ctx, tree, io.TeeReader(tar, digester.Hash()), o.Limit, o.Reading)
-	if err == nil && digester.Digest() != b.DiffID {
+	switch {
+	case err != nil:
+		err = o.Blobs.Blame(ctx, b, err)
+	case digester.Digest() != b.DiffID:
 		err = fmt.Errorf("%s holds %s, the image says %s: %w", b.Digest, digester.Digest(), b.DiffID, blobs.ErrCorrupt)
 	}
 	return found, err

@@ -107,7 +107,7 @@ func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntr
 		}
 	}
 	if bad == len(candidates) {
-		errs = append([]error{errNoBlob}, errs...)
+		return healed, fmt.Errorf("%w: %w", errNoBlob, errors.Join(errs...))
 	}
 	return healed, errors.Join(errs...)
 }
@@ -219,7 +219,7 @@ func (s *Snapshotter) unpack(ctx context.Context, dir string, b blobs.Blob, lowe
 		_, err = archive.Apply(ctx, root, r, opts...)
 	}
 	if err != nil {
-		return err
+		return s.blobs.Blame(ctx, b, err)
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return err

@@ -2,6 +2,7 @@ package blobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -52,6 +53,19 @@ func (s *Store) Verify(ctx context.Context, b Blob) error {
 		return corrupt("blob %s has the content of %s", b.Digest, is)
 	}
 	return nil
+}
+
+// Blame returns the error that somebody had with the tar of a blob. It wraps
+// ErrCorrupt if the blob is: a tar that is not compressed has no checksum, and a
+// damage of it shows as anything that a tar can say.
+func (s *Store) Blame(ctx context.Context, b Blob, err error) error {
+	if errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	if bad := s.Verify(ctx, b); errors.Is(bad, ErrCorrupt) {
+		return fmt.Errorf("%w: %w", bad, err)
+	}
+	return err
 }
 
 // Layer returns the tar of a blob, decompressed. Reading it ends with ctx.
