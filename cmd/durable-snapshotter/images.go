@@ -16,8 +16,13 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// tellEvery is how often what could not be told to containerd is tried again.
-const tellEvery = 10 * time.Second
+// What could not be told to containerd is tried again after retryFirst, then
+// after twice as long each time, at most retryLast. It asks about layers before
+// its own API answers, so the first failure is the usual one at its start.
+const (
+	retryFirst = time.Second
+	retryLast  = 30 * time.Second
+)
 
 // messenger tells containerd what has become of layers. The snapshotter hands it
 // the news and goes on: containerd must not be called from inside its own calls.
@@ -25,10 +30,10 @@ type messenger struct {
 	cfg   Config
 	rows  images.Rows
 	wake  chan struct{}
-	mu    sync.Mutex
+	mu    sync.Mutex              // guards news
 	news  map[images.Layer]bool   // of each layer the last: it is ready, or lost
-	said  map[images.Layer]string // the last error of each in the log
-	conn  *images.Containerd
+	said  map[images.Layer]string // the last error of each in the log; of run only
+	conn  *images.Containerd      // of run only
 	ended sync.WaitGroup
 }
 
@@ -64,18 +69,31 @@ func (m *messenger) add(namespace, chainID string, ready bool) {
 func (m *messenger) run(ctx context.Context, rows images.Rows) {
 	m.rows = rows
 	m.ended.Go(func() {
-		retry := time.NewTicker(tellEvery)
-		defer retry.Stop()
+		pause := retryFirst
 		for {
+			var retry <-chan time.Time
+			if m.open() {
+				retry = time.After(pause)
+				pause = min(2*pause, retryLast)
+			} else {
+				pause = retryFirst
+			}
 			select {
 			case <-ctx.Done():
 				return
 			case <-m.wake:
-			case <-retry.C:
+			case <-retry:
 			}
 			m.tellAll(ctx)
 		}
 	})
+}
+
+// open reports whether there is something that was not told yet.
+func (m *messenger) open() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.news) > 0
 }
 
 // close waits for run and ends the connection.
@@ -87,8 +105,9 @@ func (m *messenger) close() error {
 	return m.conn.Close()
 }
 
-// tellAll keeps the news that containerd did not take for the next time. Of
-// losses the snapshotter speaks again by itself.
+// tellAll keeps the news that containerd did not take for the next time. What
+// containers hold is not tried again here: the snapshotter speaks of it every
+// minute.
 func (m *messenger) tellAll(ctx context.Context) {
 	m.mu.Lock()
 	news := m.news
@@ -99,19 +118,22 @@ func (m *messenger) tellAll(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if err == nil {
+			delete(m.said, l)
+			continue
+		}
+		if text := err.Error(); m.said[l] != text {
+			m.said[l] = text
+			log.G(ctx).WithError(err).WithField("layer", l.String()).Warn("containerd was not told of a layer")
+		}
+		if held := (*images.HeldError)(nil); errors.As(err, &held) || errors.Is(err, errNoStore) {
+			continue
+		}
 		m.mu.Lock()
-		if _, newer := m.news[l]; err != nil && ready && !newer {
+		if _, newer := m.news[l]; !newer {
 			m.news[l] = ready
 		}
 		m.mu.Unlock()
-		text := ""
-		if err != nil {
-			text = err.Error()
-		}
-		if text != "" && m.said[l] != text {
-			log.G(ctx).WithError(err).WithField("layer", l.String()).Warn("containerd was not told of a layer")
-		}
-		m.said[l] = text
 	}
 }
 
