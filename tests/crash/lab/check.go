@@ -218,7 +218,7 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	subject := w.subject(i)
 	_, inProcess := subject.(oracle.InProcess)
 	deep := w.Deep > 0 && i%w.Deep == 0
-	extent := oracle.Extent{All: deep, Again: deep || inProcess && i%4 == 0}
+	extent := oracle.Extent{All: deep, Again: deep || !inProcess && w.Strict || i%4 == 0}
 	for _, e := range expects {
 		extent.Retry = append(extent.Retry, r.retryAt(e)...)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -72,7 +73,7 @@ type look struct {
 	s    snapshots.Snapshotter
 	root string
 	dirs map[string]string // by name or key: its directory below root
-	ids  map[string]uint64 // of committed names, where the journal could be asked
+	ids  map[string]uint64 // by name or key: its number, where the journal could be asked
 	view int
 }
 
@@ -106,12 +107,14 @@ func (l *Looker) Look(ctx context.Context, root string, extent Extent) Observati
 	if err != nil {
 		k.flaw("walk at the end: %v", err)
 	}
-	if err := k.s.Close(); err != nil {
-		k.flaw("close: %v", err)
+	if !extent.Again {
+		if err := k.s.Close(); err != nil {
+			k.flaw("close: %v", err)
+		}
+		return k.Observation
 	}
-	if extent.Again {
-		k.again(ctx, before)
-	}
+	k.end()
+	k.again(ctx, before)
 	return k.Observation
 }
 
@@ -366,6 +369,9 @@ func (k *look) journal(ctx context.Context) {
 	for _, e := range report.Journal.Committed {
 		committed[e.Name] = true
 		k.ids[e.Name] = e.ID
+		if e.Strategy == storage.StrategyHealed && k.Record.Damaged[e.Name] == "" {
+			k.flaw("a false alarm: %q was healed, and nobody had damaged it", e.Name)
+		}
 		if _, ok := k.Committed[e.Name]; !ok {
 			k.flaw("the journal speaks of a commit of %q, the rows do not", e.Name)
 		}
@@ -376,6 +382,7 @@ func (k *look) journal(ctx context.Context) {
 		}
 	}
 	for _, e := range report.Journal.Open {
+		k.ids[e.Key] = e.ID
 		if _, ok := k.Active[e.Key]; !ok {
 			k.flaw("the journal has %q open, the rows do not", e.Key)
 		}
@@ -410,9 +417,11 @@ func (k *look) orphans(ctx context.Context) {
 		known[filepath.Dir(dir)] = true
 	}
 	for key := range k.Active {
-		if k.dirs[key] == "" {
+		dir := k.dirOf(key)
+		if dir == "" {
 			return // a view, the same
 		}
+		known[filepath.Dir(dir)] = true
 	}
 	for _, sub := range []string{"snapshots", "removing", "healing"} {
 		entries, err := os.ReadDir(filepath.Join(k.root, sub))

@@ -47,7 +47,7 @@ func (k *look) due(name string, err error) bool {
 	return l != nil && errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), l.ChainID)
 }
 
-// dirOf is the tree of a committed name, as far as it is known.
+// dirOf is the tree of a name or a key, as far as it is known.
 func (k *look) dirOf(name string) string {
 	if dir := k.dirs[name]; dir != "" {
 		return dir
@@ -109,8 +109,27 @@ func (k *look) yes(ctx context.Context, name string, stat error) string {
 	return fmt.Sprintf("%s said yes of a chain that is damaged, and cannot be healed", strings.Join(said, ", "))
 }
 
-// answersAgain compares the answers of a second start with those of the first,
-// which has stopped in order.
+// end ends the snapshotter before a second start. A process is killed, and the
+// content store is gone when the next one looks: what was healed must be whole
+// by itself. One in our process can only be closed, and has nothing to look at.
+func (k *look) end() {
+	running, ok := k.s.(*Running)
+	if !ok || !k.Strict || k.SameBoot {
+		if err := k.s.Close(); err != nil {
+			k.flaw("close: %v", err)
+		}
+		return
+	}
+	if err := running.Kill(); err != nil {
+		k.flaw("kill: %v", err)
+	}
+	content := filepath.Join(filepath.Dir(k.root), ContentName)
+	if err := os.Rename(content, content+".gone"); err != nil && !os.IsNotExist(err) {
+		k.flaw("%v", err)
+	}
+}
+
+// answersAgain compares the answers of a second start with those of the first.
 func (k *look) answersAgain(ctx context.Context, s snapshots.Snapshotter) {
 	if !k.Strict {
 		return

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,7 +86,9 @@ func (r *Record) Hurt(p *Plan, dirs map[string]string, everything bool) error {
 		}
 		return nil
 	}
-	patients := append(append([]*Layer{}, p.Chains[asked].Layers...), p.Chains[removed].Layers...)
+	// The top of one chain stays whole: it must not be taken for damaged.
+	below := p.Chains[asked].Layers
+	patients := slices.Concat(below[:len(below)-1], p.Chains[removed].Layers)
 	random := rand.New(rand.NewPCG(p.Seed, 0xd0c))
 	order := random.Perm(len(wounds))
 	// Of the first that heals, it must show whether it did.
