@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // bootID is where the kernel names a boot (random(4)).
@@ -38,11 +36,13 @@ func nextBoot(t *testing.T) {
 	}
 }
 
-// uncleanBoot is what a daemon sees of a power cut that took nothing: it had no
-// time to end, and the next one runs in another boot.
-func uncleanBoot(t *testing.T, d *kit.Daemon) {
+// uncleanBoot is what daemon and containerd see of a power cut that took nothing:
+// they had no time to end, and the next ones run in another boot.
+func (n *node) uncleanBoot(t *testing.T) {
 	t.Helper()
-	check(t, d.Kill())
+	check(t, n.containerd.Kill())
+	check(t, n.daemon.Kill())
 	nextBoot(t)
-	check(t, d.Start(t.Context()))
+	check(t, n.daemon.Start(t.Context()))
+	check(t, n.containerd.Start(t.Context()))
 }

@@ -1,6 +1,7 @@
 package damage
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,6 +42,11 @@ var (
 // body is the content of every victim.
 const body = "as it was built\n"
 
+// flippedAt is the byte of a body of which one bit is flipped.
+const flippedAt = 7
+
+func sum(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(content))) }
+
 // layerRoot leads a damage from its own directory to the root of the layer.
 const layerRoot = "../.."
 
@@ -80,6 +86,7 @@ var catalogue = []damage{
 			other := strings.ToUpper(body)
 			return errors.Join(os.WriteFile(at("other"), []byte(other), 0o644), os.Rename(at("other"), at("victim")))
 		},
+		finds: []finding{{"victim", "sha256digest", sum(body), sum(strings.ToUpper(body))}},
 	},
 	{
 		name: "bit-flipped", layers: everyLayer, deep: true, has: file("victim"),
@@ -88,9 +95,10 @@ var catalogue = []damage{
 			if err != nil {
 				return err
 			}
-			_, err = f.WriteAt([]byte{body[7] ^ 1}, 7)
+			_, err = f.WriteAt([]byte{body[flippedAt] ^ 1}, flippedAt)
 			return errors.Join(err, f.Close())
 		},
+		finds: []finding{{"victim", "sha256digest", sum(body), sum(body[:flippedAt] + string(body[flippedAt]^1) + body[flippedAt+1:])}},
 	},
 	{
 		name: "mode", layers: everyLayer, has: file("victim"),

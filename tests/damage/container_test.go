@@ -37,6 +37,7 @@ func witnessArgs(rounds string) []string {
 // run starts a container that observes until it is stopped, after the test.
 func (n *node) run(t *testing.T, name string) *container {
 	t.Helper()
+	name = fmt.Sprintf("%s-%d", name, n.number)
 	c := &container{node: n, name: name, log: filepath.Join(scratch(t), "log")}
 	n.ctr(t, append([]string{"run", "-d", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, name}, witnessArgs("0")...)...)
 	t.Cleanup(func() { c.remove(t) })
@@ -157,7 +158,7 @@ func (n *node) startsAnew(t *testing.T) {
 
 func (n *node) tryStart(t *testing.T) error {
 	t.Helper()
-	out, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--snapshotter", "durable", n.image.Ref, "new"}, witnessArgs("1")...)...)
+	out, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--snapshotter", "durable", n.image.Ref, fmt.Sprintf("new-%d", n.number)}, witnessArgs("1")...)...)
 	if err != nil {
 		return err
 	}

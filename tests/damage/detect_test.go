@@ -1,7 +1,9 @@
 package damage
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,93 +13,110 @@ import (
 
 // TestDetected does the damages of the catalogue one by one to each layer of an
 // image in use. check names the layer, the path and the difference, and nothing
-// else; of a deep damage it sees nothing at the depth of metadata.
+// else; of a deep damage it sees nothing without --deep, and with it the same,
+// whether it compares with digests or with the blob.
 func TestDetected(t *testing.T) {
-	n := newNode(t, "ext4")
+	t.Parallel()
+	n := newNodeInUse(t, "ext4")
+	n.digested(t)
 	mark := n.container.mark(t)
-	for _, layer := range everyLayer {
-		for _, d := range catalogue {
-			if !slices.Contains(d.layers, layer) {
-				continue
+	for layer, d := range damages() {
+		t.Run(d.dir(layer), func(t *testing.T) {
+			check(t, d.inflict(n.root(layer), d.dir(layer)))
+			before := must[kit.Tree](t)(kit.Fingerprint(n.root(layer)))
+			found := map[string][]finding{layer: d.expected(d.dir(layer))}
+			if d.deep {
+				n.clean(t)
+				n.finds(t, found, "--deep")
+				n.withoutDigests(t, func() { n.finds(t, found, "--deep") })
+			} else {
+				n.finds(t, found)
 			}
-			t.Run(d.dir(layer), func(t *testing.T) {
-				check(t, d.inflict(n.root(layer), d.dir(layer)))
-				before := must[kit.Tree](t)(kit.Fingerprint(n.root(layer)))
-				n.finds(t, found(layer, d.expected(d.dir(layer))))
-				if diff := kit.Diff(before, must[kit.Tree](t)(kit.Fingerprint(n.root(layer))), 5); diff != "" {
-					t.Errorf("check has written:\n%s", diff)
-				}
-				n.putBack(t, layer, &d)
-			})
-		}
+			if diff := kit.Diff(before, must[kit.Tree](t)(kit.Fingerprint(n.root(layer))), 5); diff != "" {
+				t.Errorf("check has written:\n%s", diff)
+			}
+			n.putBack(t, layer, d)
+		})
 	}
 	n.clean(t)
+	n.clean(t, "--deep")
+	n.withoutDigests(t, func() { n.clean(t, "--deep") })
 	n.whole(t)
 	n.container.undisturbed(t, mark)
 }
 
-// found is the findings of one layer; of none when there are none.
-func found(layer string, f []finding) map[string][]finding {
-	if len(f) == 0 {
-		return nil
+// withoutDigests takes the content digests away while do runs, so that content
+// is compared with blobs. The journal knows of them still, and so the daemon
+// makes no new ones.
+func (n *node) withoutDigests(t *testing.T, do func()) {
+	t.Helper()
+	for _, layer := range layerNames {
+		file := filepath.Join(n.dir(layer), "contents")
+		check(t, os.Rename(file, file+".away"))
+		defer func() {
+			// A layer that is healed meanwhile has none.
+			if err := os.Rename(file+".away", file); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		}()
 	}
-	return map[string][]finding{layer: f}
+	do()
 }
 
 // TestDetectedTogether does all damages at once to all layers, on each file
 // system, with the daemon running and stopped. Then whole layers go.
 func TestDetectedTogether(t *testing.T) {
+	t.Parallel()
 	for _, fs := range fileSystems {
 		t.Run(fs, func(t *testing.T) {
-			n := newNode(t, fs)
+			n := newNodeInUse(t, fs)
 			mark := n.container.mark(t)
 			want := n.inflictAll(t)
 			n.finds(t, want)
 			check(t, n.daemon.Stop())
 			n.finds(t, want)
 			n.container.undisturbed(t, mark)
-			for _, layer := range everyLayer {
-				for _, d := range catalogue {
-					if slices.Contains(d.layers, layer) {
-						n.putBack(t, layer, &d)
-					}
-				}
+			for layer, d := range damages() {
+				n.putBack(t, layer, d)
 			}
 			n.clean(t)
 			n.whole(t)
-			check(t, n.daemon.Start(t.Context()))
-			n.container.undisturbed(t, mark)
 			n.losesLayers(t)
+			check(t, n.daemon.Start(t.Context()))
+			n.container.alive(t, mark)
+			n.startsAnew(t)
 		})
 	}
 }
 
-// inflictAll does every damage to every layer, and returns what check must find.
+// inflictAll does every damage to every layer, and returns what check must find
+// without --deep.
 func (n *node) inflictAll(t *testing.T) map[string][]finding {
 	t.Helper()
 	want := map[string][]finding{}
-	for _, layer := range everyLayer {
-		for _, d := range catalogue {
-			if slices.Contains(d.layers, layer) {
-				check(t, d.inflict(n.root(layer), d.dir(layer)))
-				want[layer] = append(want[layer], d.expected(d.dir(layer))...)
-			}
+	for layer, d := range damages() {
+		check(t, d.inflict(n.root(layer), d.dir(layer)))
+		if !d.deep {
+			want[layer] = append(want[layer], d.expected(d.dir(layer))...)
 		}
 	}
 	return want
 }
 
-// losesLayers removes the directories of layers, from below a container.
+// gone is what is found of a layer that is not there.
+var gone = []finding{{Path: ".", What: "missing"}}
+
+// losesLayers removes the directories of layers, from below a container, while
+// there is no daemon that would heal them.
 func (n *node) losesLayers(t *testing.T) {
 	t.Helper()
-	gone := []finding{{Path: ".", What: "missing"}}
 	for _, layer := range layerNames {
 		t.Run(layer, func(t *testing.T) {
 			mark := n.container.mark(t)
 			check(t, os.RemoveAll(n.root(layer)))
-			n.finds(t, found(layer, gone))
+			n.finds(t, map[string][]finding{layer: gone})
 			check(t, os.RemoveAll(n.dir(layer)))
-			n.finds(t, found(layer, gone))
+			n.finds(t, map[string][]finding{layer: gone})
 			n.container.alive(t, mark)
 			n.putBackLayer(t, layer)
 			n.clean(t)
@@ -116,32 +135,48 @@ func (n *node) losesLayers(t *testing.T) {
 			n.putBackLayer(t, layer)
 		}
 		n.clean(t)
-		n.startsAnew(t)
 	})
 }
 
 // TestDetectedSeal damages what check compares with. A layer without a valid
-// seal is not ready, and no difference of its tree is made up.
+// seal is damaged, whatever its tree is like, and no difference of the tree is
+// made up.
 func TestDetectedSeal(t *testing.T) {
-	n := newNode(t, "ext4")
-	for _, c := range []struct {
-		name   string
-		damage func(seal string) error
-	}{
-		{"removed", os.Remove},
-		{"emptied", func(seal string) error { return os.Truncate(seal, 0) }},
-		{"cut", func(seal string) error { return os.Truncate(seal, 100) }},
-		{"of another layer", func(seal string) error { return os.Rename(n.dir("top")+"/seal", seal) }},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			check(t, c.damage(n.dir("middle")+"/seal"))
+	t.Parallel()
+	n := newNodeInUse(t, "ext4")
+	for name, damage := range sealDamages(n) {
+		t.Run(name, func(t *testing.T) {
+			check(t, damage(n.dir("middle")+"/seal"))
 			result := n.check(t, 1, n.image.ChainIDs[1].String())[0]
-			if result.State == "ready" || len(result.Findings) > 0 || !strings.Contains(result.Reason, "no valid seal") {
-				t.Errorf("%+v, want it not to be ready for the lack of a valid seal", result)
+			if result.State != "damaged" || len(result.Findings) > 0 || !strings.Contains(result.Reason, "no valid seal") {
+				t.Errorf("%+v, want it to be damaged for the lack of a valid seal", result)
 			}
 			n.putBackLayer(t, "middle")
 			n.putBackLayer(t, "top")
 			n.clean(t)
 		})
+	}
+}
+
+// sealDamages are ways to lose what a layer is compared with.
+func sealDamages(n *node) map[string]func(file string) error {
+	return map[string]func(file string) error{
+		"removed":          os.Remove,
+		"emptied":          func(file string) error { return os.Truncate(file, 0) },
+		"cut":              func(file string) error { return os.Truncate(file, 100) },
+		"of another layer": func(file string) error { return os.Rename(filepath.Join(n.dir("top"), filepath.Base(file)), file) },
+	}
+}
+
+// damages goes through the catalogue for each layer.
+func damages() func(yield func(layer string, d *damage) bool) {
+	return func(yield func(string, *damage) bool) {
+		for _, layer := range everyLayer {
+			for i := range catalogue {
+				if d := &catalogue[i]; slices.Contains(d.layers, layer) && !yield(layer, d) {
+					return
+				}
+			}
+		}
 	}
 }

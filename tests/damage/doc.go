@@ -25,5 +25,17 @@
 //
 // A machine that starts again has another boot ID. In the mount namespace of the
 // tests a file of ours lies over the kernel's, so the daemon under test is the
-// one that users run (boot_test.go).
+// one that users run (boot_test.go). Tests in which it changes run one by one,
+// the others side by side: most of their time they wait for the daemon, which
+// takes digests of content at its leisure.
+//
+// # What is where
+//
+//	detect_test.go    check finds the damage, and nothing else
+//	heal_test.go      repair, or whoever asks, gets the layer back in place
+//	gate_test.go      after a power cut nobody is told of a layer that is damaged
+//	blob_test.go      without a good blob it stays damaged, and is refused
+//	contents_test.go  content is compared although blobs are gone
+//	scrub_test.go     the daemon looks by itself, when it is told to
+//	healthy_test.go   1,000 layers that are whole are never called anything else
 package damage

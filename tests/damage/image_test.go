@@ -91,7 +91,8 @@ var watched = func() map[string]string {
 	return paths
 }()
 
-// TestCatalogue: a damage says what metadata shows of it, or that it is deep.
+// TestCatalogue: a damage says what is found of it, which is about content when
+// it is deep, and about metadata when it is not.
 func TestCatalogue(t *testing.T) {
 	names := map[string]bool{}
 	for _, d := range catalogue {
@@ -99,8 +100,13 @@ func TestCatalogue(t *testing.T) {
 			t.Errorf("%s is in the catalogue twice", d.name)
 		}
 		names[d.name] = true
-		if d.deep != (len(d.finds) == 0) {
-			t.Errorf("%s: deep is %t, and metadata shows %v", d.name, d.deep, d.finds)
+		if len(d.finds) == 0 {
+			t.Errorf("%s: nothing is found", d.name)
+		}
+		for _, f := range d.finds {
+			if d.deep != (f.What == "sha256digest") {
+				t.Errorf("%s: deep is %t, and what is found is %+v", d.name, d.deep, f)
+			}
 		}
 	}
 }

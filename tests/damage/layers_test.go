@@ -156,8 +156,12 @@ func (w *writer) file(path string) error {
 	if err := os.WriteFile(path, content, 0o644); err != nil {
 		return err
 	}
-	if w.IntN(10) == 0 {
+	// Sparse ones; some are larger than what is read at once.
+	switch w.IntN(100) {
+	case 0:
 		return os.Truncate(path, 1<<20+int64(size))
+	case 1, 2, 3, 4, 5, 6, 7, 8, 9:
+		return os.Truncate(path, 1<<17+int64(size))
 	}
 	return nil
 }

@@ -96,10 +96,13 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// waitFor polls until ok returns nil, and fails with its last error.
+// waitFor polls until ok returns nil, less and less often, and fails with its
+// last error.
 func waitFor(t testing.TB, limit time.Duration, ok func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+	pause := 20 * time.Millisecond
+	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
+		pause = min(pause*5/4, 300*time.Millisecond)
 		err := ok()
 		if err == nil {
 			return
@@ -135,12 +138,12 @@ func newDisk(t testing.TB, fs string) *kit.Disk {
 }
 
 // startDaemon starts the daemon on a disk and stops it in the orderly way after
-// the test.
-func startDaemon(t testing.TB, disk *kit.Disk) *kit.Daemon {
+// the test. It tells containerd nothing: where a blob is bad, containerd would be
+// made to forget the image, and there would be nothing left to look at.
+func startDaemon(t testing.TB, disk *kit.Disk, o kit.DaemonOptions) *kit.Daemon {
 	t.Helper()
-	d := must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
-		Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: disk.Path("durable"), RunDir: scratch(t),
-	}))
+	o.Binary, o.Dir, o.RunDir = must[kit.Binaries](t)(binaries()).Daemon, disk.Path("durable"), scratch(t)
+	d := must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), o))
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(d.LogTail(6000))

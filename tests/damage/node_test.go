@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +20,7 @@ import (
 )
 
 // node is a machine: a disk with a daemon and a containerd on it, the image
-// pulled through both, and a container that runs on it.
+// pulled through both, and, when it is in use, a container that runs on it.
 type node struct {
 	disk       *kit.Disk
 	daemon     *kit.Daemon
@@ -27,12 +29,32 @@ type node struct {
 	ids        map[string]uint64   // directory numbers by layer name
 	trees      map[string]kit.Tree // fresh unpackings by layer name
 	container  *container
+	number     int64 // names of containers name cgroups, too, and these are the machine's
 }
 
-func newNode(t *testing.T, fs string) *node {
+var nodes atomic.Int64
+
+// newNodeInUse is newNode with a container that runs on the image.
+func newNodeInUse(t *testing.T, fileSystem string) *node {
 	t.Helper()
-	n := &node{disk: newDisk(t, fs), image: must[kit.Pushed](t)(image())}
-	n.daemon = startDaemon(t, n.disk)
+	n := newNode(t, fileSystem)
+	n.container = n.run(t, "lasting")
+	return n
+}
+
+func newNode(t *testing.T, fileSystem string) *node {
+	t.Helper()
+	n := newNodeWith(t, fileSystem, must[kit.Pushed](t)(image()), "")
+	n.learn(t)
+	return n
+}
+
+// newNodeWith is a node with another image, or another configuration of the
+// daemon.
+func newNodeWith(t *testing.T, fileSystem string, image kit.Pushed, config string) *node {
+	t.Helper()
+	n := &node{disk: newDisk(t, fileSystem), image: image, number: nodes.Add(1)}
+	n.daemon = startDaemon(t, n.disk, kit.DaemonOptions{ContentRoot: n.contentRoot(), Config: config})
 	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
 		Binaries: must[kit.Binaries](t)(binaries()), Dir: n.disk.Path("containerd"), RunDir: scratch(t), Daemon: n.daemon,
 	}))
@@ -45,9 +67,18 @@ func newNode(t *testing.T, fs string) *node {
 		}
 	})
 	n.ctr(t, "image", "pull", "--plain-http", "--snapshotter", "durable", n.image.Ref)
-	n.learn(t)
-	n.container = n.run(t, "lasting")
 	return n
+}
+
+// contentRoot is where containerd keeps blobs.
+func (n *node) contentRoot() string {
+	return n.disk.Path("containerd", "root", "io.containerd.content.v1.content")
+}
+
+// blob is the file of a layer's blob.
+func (n *node) blob(layer string) string {
+	d := n.image.Layers[slices.Index(layerNames, layer)].Digest
+	return filepath.Join(n.contentRoot(), "blobs", d.Algorithm().String(), d.Encoded())
 }
 
 // ctr runs ctr and fails the test when it fails.
@@ -91,13 +122,24 @@ func (n *node) dir(layer string) string {
 func (n *node) root(layer string) string     { return filepath.Join(n.dir(layer), "fs") }
 func (n *node) pristine(layer string) string { return n.disk.Path("pristine", layer) }
 
-// tree is the fingerprint of a layer, but for what depends on the time of the
-// unpacking.
+// tree is the fingerprint of a layer.
 func (n *node) tree(t *testing.T, layer string) kit.Tree {
 	t.Helper()
-	tree := must[kit.Tree](t)(kit.Fingerprint(n.root(layer)))
+	return must[kit.Tree](t)(n.tryTree(layer))
+}
+
+// tryTree leaves out what depends on the time of the unpacking: times of
+// directories that the layer has no entry for, and of whiteouts, which are made
+// for an entry that is no file.
+func (n *node) tryTree(layer string) (kit.Tree, error) {
+	tree, err := kit.Fingerprint(n.root(layer))
 	tree.Untime(n.image.Untimed...)
-	return tree
+	for name, e := range tree {
+		if e.Mode&fs.ModeCharDevice != 0 && e.Rdev == 0 {
+			tree.Untime(name)
+		}
+	}
+	return tree, err
 }
 
 // whole fails unless every layer is what a fresh unpacking of it is.
@@ -108,6 +150,13 @@ func (n *node) whole(t *testing.T) {
 			t.Errorf("layer %s is not whole:\n%s", layer, d)
 		}
 	}
+}
+
+// digested waits until there are content digests of all layers. Before, a
+// content damage may be taken for what was committed.
+func (n *node) digested(t *testing.T) {
+	t.Helper()
+	waitDigested(t, n.daemon, len(layerNames))
 }
 
 // copyTree copies a directory with all its attributes.

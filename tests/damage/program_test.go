@@ -5,10 +5,12 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -22,6 +24,7 @@ type result struct {
 	Entries  int64     `json:"entries"`
 	Findings []finding `json:"findings"`
 	Reason   string    `json:"reason"`
+	Contents string    `json:"contents"`
 }
 
 // program runs a verb of the binary under test on the daemon's root, with the
@@ -107,4 +110,79 @@ func sameFindings(t *testing.T, layer string, want, have []finding) {
 			t.Errorf("layer %s: a false alarm: %+v", layer, f)
 		}
 	}
+}
+
+// waitForDigests is how long it may take until new layers have digests: the
+// daemon looks for such layers every 15 seconds.
+const waitForDigests = 2 * time.Minute
+
+// waitDigested waits until the daemon has taken content digests of all layers.
+func waitDigested(t *testing.T, d *kit.Daemon, layers int) {
+	t.Helper()
+	waitFor(t, waitForDigests, func() error {
+		results := runCheck(t, d, 0, "--cached")
+		digested := 0
+		for _, r := range results {
+			if r.Contents != "" {
+				digested++
+			}
+		}
+		if digested != layers {
+			return fmt.Errorf("%d of %d layers have content digests, waiting for %d", digested, len(results), layers)
+		}
+		return nil
+	})
+}
+
+// report is the part of inspect --json that is looked at here.
+type report struct {
+	Snapshots []struct {
+		ID         uint64
+		Kind, Name string
+	}
+	Journal struct {
+		Committed []struct {
+			ID       uint64
+			ChainID  string `json:"chain_id"`
+			Strategy string
+		}
+		Scrub scrub
+	}
+}
+
+type scrub struct {
+	Depth             string
+	Started, Finished time.Time
+	Next              uint64
+	Looked, Damaged   int
+}
+
+func inspect(t *testing.T, d *kit.Daemon) (r report) {
+	t.Helper()
+	stdout, stderr, status := program(t, d, "inspect", "--json")
+	if err := json.Unmarshal([]byte(stdout), &r); err != nil || status != 0 {
+		t.Fatalf("inspect: status %d: %v: %s%s", status, err, stdout, stderr)
+	}
+	return r
+}
+
+// repaired is what repair --json prints of a snapshot that is not ready.
+type repaired struct {
+	result
+	Blob   string
+	Plan   string
+	Healed bool
+}
+
+func (n *node) repair(t *testing.T, status int, args ...string) []repaired {
+	t.Helper()
+	stdout, stderr, got := program(t, n.daemon, append([]string{"repair", "--json"}, args...)...)
+	var results []repaired
+	if err := json.Unmarshal([]byte(stdout), &results); err != nil {
+		t.Fatalf("repair %q: status %d: %v: %s%s", args, got, err, stdout, stderr)
+	}
+	if got != status {
+		t.Errorf("repair %q: status %d, want %d: %s%s", args, got, status, stdout, stderr)
+	}
+	return results
 }

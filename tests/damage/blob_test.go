@@ -1,0 +1,163 @@
+package damage
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// badBlobs are ways to lose what a layer is healed from. The layers of the image
+// are compressed in different ways, which notice different things: what is not
+// compressed notices nothing.
+var badBlobs = []struct {
+	name string
+	do   func(file string) error
+	says string // in the reason why a layer was not healed
+}{
+	{"missing", os.Remove, "missing"},
+	{"emptied", func(file string) error { return os.Truncate(file, 0) }, " has 0 bytes, "},
+	{"half", func(file string) error { return cut(file, func(n int64) int64 { return n / 2 }) }, " expected"},
+	{"without its last byte", func(file string) error { return cut(file, func(n int64) int64 { return n - 1 }) }, " expected"},
+	{"flipped in the middle", func(file string) error { return flip(file, func(n int64) int64 { return n / 2 }) }, "blob "},
+	{"flipped at the end", func(file string) error { return flip(file, func(n int64) int64 { return n - 1 }) }, "blob "},
+}
+
+func cut(file string, to func(size int64) int64) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	return os.Truncate(file, to(info.Size()))
+}
+
+func flip(file string, at func(size int64) int64) error {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	content[at(int64(len(content)))] ^= 1
+	return os.WriteFile(file, content, 0o444)
+}
+
+// TestNoGoodBlob damages layers whose blob is bad, too. They stay damaged, and
+// whoever asks is told so and why, live and after an unclean boot, until the
+// blob is there again.
+func TestNoGoodBlob(t *testing.T) {
+	t.Parallel()
+	n := newNodeInUse(t, "ext4")
+	mark := n.container.mark(t)
+	for _, layer := range everyLayer {
+		good := must[[]byte](t)(os.ReadFile(n.blob(layer)))
+		for _, bad := range badBlobs {
+			t.Run(layer+" "+bad.name, func(t *testing.T) {
+				d := fileEmptied()
+				check(t, d.inflict(n.root(layer), d.dir(layer)))
+				check(t, bad.do(n.blob(layer)))
+				n.staysDamaged(t, layer, d.expected(d.dir(layer)), bad.says)
+
+				check(t, os.WriteFile(n.blob(layer), good, 0o444))
+				n.heals(t, map[string][]finding{layer: d.expected(d.dir(layer))})
+				n.clean(t)
+				n.whole(t)
+				n.startsAnew(t)
+			})
+		}
+	}
+	n.container.undisturbed(t, mark)
+}
+
+// fileEmptied is a plain damage, for where it does not matter which one it is.
+func fileEmptied() *damage {
+	return &catalogue[slices.IndexFunc(catalogue, func(d damage) bool { return d.name == "file-emptied" })]
+}
+
+// staysDamaged fails unless nothing is healed, nothing is lied about, and the
+// damaged layer is left as it is.
+func (n *node) staysDamaged(t *testing.T, layer string, want []finding, says string) {
+	t.Helper()
+	before := must[kit.Tree](t)(kit.Fingerprint(n.root(layer)))
+	for _, r := range n.repairs(t, 1, map[string][]finding{layer: want}, "--apply") {
+		if r.Healed || r.State != "damaged" {
+			t.Errorf("repair says of layer %s, which has no good blob: %+v", layer, r)
+		}
+		if !strings.Contains(r.Reason, "there is no good blob of it") || !strings.Contains(r.Reason, says) {
+			t.Errorf("the reason why layer %s was not healed is %q, want that there is no good blob, and %q", layer, r.Reason, says)
+		}
+	}
+	n.finds(t, map[string][]finding{layer: want})
+	n.refused(t, layer)
+	if diff := kit.Diff(before, must[kit.Tree](t)(kit.Fingerprint(n.root(layer))), 5); diff != "" {
+		t.Errorf("layer %s was changed:\n%s", layer, diff)
+	}
+	if left, err := os.ReadDir(n.daemon.Root + "/healing"); err != nil && !os.IsNotExist(err) || len(left) > 0 {
+		t.Errorf("healing in vain has left %v, %v", left, err)
+	}
+}
+
+// refused fails unless everybody who asks for a damaged layer gets an error that
+// names it and says why.
+func (n *node) refused(t *testing.T, layer string) {
+	t.Helper()
+	i := slices.Index(layerNames, layer)
+	id := n.image.ChainIDs[i].String()
+	isRefusal := func(what string, err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), id) || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "not healed") {
+			t.Errorf("%s, although layer %s is damaged: %v", what, layer, err)
+		}
+	}
+	isRefusal("a container was started", n.tryStart(t))
+	_, err := n.tryCtr(t.Context(), "snapshot", "--snapshotter", "durable", "info", id)
+	isRefusal("stat", err)
+	if i > 0 { // what is below has nothing to do with it
+		n.readyToContainerd(t, i-1)
+	}
+	for _, r := range n.check(t, 1, "--cached") {
+		other := n.layerOf(t, r.ID)
+		switch {
+		case other == layer:
+			if r.State != "damaged" {
+				t.Errorf("check --cached says that layer %s is %s: %+v", layer, r.State, r)
+			}
+		case r.State == "unverified" && slices.Index(layerNames, other) > i:
+			// After a boot nobody looks at it before what it stands on is whole.
+		case r.State != "ready":
+			t.Errorf("check --cached says that layer %s is %s: %+v", other, r.State, r)
+		}
+	}
+}
+
+// TestNoGoodBlobAtBoot is TestNoGoodBlob through an unclean boot, with all blobs
+// of the image bad: no layer is lost that was not damaged.
+func TestNoGoodBlobAtBoot(t *testing.T) {
+	for i, fs := range fileSystems {
+		t.Run(fs, func(t *testing.T) {
+			n := newNode(t, fs)
+			good := map[string][]byte{}
+			for i, layer := range layerNames {
+				good[layer] = must[[]byte](t)(os.ReadFile(n.blob(layer)))
+				check(t, badBlobs[i].do(n.blob(layer)))
+			}
+			n.uncleanBoot(t)
+			n.startsAnew(t) // nothing is damaged, and no blob is asked for
+
+			layer := everyLayer[i]
+			check(t, os.RemoveAll(n.root(layer)))
+			n.uncleanBoot(t)
+			n.finds(t, map[string][]finding{layer: gone})
+			n.refused(t, layer)
+			n.uncleanBoot(t)
+			n.refused(t, layer)
+
+			for layer, content := range good {
+				check(t, os.WriteFile(n.blob(layer), content, 0o444))
+			}
+			n.uncleanBoot(t)
+			n.startsAnew(t) // by itself: a boot heals what could not be healed before
+			n.wholeAfterBoot(t)
+		})
+	}
+}

@@ -1,0 +1,114 @@
+package damage
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestHealedAtBoot does each damage to all layers, and cuts the power. Whoever
+// asks for the image in the next boot gets layers that are whole. No container
+// runs: it would not have survived the cut.
+//
+// The damages of the content are missing: nobody reads all content at a boot,
+// but TestNotReadAtBoot.
+func TestHealedAtBoot(t *testing.T) {
+	n := newNode(t, "ext4")
+	for i := range catalogue {
+		d := &catalogue[i]
+		if d.deep {
+			continue
+		}
+		t.Run(d.name, func(t *testing.T) {
+			for _, layer := range d.layers {
+				check(t, d.inflict(n.root(layer), d.dir(layer)))
+			}
+			n.uncleanBoot(t)
+			n.startsAnew(t)
+			n.wholeAfterBoot(t)
+		})
+	}
+}
+
+// TestGate does all damages at once to all layers, on each file system, or loses
+// them, and cuts the power. Then it asks the first question in each way that
+// containerd has.
+func TestGate(t *testing.T) {
+	questions := []struct {
+		name string
+		ask  func(t *testing.T, n *node)
+	}{
+		{"stat", func(t *testing.T, n *node) { n.readyToContainerd(t, len(layerNames)-1) }},
+		{"prepare", func(t *testing.T, n *node) { n.startsAnew(t) }},
+		{"view", func(t *testing.T, n *node) {
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "view", "looking", n.image.Top())
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "rm", "looking")
+		}},
+		{"mounts", func(t *testing.T, n *node) {
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "mounts", t.TempDir(), "asked before")
+		}},
+	}
+	losses := map[string]func(t *testing.T, n *node){
+		"damaged": func(t *testing.T, n *node) { n.inflictAll(t) },
+		"gone": func(t *testing.T, n *node) {
+			for _, layer := range layerNames {
+				check(t, os.RemoveAll(n.dir(layer)))
+			}
+		},
+	}
+	for _, fs := range fileSystems {
+		t.Run(fs, func(t *testing.T) {
+			n := newNode(t, fs)
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "prepare", "asked before", n.image.Top())
+			for _, q := range questions {
+				for name, lose := range losses {
+					t.Run(q.name+" "+name, func(t *testing.T) {
+						lose(t, n)
+						n.uncleanBoot(t)
+						q.ask(t, n)
+						n.wholeAfterBoot(t)
+					})
+				}
+			}
+		})
+	}
+}
+
+// wholeAfterBoot: the layers of the image are whole and said to be so, and
+// nothing of earlier boots is kept.
+func (n *node) wholeAfterBoot(t *testing.T) {
+	t.Helper()
+	n.whole(t)
+	n.clean(t, "--cached")
+	n.clean(t)
+	replaced, err := os.ReadDir(n.daemon.Root + "/replaced")
+	check(t, err)
+	boot := strings.TrimSpace(string(must[[]byte](t)(os.ReadFile(bootID))))
+	for _, e := range replaced {
+		if !strings.Contains(e.Name(), boot) {
+			t.Errorf("replaced/%s is of an earlier boot, and no mount can use it", e.Name())
+		}
+	}
+}
+
+// TestNotReadAtBoot: damages of the content are not found at a boot, by which
+// digests are not lost, and are found by whoever reads the content.
+func TestNotReadAtBoot(t *testing.T) {
+	n := newNode(t, "ext4")
+	n.digested(t)
+	want := map[string][]finding{}
+	for layer, d := range damages() {
+		if d.deep {
+			check(t, d.inflict(n.root(layer), d.dir(layer)))
+			want[layer] = append(want[layer], d.expected(d.dir(layer))...)
+		}
+	}
+	n.uncleanBoot(t)
+	n.startsAnew(t)
+	n.clean(t, "--cached")
+	n.digested(t)
+	n.finds(t, want, "--deep")
+	n.heals(t, want, "--deep")
+	n.clean(t, "--deep")
+	n.wholeAfterBoot(t)
+}
