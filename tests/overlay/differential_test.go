@@ -110,6 +110,8 @@ func (n *node) differs(ctx context.Context, img image, ways []way) error {
 	return nil
 }
 
+// compare unpacks an image in one way. Durable's layers are lost afterwards, and
+// must be the same when they are healed.
 func (n *node) compare(ctx context.Context, img image, w way) (err error) {
 	want, err := w.want(img)
 	if err != nil {
@@ -120,12 +122,24 @@ func (n *node) compare(ctx context.Context, img image, w way) (err error) {
 		return &difference{w.name, err.Error()}
 	}
 	defer func() { err = errors.Join(err, u.remove()) }()
+	if err := u.differs(want, img, w.name); err != nil || w.snapshotter != durable {
+		return err
+	}
+	if err := n.lose(); err != nil {
+		return err
+	}
+	return u.differs(want, img, w.name+" and healed")
+}
+
+// differs returns the difference between what an unpacked image shows and what it
+// should.
+func (u *unpacking) differs(want view, img image, way string) error {
 	got, err := u.view()
 	if err != nil {
-		return &difference{w.name, err.Error()}
+		return &difference{way, err.Error()}
 	}
 	if text := want.diff(got, img); text != "" {
-		return &difference{w.name, text}
+		return &difference{way, text}
 	}
 	return nil
 }

@@ -57,13 +57,14 @@ func newNode(t testing.TB, fs, config string) *node {
 
 func newNodeIn(t testing.TB, dir, binary, config string) *node {
 	t.Helper()
-	n := &node{daemon: startDaemon(t, binary, filepath.Join(dir, "durable"), config)}
+	own := scratch(t)
+	store := filepath.Join(own, "content")
+	n := &node{daemon: startDaemon(t, binary, filepath.Join(dir, "durable"), fmt.Sprintf("content_root = '%s'\n%s", store, config))}
 	all := map[string]snapshots.Snapshotter{durable: must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())}
 	for _, name := range []string{overlayfs, renamed} {
 		all[name] = must[snapshots.Snapshotter](t)(stock.NewSnapshotter(filepath.Join(dir, name)))
 	}
-	own := scratch(t)
-	cs := must[content.Store](t)(local.NewStore(filepath.Join(own, "content")))
+	cs := must[content.Store](t)(local.NewStore(store))
 	db := must[*bolt.DB](t)(bolt.Open(filepath.Join(own, "meta.db"), 0o600, nil))
 	n.db = metadata.NewDB(db, cs, all)
 	check(t, n.db.Init(t.Context()))
@@ -217,6 +218,17 @@ func look(root string) (view, error) {
 		v.link(names)
 	}
 	return v, nil
+}
+
+// lose deletes the directories of all snapshots of the daemon. Whoever asks for
+// an image afterwards gets layers that were extracted again.
+func (n *node) lose() error {
+	dir := filepath.Join(n.daemon.Root, "snapshots")
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 // remove gives the space of an unpacked image back.
