@@ -63,3 +63,35 @@ func TestHeal(t *testing.T) {
 		})
 	}
 }
+
+// TestHealOnFailingDisk fails one write after another while damaged layers heal.
+// Nothing may be answered for that did not arrive, and the next boot heals it:
+// the daemon had stopped in order, so whatever it took for healed is not looked
+// at again.
+func TestHealOnFailingDisk(t *testing.T) {
+	b := theBench(t)
+	for fs, step := range map[disk.FS]int{disk.Ext4: 14, disk.XFS: 30, disk.Btrfs: 30} {
+		t.Run(string(fs), func(t *testing.T) {
+			all, struck := &lab.Tally{}, 0
+			for skip := 0; ; skip += step {
+				tally, hits, err := b.HealFailing(t.Context(), b.Daemon(b.Ours, "heal-failing-"+string(fs)), fs, seed, skip)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all.Add(tally)
+				if hits == 0 {
+					break
+				}
+				struck += hits
+			}
+			say(t, all)
+			t.Logf("%d writes have failed", struck)
+			if struck == 0 {
+				t.Error("no write has failed")
+			}
+			if all.Lost != 0 || all.Lies != 0 || all.Flawed != 0 {
+				t.Errorf("%d lost, %d lies, %d flawed", all.Lost, all.Lies, all.Flawed)
+			}
+		})
+	}
+}

@@ -3,18 +3,13 @@ package full
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
-	"strings"
 	"sync"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // between stands between containerd and a snapshotter. It passes each call and
@@ -22,46 +17,26 @@ import (
 // changes something was begun and how it ended. The mark of the end is appended
 // before containerd hears of it.
 type between struct {
-	snapshotsapi.UnimplementedSnapshotsServer
-	next   snapshotsapi.SnapshotsClient
-	marks  workload.Marker
-	conn   *grpc.ClientConn
-	server *grpc.Server
-	served chan error
+	forwarder *kit.Forwarder
+	marks     workload.Marker
 
 	mu  sync.Mutex // guards err
 	err error      // the first of marking
 }
 
 // listenBetween serves at address what the snapshotter at target answers.
-func listenBetween(address, target string, marks workload.Marker) (*between, error) {
-	conn, err := grpc.NewClient("unix://"+target, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("unix", address)
-	if err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	b := &between{
-		next: snapshotsapi.NewSnapshotsClient(conn), marks: marks,
-		conn: conn, server: grpc.NewServer(), served: make(chan error, 1),
-	}
-	snapshotsapi.RegisterSnapshotsServer(b.server, b)
-	go func() { b.served <- b.server.Serve(l) }()
-	return b, nil
+func listenBetween(address, target string, marks workload.Marker) (_ *between, err error) {
+	b := &between{marks: marks}
+	b.forwarder, err = kit.StartForwarder(address, target, b.marked)
+	return b, err
 }
 
 // Close stops it and tells whether a mark is missing.
 func (b *between) Close() error {
-	b.server.Stop()
-	err := <-b.served
-	if errors.Is(err, grpc.ErrServerStopped) {
-		err = nil
-	}
+	err := b.forwarder.Close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return errors.Join(b.err, err, b.conn.Close())
+	return errors.Join(b.err, err)
 }
 
 func (b *between) mark(phase workload.Phase, op workload.Op, name, key string) error {
@@ -74,13 +49,26 @@ func (b *between) mark(phase workload.Phase, op workload.Op, name, key string) e
 	return err
 }
 
-// marked makes a call between its two marks.
-func marked[R any](b *between, op workload.Op, name, key string, call func() (R, error)) (R, error) {
-	if err := b.mark(workload.Begin, op, name, key); err != nil {
-		var none R
-		return none, err
+// marked passes a call on, between its two marks if it changes something.
+func (b *between) marked(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	var op workload.Op
+	var name, key string
+	switch r := request.(type) {
+	case *snapshotsapi.PrepareSnapshotRequest:
+		op, name = workload.Prepare, r.Key
+	case *snapshotsapi.ViewSnapshotRequest:
+		op, name = workload.Prepare, r.Key
+	case *snapshotsapi.CommitSnapshotRequest:
+		op, name, key = workload.Commit, r.Name, r.Key
+	case *snapshotsapi.RemoveSnapshotRequest:
+		op, name = workload.Remove, r.Key
+	default:
+		return next(ctx, request)
 	}
-	answer, err := call()
+	if err := b.mark(workload.Begin, op, name, key); err != nil {
+		return nil, err
+	}
+	answer, err := next(ctx, request)
 	phase := workload.Ack
 	if err != nil {
 		phase = workload.Fail
@@ -89,80 +77,4 @@ func marked[R any](b *between, op workload.Op, name, key string, call func() (R,
 		return answer, missing
 	}
 	return answer, err
-}
-
-// onward is the context of a call to the next server. gRPC hands metadata that
-// arrived to nobody by itself; containerd's are the namespace and the lease.
-func onward(ctx context.Context) context.Context {
-	md, _ := metadata.FromIncomingContext(ctx)
-	out := metadata.MD{}
-	for k, v := range md {
-		if strings.HasPrefix(k, "containerd-") {
-			out[k] = v
-		}
-	}
-	return metadata.NewOutgoingContext(ctx, out)
-}
-
-func (b *between) Prepare(ctx context.Context, r *snapshotsapi.PrepareSnapshotRequest) (*snapshotsapi.PrepareSnapshotResponse, error) {
-	return marked(b, workload.Prepare, r.Key, "", func() (*snapshotsapi.PrepareSnapshotResponse, error) {
-		return b.next.Prepare(onward(ctx), r)
-	})
-}
-
-func (b *between) View(ctx context.Context, r *snapshotsapi.ViewSnapshotRequest) (*snapshotsapi.ViewSnapshotResponse, error) {
-	return marked(b, workload.Prepare, r.Key, "", func() (*snapshotsapi.ViewSnapshotResponse, error) {
-		return b.next.View(onward(ctx), r)
-	})
-}
-
-func (b *between) Commit(ctx context.Context, r *snapshotsapi.CommitSnapshotRequest) (*emptypb.Empty, error) {
-	return marked(b, workload.Commit, r.Name, r.Key, func() (*emptypb.Empty, error) {
-		return b.next.Commit(onward(ctx), r)
-	})
-}
-
-func (b *between) Remove(ctx context.Context, r *snapshotsapi.RemoveSnapshotRequest) (*emptypb.Empty, error) {
-	return marked(b, workload.Remove, r.Key, "", func() (*emptypb.Empty, error) {
-		return b.next.Remove(onward(ctx), r)
-	})
-}
-
-func (b *between) Mounts(ctx context.Context, r *snapshotsapi.MountsRequest) (*snapshotsapi.MountsResponse, error) {
-	return b.next.Mounts(onward(ctx), r)
-}
-
-func (b *between) Stat(ctx context.Context, r *snapshotsapi.StatSnapshotRequest) (*snapshotsapi.StatSnapshotResponse, error) {
-	return b.next.Stat(onward(ctx), r)
-}
-
-func (b *between) Update(ctx context.Context, r *snapshotsapi.UpdateSnapshotRequest) (*snapshotsapi.UpdateSnapshotResponse, error) {
-	return b.next.Update(onward(ctx), r)
-}
-
-func (b *between) Usage(ctx context.Context, r *snapshotsapi.UsageRequest) (*snapshotsapi.UsageResponse, error) {
-	return b.next.Usage(onward(ctx), r)
-}
-
-func (b *between) Cleanup(ctx context.Context, r *snapshotsapi.CleanupRequest) (*emptypb.Empty, error) {
-	return b.next.Cleanup(onward(ctx), r)
-}
-
-func (b *between) List(r *snapshotsapi.ListSnapshotsRequest, out snapshotsapi.Snapshots_ListServer) error {
-	in, err := b.next.List(onward(out.Context()), r)
-	if err != nil {
-		return err
-	}
-	for {
-		part, err := in.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := out.Send(part); err != nil {
-			return err
-		}
-	}
 }

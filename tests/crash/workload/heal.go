@@ -104,6 +104,18 @@ func (r *Runner) AskOne(ctx context.Context) error {
 	return nil
 }
 
+// AskAll asks for every damaged layer, a while for each. What is answered does
+// not matter.
+func (r *Runner) AskAll(ctx context.Context) {
+	for _, c := range r.Plan.Old() {
+		for _, l := range c.Layers {
+			ctx, stop := context.WithTimeout(ctx, 10*time.Second)
+			_, _ = r.Snapshotter.Stat(ctx, l.Name)
+			stop()
+		}
+	}
+}
+
 // AskAgain asks for an image that was healed before.
 func (r *Runner) AskAgain(ctx context.Context) error {
 	return r.ask(ctx, &r.Plan.Chains[asked], "asked-again")
