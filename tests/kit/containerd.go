@@ -16,12 +16,12 @@ import (
 // ContainerdOptions describe one containerd.
 type ContainerdOptions struct {
 	Binaries      Binaries
-	Dir           string  // root and, unless RunDir is set, everything else
-	RunDir        string  // state, sockets, config and log: what a power cut empties
-	Daemon        *Daemon // the proxy plugin "durable"; none when nil
-	CRI           bool
-	ConfigVersion int    // 3 unless set; 2 for containerd before 2.0
-	Extra         string // further text for the configuration file
+	Dir           string      // root and, unless RunDir is set, everything else
+	RunDir        string      // state, sockets, config and log: what a power cut empties
+	Daemon        *Daemon     // the proxy plugin "durable"; none when nil
+	CRI           *CRIOptions // of its CRI plugin, which is disabled when nil
+	ConfigVersion int         // 3 unless set; 2 for containerd before 2.0
+	Extra         string      // further text for the configuration file
 }
 
 // Containerd is a running containerd.
@@ -73,7 +73,7 @@ func (c *Containerd) config() string {
 	var b strings.Builder
 	v3 := c.opts.ConfigVersion >= 3
 	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\n", c.opts.ConfigVersion, c.Root, filepath.Join(c.opts.RunDir, "state"))
-	if !c.opts.CRI {
+	if c.opts.CRI == nil {
 		if v3 {
 			b.WriteString("disabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n")
 		} else {
@@ -100,6 +100,9 @@ func (c *Containerd) config() string {
 		}
 	}
 	b.WriteString(c.opts.Extra)
+	if c.opts.CRI != nil {
+		b.WriteString(c.opts.CRI.config(c.opts.RunDir))
+	}
 	return b.String()
 }
 

@@ -1,20 +1,17 @@
 package overlay
 
 import (
-	"context"
 	"flag"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 var (
@@ -30,82 +27,27 @@ func TestMain(m *testing.M) {
 	// The applier runs in this process, and warns of every xattr it leaves out.
 	logrus.SetOutput(io.Discard)
 	_ = log.SetLevel("panic")
-	os.Exit(kit.Main(m.Run))
+	// What is tested here is what layers mean, not how long a disk takes to sync
+	// them.
+	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))
 }
 
-var binaries = sync.OnceValues(func() (kit.Binaries, error) { return kit.Build(context.Background()) })
+var (
+	check   = kittest.Check
+	scratch = kittest.Scratch
+)
 
-// must returns a function that unwraps a result and ends the test on an error.
-func must[T any](t testing.TB) func(T, error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// memory is a tmpfs for disks and databases: what is tested here is what layers
-// mean, not how long a disk takes to sync them. It goes with the namespace that
-// kit.Main makes.
-var memory = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "m")
-	if err != nil {
-		return "", err
-	}
-	return dir, os.NewSyscallError("mount", unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8g"))
-})
-
-// scratch is a directory in memory. Its name is short: the path of a unix socket
-// has room for 107 bytes, and t.TempDir spells out the test's whole name.
-func scratch(t testing.TB) string {
-	t.Helper()
-	dir := must[string](t)(os.MkdirTemp(must[string](t)(memory()), "t"))
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
+func must[T any](t testing.TB) func(T, error) T { return kittest.Must[T](t) }
 
 func newDisk(t testing.TB, fs string) *kit.Disk {
 	t.Helper()
-	d := must[*kit.Disk](t)(kit.NewDisk(filepath.Join(scratch(t), "disk"), kit.DiskOptions{FS: fs}))
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d
+	return kittest.NewDisk(t, kit.DiskOptions{FS: fs})
 }
 
-// startDaemon starts the daemon on a directory of a disk and stops it in the
-// orderly way after the test.
+// startDaemon starts the daemon on a directory of a disk.
 func startDaemon(t testing.TB, binary, dir, config string) *kit.Daemon {
 	t.Helper()
-	d := must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), kit.DaemonOptions{
-		Binary: binary, Dir: dir, RunDir: scratch(t), Config: config,
-	}))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(d.LogTail(4000))
-		}
-		if d.Running() {
-			if err := d.Stop(); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	return d
+	return kittest.StartDaemon(t, kit.DaemonOptions{Binary: binary, Dir: dir, Config: config})
 }
 
 // indent makes a listing stand out in a failure message.

@@ -52,7 +52,7 @@ const (
 // newNode makes a node whose snapshotters lie on a disk of their own.
 func newNode(t testing.TB, fs, config string) *node {
 	t.Helper()
-	return newNodeIn(t, newDisk(t, fs).Path(), must[kit.Binaries](t)(binaries()).Daemon, config)
+	return newNodeIn(t, newDisk(t, fs).Path(), "", config)
 }
 
 func newNodeIn(t testing.TB, dir, binary, config string) *node {

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // eightLayers has what parallel unpacking is known to get wrong, and nothing
@@ -39,10 +40,10 @@ type puller struct {
 
 // newPuller starts a containerd that unpacks so many layers at a time. The
 // daemon declares that a parent may come as late as Commit.
-func newPuller(t *testing.T, unpacks int, cri bool, extra string) *puller {
+func newPuller(t *testing.T, unpacks int, cri *kit.CRIOptions) *puller {
 	t.Helper()
 	disk := newDisk(t, "ext4")
-	d := startDaemon(t, must[kit.Binaries](t)(binaries()).Daemon, disk.Path("durable"), "")
+	d := startDaemon(t, "", disk.Path("durable"), "")
 	config := fmt.Sprintf(`
 [proxy_plugins.durable]
   type = 'snapshot'
@@ -65,7 +66,7 @@ func newPuller(t *testing.T, unpacks int, cri bool, extra string) *puller {
 		}
 	})
 	p.cd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: must[kit.Binaries](t)(binaries()), Dir: disk.Path("containerd"), RunDir: scratch(t), CRI: cri, Extra: config + extra,
+		Binaries: kittest.Binaries(t), Dir: disk.Path("containerd"), RunDir: scratch(t), CRI: cri, Extra: config,
 	}))
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -129,7 +130,7 @@ func TestPullInParallel(t *testing.T) {
 	want := reference(eightLayers).view()
 	for _, unpacks := range []int{1, 3, 8} {
 		t.Run(fmt.Sprint(unpacks), func(t *testing.T) {
-			p := newPuller(t, unpacks, false, "")
+			p := newPuller(t, unpacks, nil)
 			whole := p.push(t, eightLayers)
 			if unpacks == 1 {
 				p.pull(t, whole, overlayfs)

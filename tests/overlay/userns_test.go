@@ -11,7 +11,7 @@ import (
 
 	"github.com/moby/sys/userns"
 
-	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 const (
@@ -43,7 +43,7 @@ func TestUserNamespace(t *testing.T) {
 		}
 	}
 	daemon := path.Join(dir, "daemon")
-	body := must[[]byte](t)(os.ReadFile(must[kit.Binaries](t)(binaries()).Daemon))
+	body := must[[]byte](t)(os.ReadFile(kittest.Binaries(t).Daemon))
 	check(t, os.WriteFile(daemon, body, 0o755))
 
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestUserNamespace$", "-test.v")

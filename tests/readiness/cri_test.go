@@ -12,42 +12,26 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// What the kubelet asks of the CRI plugin, one function a question. Each has a
-// minute: a call that hangs shall not take the whole run with it.
+// What the kubelet asks of the CRI plugin, one function a question.
 
 func within(t testing.TB) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), time.Minute)
 }
 
-func spec(img kit.Pushed) *runtimeapi.ImageSpec { return &runtimeapi.ImageSpec{Image: img.Ref} }
-
 // pull pulls as the kubelet does.
 func (n *node) pull(t testing.TB, img kit.Pushed) error {
 	t.Helper()
-	ctx, cancel := within(t)
-	defer cancel()
-	_, err := n.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec(img)})
-	return err
+	return n.cri.Pull(t.Context(), img.Ref)
 }
 
-// known tells whether the CRI knows an image, which the kubelet asks before it
-// pulls (IfNotPresent).
 func (n *node) known(t testing.TB, img kit.Pushed) bool {
 	t.Helper()
-	ctx, cancel := within(t)
-	defer cancel()
-	return must[*runtimeapi.ImageStatusResponse](t)(n.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec(img)})).Image != nil
+	return must[bool](t)(n.cri.Known(t.Context(), img.Ref))
 }
 
-// waitKnown waits until the CRI has heard of what containerd did with an image.
 func (n *node) waitKnown(t testing.TB, img kit.Pushed, want bool) {
 	t.Helper()
-	waitFor(t, 30*time.Second, func() error {
-		if known := n.known(t, img); known != want {
-			return fmt.Errorf("CRI plugin knows %s: %v", img.Ref, known)
-		}
-		return nil
-	})
+	check(t, n.cri.WaitKnown(t.Context(), img.Ref, want))
 }
 
 // present is known, and makes sure that the list of images says the same. The
@@ -57,7 +41,7 @@ func (n *node) present(t testing.TB, img kit.Pushed) bool {
 	ctx, cancel := within(t)
 	defer cancel()
 	known := n.known(t, img)
-	list := must[*runtimeapi.ListImagesResponse](t)(n.images.ListImages(ctx, &runtimeapi.ListImagesRequest{}))
+	list := must[*runtimeapi.ListImagesResponse](t)(n.cri.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{}))
 	listed := slices.ContainsFunc(list.Images, func(i *runtimeapi.Image) bool { return slices.Contains(i.RepoTags, img.Ref) })
 	if known != listed {
 		t.Errorf("ImageStatus of %s says %v, ListImages %v", img.Ref, known, list.Images)
@@ -65,60 +49,25 @@ func (n *node) present(t testing.TB, img kit.Pushed) bool {
 	return known
 }
 
-// host is the host's network, because a pod network needs plugins that are no
-// part of containerd.
-var host = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
-
-// pod is a sandbox that runs the pause image.
-type pod struct {
-	n      *node
-	id     string
-	config *runtimeapi.PodSandboxConfig
-}
-
-// kubeletLabels are some of those that the kubelet gives to all it makes.
-func kubeletLabels(pod, container string) map[string]string {
-	l := map[string]string{"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default"}
-	if container != "" {
-		l["io.kubernetes.container.name"] = container
-	}
-	return l
-}
+// pod is a sandbox whose containers run the guest.
+type pod struct{ *kit.Pod }
 
 // startPod starts a sandbox, which is removed with all its containers after the
 // test.
 func (n *node) startPod(t testing.TB) (*pod, error) {
 	t.Helper()
-	n.count++
-	name := fmt.Sprintf("pod%d", n.count)
-	p := &pod{n: n, config: &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-of-" + name, Namespace: "default"},
-		Labels:   kubeletLabels(name, ""),
-		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    "/" + n.containerd.Namespace,
-			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: host},
-		},
-	}}
-	ctx, cancel := within(t)
-	defer cancel()
-	r, err := n.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+	p, err := n.cri.StartPod(t.Context())
 	if err != nil {
 		return nil, err
 	}
-	p.id = r.PodSandboxId
-	t.Cleanup(func() { p.remove(t) })
-	return p, nil
+	t.Cleanup(func() { (&pod{p}).remove(t) })
+	return &pod{p}, nil
 }
 
 // remove removes a sandbox. Doing it twice is no error.
 func (p *pod) remove(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own may have ended
-	defer cancel()
-	if _, err := p.n.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
-		t.Error(err)
-	}
-	if _, err := p.n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+	if err := p.Remove(context.Background()); err != nil { // the test's own may have ended
 		t.Error(err)
 	}
 }
@@ -126,41 +75,18 @@ func (p *pod) remove(t testing.TB) {
 // create creates a container that runs the guest with args.
 func (p *pod) create(t testing.TB, img kit.Pushed, args ...string) (string, error) {
 	t.Helper()
-	p.n.count++
-	name := fmt.Sprintf("container%d", p.n.count)
-	ctx, cancel := within(t)
-	defer cancel()
-	r, err := p.n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId: p.id, SandboxConfig: p.config,
-		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: name},
-			Labels:   kubeletLabels(p.config.Metadata.Name, name),
-			Image:    spec(img),
-			Command:  append([]string{"/bin/guest"}, args...),
-			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: host}},
-		},
-	})
-	if err != nil {
-		return "", err
-	}
-	return r.ContainerId, nil
+	return p.Create(t.Context(), img.Ref, append([]string{"/bin/guest"}, args...)...)
 }
 
 func (p *pod) start(t testing.TB, id string) error {
 	t.Helper()
-	ctx, cancel := within(t)
-	defer cancel()
-	_, err := p.n.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
-	return err
+	return p.Start(t.Context(), id)
 }
 
 // removeContainer removes a container, running or not, and its snapshot.
 func (p *pod) removeContainer(t testing.TB, id string) {
 	t.Helper()
-	ctx, cancel := within(t)
-	defer cancel()
-	_, err := p.n.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
-	check(t, err)
+	check(t, p.RemoveContainer(t.Context(), id))
 }
 
 // run runs a container to its end. It reads a file of the lowest layer that is
@@ -176,21 +102,8 @@ func (p *pod) run(t testing.TB, img kit.Pushed) error {
 	if err := p.start(t, id); err != nil {
 		return err
 	}
-	var status *runtimeapi.ContainerStatus
-	waitFor(t, time.Minute, func() error {
-		ctx, cancel := within(t)
-		defer cancel()
-		r, err := p.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
-		if err != nil {
-			return err
-		}
-		if status = r.Status; status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
-			return fmt.Errorf("container is %v", status.State)
-		}
-		return nil
-	})
-	if status.ExitCode != 0 {
-		return fmt.Errorf("container ended with %d", status.ExitCode)
+	if code := must[int32](t)(p.Wait(t.Context(), id)); code != 0 {
+		return fmt.Errorf("container ended with %d", code)
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestDropHeld(t *testing.T) {
 	t.Run("pause", func(t *testing.T) {
 		n.damage(t, n.pause, 0)
 		defer n.damage(t, n.app, 1)
-		if _, err := n.drop(t, n.pause, 0); err == nil || !strings.Contains(err.Error(), "sandbox "+p.id+" (default/pod1)") {
+		if _, err := n.drop(t, n.pause, 0); err == nil || !strings.Contains(err.Error(), "sandbox "+p.ID+" (default/pod1)") {
 			t.Errorf("Drop of the pause image of a pod that runs: %v", err)
 		}
 	})

@@ -2,7 +2,6 @@ package readiness
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -13,15 +12,13 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // k8s is the namespace of the CRI plugin.
-const k8s = "k8s.io"
+const k8s = kit.CRINamespace
 
 // node is what a Kubernetes node has below the kubelet: containerd with its CRI
 // plugin, the daemon, and a registry to pull from.
@@ -31,10 +28,7 @@ type node struct {
 	between    *sayer
 	containerd *kit.Containerd
 	pause, app kit.Pushed
-	conn       *grpc.ClientConn // to containerd; a new one after each of its restarts
-	runtime    runtimeapi.RuntimeServiceClient
-	images     runtimeapi.ImageServiceClient
-	count      int // of pods and containers, for their names
+	cri        *kit.CRI
 	started    int // length of containerd's log at its latest start
 }
 
@@ -67,54 +61,24 @@ func newNodeWith(t testing.TB, o nodeOptions) *node {
 		Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755)), app.Layers[1]},
 	})
 
-	disk := must[*kit.Disk](t)(kit.NewDisk(filepath.Join(scratch(t), "disk"), kit.DiskOptions{FS: "ext4"}))
-	t.Cleanup(func() {
-		if err := disk.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	disk := kittest.NewDisk(t, kit.DiskOptions{})
 	run := scratch(t)
-	d := kit.DaemonOptions{Binary: must[kit.Binaries](t)(binaries()).Daemon, Dir: disk.Path("durable"), RunDir: scratch(t)}
+	d := kit.DaemonOptions{Dir: disk.Path("durable")}
 	if o.acts {
 		d.ContentRoot = disk.Path("containerd", "root", "io.containerd.content.v1.content")
 		d.Containerd = filepath.Join(run, "containerd.sock")
 	}
-	n.daemon = must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), d))
-	t.Cleanup(func() { stop(t, n.daemon.Process) })
+	n.daemon = kittest.StartDaemon(t, d)
 	n.between = listen(t, n.daemon.Address)
 	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: must[kit.Binaries](t)(binaries()), Dir: disk.Path("containerd"), RunDir: run, CRI: true,
+		Binaries: kittest.Binaries(t), Dir: disk.Path("containerd"), RunDir: run,
 		Daemon: &kit.Daemon{Root: n.daemon.Root, Address: n.between.address},
-		Extra: fmt.Sprintf(`
-[plugins.'io.containerd.cri.v1.images']
-  snapshotter = 'durable'
-  %s
-  [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = %q
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true # for machines that give root no CAP_SYS_RESOURCE
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    conf_dir = %q
-[plugins.'io.containerd.nri.v1.nri']
-  disable = true
-`, o.images, n.pause.Ref, scratch(t)),
+		CRI:    &kit.CRIOptions{Pause: n.pause.Ref, Images: o.images},
 	}))
-	t.Cleanup(func() { stop(t, n.containerd.Process) })
-	n.connect(t)
-	t.Cleanup(func() { n.conn.Close() })
+	t.Cleanup(func() { kittest.Stop(t, n.containerd.Process) })
+	n.cri = must[*kit.CRI](t)(kit.DialCRI(n.containerd))
+	t.Cleanup(func() { n.cri.Close() })
 	return n
-}
-
-func stop(t testing.TB, p *kit.Process) {
-	t.Helper()
-	if t.Failed() {
-		t.Log(p.LogTail(4000))
-	}
-	if p.Running() {
-		if err := p.Stop(); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 // stopRegistry takes the node offline. Doing it twice is no error.
@@ -132,20 +96,8 @@ func (n *node) push(t testing.TB, name string, img kit.Image) kit.Pushed {
 	return must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, img))
 }
 
-// connect opens clients of the CRI's two services, in place of earlier ones: they
-// would wait out grpc's backoff.
-func (n *node) connect(t testing.TB) {
-	t.Helper()
-	conn := must[*grpc.ClientConn](t)(grpc.NewClient("unix://"+n.containerd.Address, grpc.WithTransportCredentials(insecure.NewCredentials())))
-	if n.conn != nil {
-		check(t, n.conn.Close())
-	}
-	n.conn = conn
-	n.runtime, n.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
-}
-
-// restart restarts containerd, or starts it when it was killed. The CRI plugin looks at all images before it
-// serves.
+// restart restarts containerd, or starts it when it was killed, and waits for the
+// CRI plugin.
 func (n *node) restart(t testing.TB) {
 	t.Helper()
 	if n.containerd.Running() {
@@ -153,11 +105,7 @@ func (n *node) restart(t testing.TB) {
 	}
 	n.started = len(must[string](t)(n.containerd.Log()))
 	check(t, n.containerd.Start(t.Context()))
-	n.connect(t)
-	waitFor(t, time.Minute, func() error {
-		_, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
-		return err
-	})
+	check(t, n.cri.Redial(t.Context()))
 }
 
 // client returns a client of containerd in the CRI's namespace, and its context.
