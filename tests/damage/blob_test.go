@@ -1,10 +1,12 @@
 package damage
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -160,4 +162,33 @@ func TestNoGoodBlobAtBoot(t *testing.T) {
 			n.wholeAfterBoot(t)
 		})
 	}
+}
+
+// TestRemovedWhileDamaged: layers that are refused can be removed, in the order
+// of containerd's garbage collector, and nothing of them is left. The next pull
+// brings the image back.
+func TestRemovedWhileDamaged(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "ext4")
+	n.inflictAll(t)
+	for _, layer := range everyLayer {
+		check(t, os.Remove(n.blob(layer)))
+	}
+	if results := n.repair(t, 1, "--apply"); len(results) != len(everyLayer) {
+		t.Errorf("repair says %+v", results)
+	}
+	if err := n.tryStart(t); err == nil || !strings.Contains(err.Error(), "is damaged") {
+		t.Errorf("a container was started on damaged layers: %v", err)
+	}
+	n.ctr(t, "image", "rm", "--sync", n.image.Ref)
+	waitFor(t, 30*time.Second, func() error {
+		entries, err := os.ReadDir(n.daemon.Root + "/snapshots")
+		if rows := inspect(t, n.daemon).Snapshots; err != nil || len(entries) > 0 || len(rows) > 0 {
+			return fmt.Errorf("still there: %v, %v, %v", entries, rows, err)
+		}
+		return nil
+	})
+	n.ctr(t, "image", "pull", "--plain-http", "--snapshotter", "durable", n.image.Ref)
+	n.startsAnew(t)
+	n.clean(t)
 }

@@ -49,6 +49,17 @@ func (n *node) run(t *testing.T, name string) *container {
 	return c
 }
 
+// restart ends the process of the container and starts another, in the same root
+// file system, which is mounted anew.
+func (c *container) restart(t *testing.T) {
+	t.Helper()
+	c.node.ctr(t, "task", "rm", "--force", c.name)
+	c.log = filepath.Join(scratch(t), "log")
+	c.node.ctr(t, "task", "start", "-d", "--log-uri", "file://"+c.log, c.name)
+	c.pid = must[string](t)(c.running(t))
+	c.undisturbed(t, 0)
+}
+
 // remove ends the container, whatever has happened to its layers.
 func (c *container) remove(t *testing.T) {
 	t.Helper()

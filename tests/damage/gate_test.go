@@ -1,8 +1,11 @@
 package damage
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -71,6 +74,44 @@ func TestGate(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGateForMany lets many ask at once about layers that are all damaged. All
+// get layers that are whole, and each layer is extracted once.
+func TestGateForMany(t *testing.T) {
+	n := newNode(t, "ext4")
+	sn := connect(t, n.daemon)
+	var names []string
+	for _, r := range n.check(t, 0) {
+		names = append(names, r.Name)
+	}
+	check(t, sn.Close())
+	damaged := n.inflictAll(t)
+	start := len(must[string](t)(n.daemon.Log()))
+	n.uncleanBoot(t)
+
+	sn = connect(t, n.daemon)
+	errs := make([]error, 40)
+	var asking sync.WaitGroup
+	for i := range errs {
+		asking.Go(func() {
+			name := names[i/4%len(names)]
+			switch i % 4 {
+			case 0, 1:
+				_, errs[i] = sn.Stat(t.Context(), name)
+			case 2:
+				_, errs[i] = sn.Prepare(t.Context(), fmt.Sprintf("asking-%d", i), name)
+			case 3:
+				_, errs[i] = sn.View(t.Context(), fmt.Sprintf("asking-%d", i), name)
+			}
+		})
+	}
+	asking.Wait()
+	check(t, errors.Join(errs...))
+	n.wholeAfterBoot(t)
+	if healed := strings.Count(must[string](t)(n.daemon.Log())[start:], "extracted again from its blob"); healed != len(damaged) {
+		t.Errorf("%d layers were extracted again, want %d", healed, len(damaged))
 	}
 }
 

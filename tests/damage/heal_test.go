@@ -66,20 +66,29 @@ func TestHealedDeep(t *testing.T) {
 }
 
 // TestHealedTogether does all damages at once to all layers, on each file
-// system. Then whole layers go, and come back for whoever asks for them first.
+// system, with the daemon running and stopped. Then whole layers go, and come
+// back for whoever asks for them first.
 func TestHealedTogether(t *testing.T) {
 	t.Parallel()
 	for _, fs := range fileSystems {
 		t.Run(fs, func(t *testing.T) {
 			n := newNodeInUse(t, fs)
 			mark := n.container.mark(t)
-			want := n.inflictAll(t)
-			n.plans(t, want)
-			n.heals(t, want)
-			n.clean(t, "--deep")
-			n.whole(t)
+			all := func() {
+				want := n.inflictAll(t)
+				n.plans(t, want)
+				n.heals(t, want)
+				n.clean(t, "--deep")
+				n.whole(t)
+			}
+			all()
+			n.startsAnew(t)
+			check(t, n.daemon.Stop())
+			all()
+			check(t, n.daemon.Start(t.Context()))
 			n.startsAnew(t)
 			n.container.undisturbed(t, mark)
+			n.container.restart(t)
 			n.regainsLayers(t)
 		})
 	}
