@@ -12,6 +12,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // Heal makes a recording one of layers that are damaged before it begins, and
@@ -47,7 +48,7 @@ func (h *healing) before(ctx context.Context) (err error) {
 	if err := workload.WriteContent(ctx, content, h.scratch, plan.Old(), plan.Hopeless().Name); err != nil {
 		return err
 	}
-	if err := oracle.NewBoot(); err != nil {
+	if err := kit.NewBoot(); err != nil {
 		return err
 	}
 	h.runner = &workload.Runner{Marks: h.disk, Plan: plan, Scratch: h.scratch, Gullible: h.Heal.Gullible}
@@ -98,7 +99,7 @@ func (h *healing) work(ctx context.Context) error {
 		{false, func() error { return h.runner.AskAgain(ctx) }, (*oracle.Running).Kill},
 	} {
 		if phase.newBoot {
-			if err := oracle.NewBoot(); err != nil {
+			if err := kit.NewBoot(); err != nil {
 				return err
 			}
 		}
@@ -118,7 +119,7 @@ func (h *healing) work(ctx context.Context) error {
 // fail is recorded when the disk is to fail: an unclean boot, questions that
 // make layers heal, and a stop in order. Then nobody looks at the next boot.
 func (h *healing) fail(ctx context.Context) error {
-	if err := oracle.NewBoot(); err != nil {
+	if err := kit.NewBoot(); err != nil {
 		return err
 	}
 	if err := h.run(ctx, func() error {

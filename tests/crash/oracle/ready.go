@@ -24,7 +24,7 @@ func (k *look) boot() {
 	if k.SameBoot {
 		return
 	}
-	if err := NewBoot(); err != nil {
+	if err := kit.NewBoot(); err != nil {
 		k.flaw("%v", err)
 	}
 }
