@@ -40,6 +40,8 @@
 // missing beside existing snapshots, or that cannot be read, is never replaced
 // silently: [Open] fails with [ErrMissing] or [ErrDamaged] and leaves
 // everything as it is; [Rebuild] makes a new one from the snapshots' records.
+// Before bbolt reads a file, pages.go looks at how its pages refer to one another:
+// bbolt follows a circle until there is no memory left.
 //
 // # On disk
 //
