@@ -1,14 +1,13 @@
 package tests
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // benchmarkBoot measures a start of the daemon after the machine went down under
@@ -76,29 +75,7 @@ func (n *node) goDown(b *testing.B, cold bool) {
 			b.Fatal(err)
 		}
 	}
-	nextBoot(b)
-}
-
-// bootID is where the kernel names a boot (random(4)).
-const bootID = "/proc/sys/kernel/random/boot_id"
-
-// coverBootID puts a file of ours over the kernel's, in our mount namespace.
-var coverBootID = sync.OnceValues(func() (string, error) {
-	file := filepath.Join(os.TempDir(), "boot_id")
-	if err := os.WriteFile(file, nil, 0o444); err != nil {
-		return "", err
-	}
-	return file, os.NewSyscallError("mount "+bootID, unix.Mount(file, bootID, "", unix.MS_BIND, ""))
-})
-
-// nextBoot makes this another boot for every process that asks from now on.
-func nextBoot(b *testing.B) {
-	b.Helper()
-	file, err := coverBootID()
-	if err == nil {
-		err = os.WriteFile(file, fmt.Appendf(nil, "b0070000-0000-4000-8000-%012x\n", time.Now().UnixNano()&0xFFFFFFFFFFFF), 0o444)
-	}
-	if err != nil {
+	if err := kit.NewBoot(); err != nil {
 		b.Fatal(err)
 	}
 }

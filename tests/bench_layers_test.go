@@ -17,6 +17,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // BenchmarkTenThousandLayers is about a node with as many layers as any has:
@@ -59,8 +60,7 @@ func newNode(b *testing.B, layers int) *node {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		logOnFailure(b, n.daemon.Process)
-		stopRunning(b, n.daemon.Process)
+		kittest.Stop(b, n.daemon.Process)
 	})
 	n.waitUntilReady(b)
 	return n

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // builtin serves containerd's own overlayfs snapshotter over gRPC, as the daemon
@@ -36,7 +37,7 @@ func builtin(b *testing.B, root string) snapshots.Snapshotter {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { stopRunning(b, p) })
+	b.Cleanup(func() { kittest.Stop(b, p) })
 	if err := p.WaitReady(b.Context(), time.Minute, func(context.Context) error { return answers(address) }); err != nil {
 		b.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // parts are made once and shared by all tests: none of them is on a disk under
@@ -21,6 +22,11 @@ type parts struct {
 }
 
 var shared parts
+
+var (
+	newDisk  = kittest.NewDisk
+	shortDir = kittest.Scratch
+)
 
 func TestMain(m *testing.M) { os.Exit(kit.Main(func() int { return withParts(m) })) }
 
@@ -98,42 +104,16 @@ func newStack(t testing.TB, opts stackOptions) *stack {
 	t.Helper()
 	s := &stack{disk: newDisk(t, opts.disk)}
 	opts.daemon.Dir = s.disk.Path("durable")
-	opts.daemon.RunDir = shortDir(t)
 	s.daemon = startDaemon(t, opts.daemon)
 
 	if opts.bins.Containerd == "" {
 		opts.bins = shared.bins
 	}
-	var err error
-	s.containerd, err = kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: opts.bins, Dir: s.disk.Path("containerd"), RunDir: shortDir(t),
+	s.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{
+		Binaries: opts.bins, Dir: s.disk.Path("containerd"),
 		Daemon: s.daemon, ConfigVersion: opts.version, Extra: opts.extra,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		logOnFailure(t, s.containerd.Process)
-		stopRunning(t, s.containerd.Process)
-	})
 	return s
-}
-
-func newDisk(t testing.TB, opts kit.DiskOptions) *kit.Disk {
-	t.Helper()
-	if opts.FS == "" {
-		opts.FS = "ext4"
-	}
-	disk, err := kit.NewDisk(shortDir(t), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := disk.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return disk
 }
 
 func startDaemon(t testing.TB, opts kit.DaemonOptions) *kit.Daemon {
@@ -141,48 +121,7 @@ func startDaemon(t testing.TB, opts kit.DaemonOptions) *kit.Daemon {
 	if opts.Binary == "" {
 		opts.Binary = shared.bins.Daemon
 	}
-	d, err := kit.StartDaemon(t.Context(), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		logOnFailure(t, d.Process)
-		stopRunning(t, d.Process)
-	})
-	return d
-}
-
-func stopRunning(t testing.TB, p *kit.Process) {
-	t.Helper()
-	if !p.Running() {
-		return
-	}
-	if err := p.Stop(); err != nil {
-		t.Error(err)
-	}
-}
-
-func logOnFailure(t testing.TB, p *kit.Process) {
-	t.Helper()
-	if t.Failed() {
-		t.Log(p.LogTail(6 << 10))
-	}
-}
-
-// shortDir is a scratch directory with a short name: the path of a unix socket
-// has room for 107 bytes, and t.TempDir spells out the test's whole name.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
+	return kittest.StartDaemon(t, opts)
 }
 
 // ctr runs ctr and fails the test when it fails. It is given time enough for

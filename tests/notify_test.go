@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestNotify plays systemd's part for a unit of Type=notify: it hears that the
@@ -38,7 +39,7 @@ func TestNotify(t *testing.T) {
 	if err := d.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stopRunning(t, d.Process) })
+	t.Cleanup(func() { kittest.Stop(t, d.Process) })
 	hear("READY=1")
 	makeLayer(t, d, "layer") // it was the truth
 	if err := d.Stop(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestReadmeConfiguration starts containerd with the text that the README tells
@@ -75,10 +76,7 @@ func pullWith(t *testing.T, bins kit.Binaries, config, root string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		logOnFailure(t, p)
-		stopRunning(t, p)
-	})
+	t.Cleanup(func() { kittest.Stop(t, p) })
 	ctr := func(ctx context.Context, args ...string) (string, error) {
 		out, err := exec.CommandContext(ctx, bins.Ctr, append([]string{"--address", socket}, args...)...).CombinedOutput()
 		return string(out), err

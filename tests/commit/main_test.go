@@ -19,6 +19,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 func TestMain(m *testing.M) {
@@ -26,74 +27,31 @@ func TestMain(m *testing.M) {
 	os.Exit(kit.Main(m.Run))
 }
 
-// The programs under test, built at the first use.
+// faulty is the daemon with faults that a test can ask for, built at the first use.
+var faulty = sync.OnceValues(func() (string, error) {
+	return kit.BuildDaemon(context.Background(), "durable-snapshotter-faults", "-tags", "faults")
+})
+
 var (
-	binaries = sync.OnceValues(func() (kit.Binaries, error) { return kit.Build(context.Background()) })
-	faulty   = sync.OnceValues(func() (string, error) {
-		return kit.BuildDaemon(context.Background(), "durable-snapshotter-faults", "-tags", "faults")
-	})
+	check   = kittest.Check
+	waitFor = kittest.WaitFor
+	newDisk = kittest.NewDisk
 )
 
-// must returns a function that unwraps a result and ends the test on an error.
-func must[T any](t *testing.T) func(T, error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
+func must[T any](t testing.TB) func(T, error) T { return kittest.Must[T](t) }
 
 // mounts is what Prepare and View return; must needs a name for it.
 type mounts = []mount.Mount
-
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// waitFor polls until ok returns nil, and fails with its last error.
-func waitFor(t *testing.T, limit time.Duration, ok func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
-		err := ok()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v: %v", limit, err)
-		}
-	}
-}
-
-// newDisk makes a scratch disk that is gone after the test.
-func newDisk(t *testing.T, o kit.DiskOptions) *kit.Disk {
-	t.Helper()
-	d := must[*kit.Disk](t)(kit.NewDisk(t.TempDir(), o))
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return d
-}
 
 // newDaemon prepares a daemon whose process, if there is one, ends with the
 // test. Socket and log lie outside the disk under test.
 func newDaemon(t *testing.T, o kit.DaemonOptions) *kit.Daemon {
 	t.Helper()
 	if o.Binary == "" {
-		o.Binary = must[kit.Binaries](t)(binaries()).Daemon
+		o.Binary = kittest.Binaries(t).Daemon
 	}
 	if o.RunDir == "" {
-		// The path of a socket has at most 107 bytes, and t.TempDir holds the
-		// whole name of the test.
-		dir := must[string](t)(os.MkdirTemp("", "run"))
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		o.RunDir = dir
+		o.RunDir = kittest.Scratch(t)
 	}
 	d := must[*kit.Daemon](t)(kit.NewDaemon(o))
 	t.Cleanup(func() { kill(t, d) })
@@ -143,7 +101,7 @@ func cleanUp(t *testing.T, sn snapshots.Snapshotter) {
 func program(t *testing.T, d *kit.Daemon, args ...string) (string, error) {
 	t.Helper()
 	argv := append(args, "--config", filepath.Join(filepath.Dir(d.LogPath()), "config.toml"), "--root", d.Root, "--address", d.Address)
-	cmd := exec.CommandContext(t.Context(), must[kit.Binaries](t)(binaries()).Daemon, argv...)
+	cmd := exec.CommandContext(t.Context(), kittest.Binaries(t).Daemon, argv...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

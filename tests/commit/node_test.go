@@ -21,6 +21,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // node is a containerd with a registry, and a place for daemons: one after
@@ -39,8 +40,7 @@ type node struct {
 // root.
 func newNode(t *testing.T, dir string) *node {
 	t.Helper()
-	n := &node{dir: dir, run: must[string](t)(os.MkdirTemp("", "node")), trees: map[string]kit.Tree{}}
-	t.Cleanup(func() { os.RemoveAll(n.run) })
+	n := &node{dir: dir, run: kittest.Scratch(t), trees: map[string]kit.Tree{}}
 	n.registry = must[*kit.Registry](t)(kit.StartRegistry(t.TempDir()))
 	t.Cleanup(func() {
 		if err := n.registry.Close(); err != nil {
@@ -48,16 +48,8 @@ func newNode(t *testing.T, dir string) *node {
 		}
 	})
 	n.daemon = must[*kit.Daemon](t)(kit.NewDaemon(kit.DaemonOptions{Dir: n.dir, RunDir: n.run}))
-	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: must[kit.Binaries](t)(binaries()), Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd"), Daemon: n.daemon,
-	}))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.containerd.LogTail(4000))
-		}
-		if err := n.containerd.Stop(); err != nil {
-			t.Error(err)
-		}
+	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{
+		Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd"), Daemon: n.daemon,
 	})
 	n.client = must[*client.Client](t)(n.containerd.Client())
 	t.Cleanup(func() { n.client.Close() })

@@ -6,14 +6,14 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestReleaseHasNoFaults looks into the binaries: a name that is left in the
 // release means that its code is left, too. That the other binary has every
 // name shows that the search can find them.
 func TestReleaseHasNoFaults(t *testing.T) {
-	release := must[[]byte](t)(os.ReadFile(must[kit.Binaries](t)(binaries()).Daemon))
+	release := must[[]byte](t)(os.ReadFile(kittest.Binaries(t).Daemon))
 	tagged := must[[]byte](t)(os.ReadFile(must[string](t)(faulty())))
 	for _, name := range slices.Concat(killPoints(t, "All"), killPoints(t, "Healing"), mutants(t)) {
 		// The compiler turns a comparison with a constant of up to eight bytes

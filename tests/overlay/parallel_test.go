@@ -65,17 +65,7 @@ func newPuller(t *testing.T, unpacks int, cri *kit.CRIOptions) *puller {
 			t.Error(err)
 		}
 	})
-	p.cd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: kittest.Binaries(t), Dir: disk.Path("containerd"), RunDir: scratch(t), CRI: cri, Extra: config,
-	}))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(p.cd.LogTail(4000))
-		}
-		if err := p.cd.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	p.cd = kittest.StartContainerd(t, kit.ContainerdOptions{Dir: disk.Path("containerd"), CRI: cri, Extra: config})
 	p.client = must[*client.Client](t)(p.cd.Client())
 	t.Cleanup(func() { p.client.Close() })
 	return p

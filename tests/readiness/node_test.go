@@ -70,12 +70,11 @@ func newNodeWith(t testing.TB, o nodeOptions) *node {
 	}
 	n.daemon = kittest.StartDaemon(t, d)
 	n.between = listen(t, n.daemon.Address)
-	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: kittest.Binaries(t), Dir: disk.Path("containerd"), RunDir: run,
+	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{
+		Dir: disk.Path("containerd"), RunDir: run,
 		Daemon: &kit.Daemon{Root: n.daemon.Root, Address: n.between.address},
 		CRI:    &kit.CRIOptions{Pause: n.pause.Ref, Images: o.images},
-	}))
-	t.Cleanup(func() { kittest.Stop(t, n.containerd.Process) })
+	})
 	n.cri = must[*kit.CRI](t)(kit.DialCRI(n.containerd))
 	t.Cleanup(func() { n.cri.Close() })
 	return n

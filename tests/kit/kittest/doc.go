@@ -2,9 +2,10 @@
 // error for ends the test here, and what a test starts ends with the test.
 //
 // [Must] and [Check] unwrap results, [WaitFor] polls, [Scratch] is a directory
-// with a short name, [NewDisk] and [StartDaemon] are kit's, closed and stopped
-// after the test, and [Binaries] are built once for all tests of a package. A
-// test package gives the names it uses often a shorter one in its main_test.go:
+// with a short name, [NewDisk], [StartDaemon] and [StartContainerd] are kit's, closed
+// and stopped after the test, and [Binaries] are built once for all tests of a
+// package. A test package gives the names it uses often a shorter one in its
+// main_test.go:
 //
 //	var check = kittest.Check
 //

@@ -66,6 +66,27 @@ func StartDaemon(t testing.TB, o kit.DaemonOptions) *kit.Daemon {
 	return d
 }
 
+// StartContainerd starts containerd, the one of Binaries with a RunDir of its own
+// unless o says otherwise, and stops it in the orderly way after the test. One
+// that has ended by then fails the test.
+func StartContainerd(t testing.TB, o kit.ContainerdOptions) *kit.Containerd {
+	t.Helper()
+	if o.Binaries.Containerd == "" {
+		o.Binaries = Binaries(t)
+	}
+	if o.RunDir == "" {
+		o.RunDir = Scratch(t)
+	}
+	c := Must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), o))
+	t.Cleanup(func() {
+		if !c.Running() {
+			t.Error("containerd has ended before the test")
+		}
+		Stop(t, c.Process)
+	})
+	return c
+}
+
 // Stop stops a process in the orderly way, and shows the end of its log if the
 // test has failed. One that does not run any more is left alone.
 func Stop(t testing.TB, p *kit.Process) {
