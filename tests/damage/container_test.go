@@ -3,7 +3,6 @@ package damage
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -167,17 +166,23 @@ func (n *node) startsAnew(t *testing.T) {
 	check(t, n.tryStart(t))
 }
 
+// tryStart has the container print into a file: what ctr passes on of its output
+// is sometimes nothing, when the container ends at once.
 func (n *node) tryStart(t *testing.T) error {
 	t.Helper()
-	out, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--snapshotter", "durable", n.image.Ref, fmt.Sprintf("new-%d", n.number)}, witnessArgs("1")...)...)
+	c := &container{name: fmt.Sprintf("new-%d", n.number), log: filepath.Join(scratch(t), "log")}
+	_, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
 	if err != nil {
-		return err
+		said, _ := os.ReadFile(c.log) // there may be none
+		return fmt.Errorf("%w\n%s", err, said)
 	}
-	var o observation
-	if err := json.Unmarshal([]byte(out), &o); err != nil {
-		return errors.Join(fmt.Errorf("the new container printed %q", out), err)
-	}
-	if err := o.all(); err != nil {
+	waitFor(t, 20*time.Second, func() error {
+		if c.mark(t) != 1 {
+			return fmt.Errorf("%s has printed %d observations, want 1", c.name, c.mark(t))
+		}
+		return nil
+	})
+	if err := c.observations(t)[0].all(); err != nil {
 		return fmt.Errorf("the new container: %w", err)
 	}
 	return nil

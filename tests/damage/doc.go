@@ -24,8 +24,8 @@
 // # The boot
 //
 // A machine that starts again has another boot ID. In the mount namespace of the
-// tests a file of ours lies over the kernel's, so the daemon under test is the
-// one that users run (boot_test.go). Tests in which it changes run one by one,
+// tests a file of ours lies over the kernel's (kit.NewBoot), so the daemon under
+// test is the one that users run. Tests in which it changes run one by one,
 // the others side by side: most of their time they wait for the daemon, which
 // takes digests of content at its leisure.
 //

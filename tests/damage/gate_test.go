@@ -7,7 +7,20 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
+
+// uncleanBoot is what daemon and containerd see of a power cut that took nothing:
+// they had no time to end, and the next ones run in another boot.
+func (n *node) uncleanBoot(t *testing.T) {
+	t.Helper()
+	check(t, n.containerd.Kill())
+	check(t, n.daemon.Kill())
+	check(t, kit.NewBoot())
+	check(t, n.daemon.Start(t.Context()))
+	check(t, n.containerd.Start(t.Context()))
+}
 
 // TestHealedAtBoot does each damage to all layers, and cuts the power. Whoever
 // asks for the image in the next boot gets layers that are whole. No container
@@ -124,7 +137,7 @@ func (n *node) wholeAfterBoot(t *testing.T) {
 	n.clean(t)
 	replaced, err := os.ReadDir(n.daemon.Root + "/replaced")
 	check(t, err)
-	boot := strings.TrimSpace(string(must[[]byte](t)(os.ReadFile(bootID))))
+	boot := strings.TrimSpace(string(must[[]byte](t)(os.ReadFile("/proc/sys/kernel/random/boot_id"))))
 	for _, e := range replaced {
 		if !strings.Contains(e.Name(), boot) {
 			t.Errorf("replaced/%s is of an earlier boot, and no mount can use it", e.Name())

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // node is a machine: a disk with a daemon and a containerd on it, the image
@@ -56,16 +57,9 @@ func newNodeWith(t *testing.T, fileSystem string, image kit.Pushed, config strin
 	n := &node{disk: newDisk(t, fileSystem), image: image, number: nodes.Add(1)}
 	n.daemon = startDaemon(t, n.disk, kit.DaemonOptions{ContentRoot: n.contentRoot(), Config: config})
 	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: must[kit.Binaries](t)(binaries()), Dir: n.disk.Path("containerd"), RunDir: scratch(t), Daemon: n.daemon,
+		Binaries: kittest.Binaries(t), Dir: n.disk.Path("containerd"), RunDir: scratch(t), Daemon: n.daemon,
 	}))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.containerd.LogTail(3000))
-		}
-		if err := n.containerd.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { kittest.Stop(t, n.containerd.Process) })
 	n.ctr(t, "image", "pull", "--plain-http", "--snapshotter", "durable", n.image.Ref)
 	return n
 }

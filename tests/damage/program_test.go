@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // result is what check --json prints of a snapshot.
@@ -32,7 +33,7 @@ type result struct {
 func program(t *testing.T, d *kit.Daemon, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	argv := []string{args[0], "--config", filepath.Join(filepath.Dir(d.LogPath()), "config.toml"), "--root", d.Root, "--address", d.Address}
-	cmd := exec.CommandContext(t.Context(), must[kit.Binaries](t)(binaries()).Daemon, append(argv, args[1:]...)...)
+	cmd := exec.CommandContext(t.Context(), kittest.Binaries(t).Daemon, append(argv, args[1:]...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
