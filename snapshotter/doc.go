@@ -32,7 +32,7 @@
 //     (readiness.go). After a boot that followed no clean stop (run.go) all are
 //     unverified, and looked at before they are spoken of, or in the background
 //     (attend.go, check.go). What is damaged is extracted again from its blob
-//     under the same name (heal.go), or refused.
+//     under the same name (heal.go, swap.go), or refused.
 //   - I4: after an error of a sync or of a transaction this snapshot, and every
 //     other one that was active at that time, can never be committed. Nothing
 //     is retried. While the file system takes no writes the snapshotter answers
