@@ -29,46 +29,53 @@ const (
 // All are ready, always.
 //
 // No image stands behind these layers, so that content is compared with digests.
-// The daemon takes those some time after the Commits, on all file systems while
-// the test waits once; therefore they go side by side.
+// The daemon takes those some time after the Commits; the file systems go side by
+// side, so that the test waits for it once.
 func TestNoFalseAlarm(t *testing.T) {
 	var all []*healthy
 	for i, fs := range fileSystems {
 		h := &healthy{fs: fs, daemon: startDaemon(t, newDisk(t, fs), kit.DaemonOptions{})}
 		h.names = makeLayers(t, h.daemon, uint64(i))
+		use(t, h.daemon, h.names)
 		all = append(all, h)
 	}
-	for _, h := range all {
-		use(t, h.daemon, h.names)
-		h.noAlarm(t, "fresh")
+	each := func(when string, do func(t *testing.T, h *healthy)) {
+		t.Helper()
+		t.Run(when, func(t *testing.T) {
+			for _, h := range all {
+				t.Run(h.fs, func(t *testing.T) {
+					t.Parallel()
+					do(t, h)
+				})
+			}
+		})
 	}
-	for _, h := range all {
+	each("fresh", func(t *testing.T, h *healthy) { h.noAlarm(t) })
+	each("with content digests", func(t *testing.T, h *healthy) {
 		waitDigested(t, h.daemon, healthyLayers)
-		h.noAlarm(t, "with content digests", "--deep")
-	}
+		h.noAlarm(t, "--deep")
+	})
 	for n := 1; n <= 3; n++ {
-		for _, h := range all {
-			when := fmt.Sprintf("clean restart %d", n)
+		each(fmt.Sprintf("clean restart %d", n), func(t *testing.T, h *healthy) {
 			check(t, h.daemon.Restart(t.Context()))
-			h.noAlarm(t, "right after "+when, "--cached")
-			h.allReady(t, "after "+when)
+			h.noAlarm(t, "--cached")
+			h.allReady(t)
 			check(t, h.daemon.Kill())
-		}
+		})
 		check(t, kit.NewBoot())
-		for _, h := range all {
-			when := fmt.Sprintf("unclean boot %d", n)
-			h.allUnverified(t, "before the start after "+when)
+		each(fmt.Sprintf("unclean boot %d", n), func(t *testing.T, h *healthy) {
+			h.allUnverified(t)
 			check(t, h.daemon.Start(t.Context()))
-			h.allReady(t, "after "+when)
-		}
+			h.allReady(t)
+		})
 	}
-	for _, h := range all {
+	each("stopped", func(t *testing.T, h *healthy) {
 		check(t, h.daemon.Stop())
-		h.noAlarm(t, "stopped")
+		h.noAlarm(t)
 		if scrub := inspect(t, h.daemon).Journal.Scrub; !scrub.Started.IsZero() {
-			t.Errorf("%s: layers were scrubbed, which nobody has asked for: %+v", h.fs, scrub)
+			t.Errorf("layers were scrubbed, which nobody has asked for: %+v", scrub)
 		}
-	}
+	})
 }
 
 // healthy is a daemon with 1,000 layers that are whole.
@@ -79,34 +86,34 @@ type healthy struct {
 }
 
 // allReady asks for each layer, as containerd does, and then looks.
-func (h *healthy) allReady(t *testing.T, when string) {
+func (h *healthy) allReady(t *testing.T) {
 	t.Helper()
 	sn := connect(t, h.daemon)
 	for _, name := range h.names {
 		if info, err := sn.Stat(t.Context(), name); err != nil || info.Kind != snapshots.KindCommitted {
-			t.Errorf("%s, %s: stat %q: %v, %v", h.fs, when, name, info.Kind, err)
+			t.Errorf("stat %q: %v, %v", name, info.Kind, err)
 		}
 	}
-	check(t, sn.Close())
-	h.noAlarm(t, when, "--cached")
-	h.noAlarm(t, when, "--deep") // which looks at metadata first
+	h.noAlarm(t, "--cached")
+	h.noAlarm(t, "--deep") // which looks at metadata first
 }
 
-func (h *healthy) noAlarm(t *testing.T, when string, args ...string) {
+func (h *healthy) noAlarm(t *testing.T, args ...string) {
 	t.Helper()
-	h.allAre(t, "ready", fmt.Sprintf("%s, %s, check %q", h.fs, when, args), runCheck(t, h.daemon, 0, args...))
+	allAre(t, "ready", args, runCheck(t, h.daemon, 0, args...))
 }
 
 // allUnverified: nothing that was known before an unclean boot counts after it.
-func (h *healthy) allUnverified(t *testing.T, when string) {
+func (h *healthy) allUnverified(t *testing.T) {
 	t.Helper()
-	h.allAre(t, "unverified", h.fs+", "+when, runCheck(t, h.daemon, 1, "--cached"))
+	args := []string{"--cached"}
+	allAre(t, "unverified", args, runCheck(t, h.daemon, 1, args...))
 }
 
-func (h *healthy) allAre(t *testing.T, state, when string, results []result) {
+func allAre(t *testing.T, state string, args []string, results []result) {
 	t.Helper()
 	if len(results) != healthyLayers {
-		t.Errorf("%s: %d layers looked at, want %d", when, len(results), healthyLayers)
+		t.Errorf("check %q: %d layers looked at, want %d", args, len(results), healthyLayers)
 	}
 	alarms := 0
 	for _, r := range results {
@@ -114,11 +121,11 @@ func (h *healthy) allAre(t *testing.T, state, when string, results []result) {
 			continue
 		}
 		if alarms++; alarms <= 5 {
-			t.Errorf("%s: not %s: %+v", when, state, r)
+			t.Errorf("check %q: not %s: %+v", args, state, r)
 		}
 	}
 	if alarms > 0 {
-		t.Errorf("%s: %d layers are not %s", when, alarms, state)
+		t.Errorf("check %q: %d layers are not %s", args, alarms, state)
 	}
 }
 
