@@ -92,3 +92,13 @@ func TestEveryPackageIntroducesItself(t *testing.T) {
 		}
 	}
 }
+
+// The parts of the tests are for plain programs, too: only kittest knows what a
+// test is.
+func TestOnlyKittestKnowsTesting(t *testing.T) {
+	for _, p := range goList(t, ".") {
+		if knows := slices.Contains(p.Imports, "testing"); knows != strings.HasSuffix(p.ImportPath, "/tests/kit/kittest") {
+			t.Errorf("%s imports package testing: %v", p.ImportPath, knows)
+		}
+	}
+}

@@ -12,9 +12,7 @@ import (
 // whole is not announced.
 func TestAnnounce(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	check(t, n.stopRegistry())
 	n.damage(t, n.app, 1)
 	n.restart(t)

@@ -103,9 +103,7 @@ func answers(t *testing.T, code codes.Code, seen map[string]string) {
 			}
 		})
 	}
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	check(t, p.run(t, n.app))
 
 	bad := n.backend(t, n.app)[1:]

@@ -64,6 +64,14 @@ func (n *node) startPod(t testing.TB) (*pod, error) {
 	return &pod{p}, nil
 }
 
+// inUse pulls both images and starts a pod: a node at work.
+func (n *node) inUse(t testing.TB) *pod {
+	t.Helper()
+	check(t, n.pull(t, n.pause))
+	check(t, n.pull(t, n.app))
+	return must[*pod](t)(n.startPod(t))
+}
+
 // remove removes a sandbox. Doing it twice is no error.
 func (p *pod) remove(t testing.TB) {
 	t.Helper()

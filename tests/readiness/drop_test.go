@@ -279,9 +279,7 @@ func TestDropShared(t *testing.T) {
 // An image of another namespace whose layers are whole keeps running.
 func TestDropElsewhere(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	elsewhere := func(args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

@@ -18,9 +18,7 @@ import (
 // or not. The error names it, and both of its cures work.
 func TestDropHeld(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	ended := must[string](t)(p.create(t, n.app, "echo"))
 	check(t, p.start(t, ended))
 	running := must[string](t)(p.create(t, n.app, "wait"))
@@ -90,9 +88,7 @@ func TestDropHeld(t *testing.T) {
 // with it when nobody can be using it, and else is named as what holds it.
 func TestDropStrangers(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	ctx, cl := n.client(t)
 	sn := cl.SnapshotService("durable")
 	ctx, release, err := cl.WithLease(ctx) // as every unpacking has one

@@ -22,9 +22,7 @@ import (
 // the end the image is there and whole.
 func TestDropWhilePulling(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	p := must[*pod](t)(n.startPod(t))
-	check(t, n.pull(t, n.app))
+	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
 		// Documents are fetched before a pull meets the damaged layer. Pulls without
 		// any pause would take a bad one each time before it is deleted.
@@ -68,9 +66,7 @@ func TestDropWhilePulling(t *testing.T) {
 // Drop changes something.
 func TestDropBetweenPulls(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	p := must[*pod](t)(n.startPod(t))
-	check(t, n.pull(t, n.app))
+	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
 		for call, more := 1, true; more; call++ {
 			check(t, n.pull(t, n.app))
@@ -100,9 +96,7 @@ func TestDropBetweenPulls(t *testing.T) {
 // it goes on. It must leave alone what is whole by then.
 func TestDropOvertaken(t *testing.T) {
 	n := newNode(t)
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	check(t, breaks["corrupt"](n.blob(n.app.Layers[1].Digest)))
 	n.damage(t, n.app, 1)
 	leased := false
@@ -151,9 +145,7 @@ func dropUntilDone(t *testing.T, c *images.Containerd, l images.Layer, o images.
 // layers, so that every damaged layer must be pulled again.
 func TestDropDiscarded(t *testing.T) {
 	n := newNodeWith(t, nodeOptions{images: "discard_unpacked_layers = true"})
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	n.collect(t)
 	for _, l := range n.app.Layers {
 		if _, err := os.Lstat(n.blob(l.Digest)); !errors.Is(err, os.ErrNotExist) {

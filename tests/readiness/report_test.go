@@ -35,9 +35,7 @@ func TestReport(t *testing.T) {
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true})
-			check(t, n.pull(t, n.pause))
-			check(t, n.pull(t, n.app))
-			p := must[*pod](t)(n.startPod(t))
+			p := n.inUse(t)
 			check(t, p.run(t, n.app))
 			if c.noNetwork {
 				check(t, n.stopRegistry())
@@ -67,9 +65,7 @@ func TestReport(t *testing.T) {
 // somebody brings the blob back with the command that the log names.
 func TestReportHeld(t *testing.T) {
 	n := newNodeWith(t, nodeOptions{acts: true})
-	check(t, n.pull(t, n.pause))
-	check(t, n.pull(t, n.app))
-	p := must[*pod](t)(n.startPod(t))
+	p := n.inUse(t)
 	running := must[string](t)(p.create(t, n.app, "wait"))
 	check(t, p.start(t, running))
 	for _, c := range []struct {
