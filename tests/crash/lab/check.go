@@ -213,21 +213,31 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	result := Result{
 		ID: r.ID() + "/" + c.State.String(), Path: state.Path{c.State}, Points: len(c.Points),
 	}
-	began := time.Now()
-	expects := r.expects(c.Points)
 	subject := w.subject(i)
 	_, inProcess := subject.(oracle.InProcess)
 	deep := w.Deep > 0 && i%w.Deep == 0
 	extent := oracle.Extent{All: deep, Again: deep || !inProcess && w.Strict || i%4 == 0}
+	return w.look(ctx, result, w.looker(subject), extent, r.expects(c.Points))
+}
+
+// looker is what all looks at states of the recording have in common.
+func (w *worker) looker(subject oracle.Subject) oracle.Looker {
+	r := w.Recording
+	return oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
+}
+
+// look looks at the disk as it is, completes the result with what it has seen,
+// judged by every expectation, and counts what it has tried again.
+func (w *worker) look(ctx context.Context, result Result, looker oracle.Looker, extent oracle.Extent, expects []oracle.Expect) (Result, int, error) {
+	r := w.Recording
+	began := time.Now()
 	for _, e := range expects {
 		extent.Retry = append(extent.Retry, r.retryAt(e)...)
 	}
-
 	if err := w.disk.Mount(r.FS, w.mountpoint, r.Options...); err != nil {
 		result.Verdict, result.Reason = NotMeasured, err.Error()
 		return result, 0, nil
 	}
-	looker := oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
 	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
 	if err := w.leave(&seen); err != nil {
 		return result, 0, err

@@ -1,11 +1,9 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 
@@ -68,38 +66,19 @@ func (f Failing) Run(ctx context.Context) (_ *Failed, err error) {
 	if r.Plan, err = workload.NewPlan(f.Seed, workload.Size{Chains: 2, Layers: 1}); err != nil {
 		return nil, err
 	}
-	scratch, err := os.MkdirTemp("", "failing")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	d, err := disk.Start(f.FS.MinSize())
+	d, err := newSite(f.FS, f.FS.MinSize())
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if err := d.Format(f.FS); err != nil {
+	if f.Fault.Op, f.Fault.Ranges, err = f.where(d.Disk); err != nil {
 		return nil, err
 	}
-	if f.Fault.Op, f.Fault.Ranges, err = f.where(d); err != nil {
-		return nil, err
-	}
-	if err := d.DropCache(); err != nil {
-		return nil, err
-	}
-	r.Base = bytes.Clone(d.Image())
-	if err := d.Reset(); err != nil {
-		return nil, err
-	}
-	mountpoint := filepath.Join(scratch, "disk")
-	if err := os.Mkdir(mountpoint, 0o700); err != nil {
-		return nil, err
-	}
-	if err := d.Mount(f.FS, mountpoint); err != nil {
+	if err := d.begin(r); err != nil {
 		return nil, err
 	}
 	out := &Failed{}
-	if err := f.work(ctx, r, d, mountpoint, out); err != nil {
+	if err := f.work(ctx, r, d, out); err != nil {
 		return nil, err
 	}
 	// The file system may have given up; it is not asked.
@@ -128,15 +107,15 @@ func (f Failing) where(d *disk.Disk) (disk.Op, []disk.Range, error) {
 }
 
 // work is the experiment up to the cut.
-func (f Failing) work(ctx context.Context, r *Recording, d *disk.Disk, mountpoint string, out *Failed) (err error) {
+func (f Failing) work(ctx context.Context, r *Recording, d *site, out *Failed) (err error) {
 	ctx = namespaces.WithNamespace(ctx, "default")
-	daemon, err := f.Daemon.Launch(ctx, filepath.Join(mountpoint, rootName))
+	daemon, err := f.Daemon.Launch(ctx, filepath.Join(d.mountpoint, rootName))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
 	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan}
-	observer, err := unix.Open(mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	observer, err := unix.Open(d.mountpoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -190,12 +169,7 @@ func (f Failing) work(ctx context.Context, r *Recording, d *disk.Disk, mountpoin
 			out.Acked++
 		}
 	}
-	entries, err := d.Log(0)
-	if err != nil {
-		return err
-	}
-	r.Log, r.Marks = state.NewLog(entries), workload.Marks(entries)
-	return nil
+	return d.takeLog(r)
 }
 
 // afterAcks are the cases of an error experiment: nothing but what was flushed,

@@ -28,30 +28,29 @@ type Heal struct {
 // healing is a recording of that kind in the making.
 type healing struct {
 	Setup
-	r                   *Recording
-	disk                *disk.Disk
-	runner              *workload.Runner
-	mountpoint, scratch string
-	dirs                map[string]string // trees of the layers that are damaged
-	fault               disk.Fault
+	r      *Recording
+	site   *site
+	runner *workload.Runner
+	dirs   map[string]string // trees of the layers that are damaged
+	fault  disk.Fault
 }
 
-func (h *healing) root() string { return filepath.Join(h.mountpoint, rootName) }
+func (h *healing) root() string { return filepath.Join(h.site.mountpoint, rootName) }
 
 // before unpacks layers, damages them by hand, and leaves a disk that is
 // unmounted in order: every state of the recording begins with that.
 func (h *healing) before(ctx context.Context) (err error) {
-	if err := h.disk.Mount(h.FS, h.mountpoint, h.Options...); err != nil {
+	if err := h.site.Mount(h.FS, h.site.mountpoint, h.Options...); err != nil {
 		return err
 	}
-	plan, content := h.r.Plan, filepath.Join(h.mountpoint, oracle.ContentName)
-	if err := workload.WriteContent(ctx, content, h.scratch, plan.Old(), plan.Hopeless().Name); err != nil {
+	plan, content := h.r.Plan, filepath.Join(h.site.mountpoint, oracle.ContentName)
+	if err := workload.WriteContent(ctx, content, h.site.scratch, plan.Old(), plan.Hopeless().Name); err != nil {
 		return err
 	}
 	if err := kit.NewBoot(); err != nil {
 		return err
 	}
-	h.runner = &workload.Runner{Marks: h.disk, Plan: plan, Scratch: h.scratch, Gullible: h.Heal.Gullible}
+	h.runner = &workload.Runner{Marks: h.site, Plan: plan, Scratch: h.site.scratch, Gullible: h.Heal.Gullible}
 	if err := h.run(ctx, func() (err error) {
 		h.r.Record, h.dirs, err = h.runner.Unpack(ctx, h.Heal.Everything)
 		return err
@@ -61,11 +60,11 @@ func (h *healing) before(ctx context.Context) (err error) {
 	if err := h.r.Record.Hurt(plan, h.dirs, h.Heal.Everything); err != nil {
 		return err
 	}
-	if err := h.disk.Unmount(); err != nil || h.Heal.Fault == nil {
+	if err := h.site.Unmount(); err != nil || h.Heal.Fault == nil {
 		return err
 	}
 	h.fault = *h.Heal.Fault
-	h.fault.Op, h.fault.Ranges, err = Failing{FS: h.FS, Place: Data}.where(h.disk)
+	h.fault.Op, h.fault.Ranges, err = Failing{FS: h.FS, Place: Data}.where(h.site.Disk)
 	return err
 }
 
@@ -106,14 +105,14 @@ func (h *healing) work(ctx context.Context) error {
 		if err := h.run(ctx, phase.do, phase.end); err != nil {
 			return err
 		}
-		if err := workload.Others(h.mountpoint); err != nil {
+		if err := workload.Others(h.site.mountpoint); err != nil {
 			return err
 		}
 	}
 	if left, err := os.ReadDir(filepath.Join(h.root(), "healing")); !h.Heal.Gullible && (err != nil || len(left) > 0) {
 		return fmt.Errorf("left in healing/: %v, %w", left, err)
 	}
-	return h.takeLog()
+	return h.site.takeLog(h.r)
 }
 
 // fail is recorded when the disk is to fail: an unclean boot, questions that
@@ -123,7 +122,7 @@ func (h *healing) fail(ctx context.Context) error {
 		return err
 	}
 	if err := h.run(ctx, func() error {
-		if _, err := h.disk.Inject(h.fault); err != nil {
+		if _, err := h.site.Inject(h.fault); err != nil {
 			return err
 		}
 		h.runner.AskAll(ctx)
@@ -134,17 +133,8 @@ func (h *healing) fail(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	_ = workload.Others(h.mountpoint) // the file system may have given up
-	return h.takeLog()
-}
-
-func (h *healing) takeLog() error {
-	entries, err := h.disk.Log(0)
-	if err != nil {
-		return err
-	}
-	h.r.Log, h.r.Marks = state.NewLog(entries), workload.Marks(entries)
-	return nil
+	_ = workload.Others(h.site.mountpoint) // the file system may have given up
+	return h.site.takeLog(h.r)
 }
 
 // HealFailing has the disk fail one write after another, the first skip of them

@@ -5,7 +5,6 @@ import (
 	"context"
 	"path/filepath"
 	"sync/atomic"
-	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
@@ -49,7 +48,8 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 		return err
 	}
 	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
-	looker := oracle.Looker{Subject: w.Subject(w.number), Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic, Marks: d}
+	looker := w.looker(w.Subject(w.number))
+	looker.Marks = d
 	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
 	if err := d.Unmount(); err != nil {
 		return err
@@ -107,28 +107,11 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 	r := n.Recording
 	path := state.Path{n.outer.State, c.State}
 	result := Result{ID: r.ID() + "/" + path.String(), Path: path, Points: len(c.Points)}
-	began := time.Now()
-	if err := n.disk.Mount(r.FS, n.mountpoint, r.Options...); err != nil {
-		result.Verdict, result.Reason = NotMeasured, err.Error()
-		return result, 0, nil
-	}
-	var extent oracle.Extent
 	var expects []oracle.Expect
 	for _, p := range c.Points {
-		e := n.expect.After(marks, p)
-		expects = append(expects, e)
-		extent.Retry = append(extent.Retry, r.retryAt(e)...)
+		expects = append(expects, n.expect.After(marks, p))
 	}
-	looker := oracle.Looker{Subject: n.Subject(n.number), Plan: r.Plan, Record: r.Record, Scratch: n.scratch, Strict: n.Strict, Generic: r.Generic, Tag: "-second"}
-	seen := looker.Look(ctx, filepath.Join(n.mountpoint, rootName), extent)
-	if err := n.leave(&seen); err != nil {
-		return result, 0, err
-	}
-	result.Healing = seen.Healing
-	for _, e := range expects {
-		result.weigh(oracle.Judge(&seen, e, r.Plan))
-		result.Acked = e.Promised()
-	}
-	result.Took = time.Since(began)
-	return result, len(seen.Retried), nil
+	looker := n.looker(n.Subject(n.number))
+	looker.Tag = "-second"
+	return n.look(ctx, result, looker, oracle.Extent{}, expects)
 }

@@ -1,11 +1,9 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
@@ -81,37 +79,18 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if r.Plan, err = workload.NewPlan(s.Seed, s.Layers); err != nil {
 		return nil, err
 	}
-	scratch, err := os.MkdirTemp("", "record")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	d, err := disk.Start(s.Size)
+	d, err := newSite(s.FS, s.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if err := d.Format(s.FS); err != nil {
-		return nil, err
-	}
-	mountpoint := filepath.Join(scratch, "disk")
-	if err := os.Mkdir(mountpoint, 0o700); err != nil {
-		return nil, err
-	}
-	h := &healing{Setup: s, r: r, disk: d, mountpoint: mountpoint, scratch: scratch}
+	h := &healing{Setup: s, r: r, site: d}
 	if s.Heal != nil {
 		if err := h.before(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if err := d.DropCache(); err != nil {
-		return nil, err
-	}
-	r.Base = bytes.Clone(d.Image())
-	if err := d.Reset(); err != nil {
-		return nil, err
-	}
-	if err := d.Mount(s.FS, mountpoint, s.Options...); err != nil {
+	if err := d.begin(r); err != nil {
 		return nil, err
 	}
 	if s.Heal != nil {
@@ -125,7 +104,7 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if s.Heal != nil {
 		err = h.work(ctx)
 	} else {
-		err = r.work(ctx, s, d, mountpoint, scratch)
+		err = r.work(ctx, s, d)
 	}
 	if err != nil {
 		return nil, err
@@ -137,13 +116,13 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 }
 
 // work runs the daemon and the workload, takes the log, and pulls the plug.
-func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint, scratch string) (err error) {
-	daemon, err := s.Daemon.Launch(ctx, filepath.Join(mountpoint, rootName))
+func (r *Recording) work(ctx context.Context, s Setup, d *site) (err error) {
+	daemon, err := s.Daemon.Launch(ctx, filepath.Join(d.mountpoint, rootName))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
-	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Parallel: s.Parallel, Scratch: scratch}
+	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Parallel: s.Parallel, Scratch: d.scratch}
 	if r.Record, err = runner.Run(ctx); err != nil {
 		return err
 	}
@@ -152,12 +131,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *disk.Disk, mountpoint,
 			return err
 		}
 	}
-	entries, err := d.Log(0)
-	if err != nil {
-		return err
-	}
-	r.Log, r.Marks = state.NewLog(entries), workload.Marks(entries)
-	return nil
+	return d.takeLog(r)
 }
 
 // Sound checks that the recording can prove anything at all: that flushes were
