@@ -56,10 +56,7 @@ func newNodeWith(t *testing.T, fileSystem string, image kit.Pushed, config strin
 	t.Helper()
 	n := &node{disk: newDisk(t, fileSystem), image: image, number: nodes.Add(1)}
 	n.daemon = startDaemon(t, n.disk, kit.DaemonOptions{ContentRoot: n.contentRoot(), Config: config})
-	n.containerd = must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), kit.ContainerdOptions{
-		Binaries: kittest.Binaries(t), Dir: n.disk.Path("containerd"), RunDir: scratch(t), Daemon: n.daemon,
-	}))
-	t.Cleanup(func() { kittest.Stop(t, n.containerd.Process) })
+	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{Dir: n.disk.Path("containerd"), Daemon: n.daemon})
 	n.ctr(t, "image", "pull", "--plain-http", "--snapshotter", "durable", n.image.Ref)
 	return n
 }
