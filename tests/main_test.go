@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -36,16 +35,10 @@ func withParts(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if shared.registry, err = kit.StartRegistry(filepath.Join(os.TempDir(), "registry")); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := shared.registry.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	return kit.WithRegistry(func(r *kit.Registry) int {
+		shared.registry = r
+		return m.Run()
+	})
 }
 
 // image returns one of the standard images, built and pushed at the first call.

@@ -28,21 +28,14 @@ func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
 	// No power is cut here, and a disk that syncs fast leaves time for more cases.
-	os.Exit(kit.Main(func() int { return kit.InMemory(func() int { return run(m) }) }))
-}
-
-func run(m *testing.M) int {
-	var err error
-	if registry, err = kit.StartRegistry(filepath.Join(os.TempDir(), "registry")); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := registry.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	os.Exit(kit.Main(func() int {
+		return kit.InMemory(func() int {
+			return kit.WithRegistry(func(r *kit.Registry) int {
+				registry = r
+				return m.Run()
+			})
+		})
+	}))
 }
 
 // witnessBinary is the program of the image.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
@@ -57,4 +59,15 @@ func (r *Registry) Close() error {
 		err = errors.Join(err, served)
 	}
 	return err
+}
+
+// WithRegistry runs f with a registry that keeps its blobs below os.TempDir, for
+// the tests of a whole package. Call it within [Main].
+func WithRegistry(f func(*Registry) int) int {
+	r, err := StartRegistry(filepath.Join(os.TempDir(), "registry"))
+	if err != nil {
+		return report(1, err)
+	}
+	code := f(r)
+	return report(code, r.Close())
 }
