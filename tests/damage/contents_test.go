@@ -113,6 +113,7 @@ func TestDigestsOfThisBootOnly(t *testing.T) {
 		t.Fatal("the digest was taken before the power cut: this machine is too slow for this test")
 	}
 	check(t, d.Start(t.Context()))
+	t.Parallel() // from here on the boot stays
 	// A new layer gets its digest after all older ones that get any.
 	fresh := must[string](t)(makeLayer(t.Context(), connect(t, d), "", 1, 2))
 	_, err := connect(t, d).Stat(t.Context(), old)
