@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -63,6 +64,9 @@ func (s *Snapshotter) attend(l *layer) {
 	if entry.Parent != "" {
 		if err := s.whole(ctx, entry.Parent, false); err != nil {
 			s.notHealed(ctx, l, fmt.Errorf("a layer below it is not ready: %w", err))
+			r.mu.Lock()
+			l.tried = time.Time{} // nothing was tried: again, as soon as that one is
+			r.mu.Unlock()
 			return
 		}
 	}
@@ -97,7 +101,7 @@ func (s *Snapshotter) attendAll(ctx context.Context) {
 	start, said, damaged := time.Now(), time.Now(), 0
 	for i, name := range names {
 		began := time.Now()
-		if err := s.whole(ctx, name, true); err != nil {
+		if err := s.eachOf(ctx, name); err != nil {
 			damaged++
 		}
 		if !rest(ctx, min(time.Since(began), restAtMost)) {
@@ -112,10 +116,20 @@ func (s *Snapshotter) attendAll(ctx context.Context) {
 		log.G(ctx).WithFields(log.Fields{"layers": len(names), "not_ready": damaged, "took": time.Since(start).String()}).Info("looked at all layers")
 	}
 	for rest(ctx, retryEvery) {
-		for _, name := range s.ready.in(storage.StateDamaged) {
-			_ = s.whole(ctx, name, true) // says itself what it finds
+		for _, name := range s.ready.in(storage.StateUnverified, storage.StateDamaged) {
+			_ = s.eachOf(ctx, name) // says itself what it finds
 		}
 	}
+}
+
+// eachOf looks at a committed snapshot and at all below it, also above one that
+// is damaged: it may be healed later, and then the others are known.
+func (s *Snapshotter) eachOf(ctx context.Context, name string) error {
+	chain, err := s.ready.chain(name)
+	for _, l := range chain {
+		err = errors.Join(err, s.wholeLayer(ctx, l))
+	}
+	return err
 }
 
 // rest waits, and is false when ctx has ended.

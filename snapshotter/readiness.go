@@ -182,7 +182,8 @@ func (s *Snapshotter) lookForRoot(ctx context.Context, l *layer) {
 	s.ready.mu.Unlock()
 }
 
-// wholeLayer is whole for one layer, whose parents are whole.
+// wholeLayer is whole for one layer, whatever its parents are. It is not healed
+// while one of them is not whole.
 func (s *Snapshotter) wholeLayer(ctx context.Context, l *layer) error {
 	r := &s.ready
 	r.mu.Lock()

@@ -543,6 +543,30 @@ func TestAskingEnds(t *testing.T) {
 	<-s.ready.looks
 }
 
+// TestBackgroundAboveDamage: nobody asks, and what stands on a layer that stays
+// damaged is looked at all the same.
+func TestBackgroundAboveDamage(t *testing.T) {
+	m := newMachine(t, 3)
+	s := m.boot(false)
+	m.pull(s)
+	if err := errors.Join(os.Remove(filepath.Join(m.tree(s, 0), "link")), os.Remove(m.blob(m.blobs[0])), os.Remove(filepath.Join(m.tree(s, 2), "link"))); err != nil {
+		t.Fatal(err)
+	}
+	crash(t, s)
+	s, err := New(t.Context(), Config{Root: m.root, ContentRoot: m.content, BootID: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, s)
+	for deadline := time.Now().Add(20 * time.Second); len(s.ready.in(storage.StateUnverified, storage.StateHealing)) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not all were looked at")
+		}
+	}
+	// The topmost would inherit from the damaged one.
+	m.wantStates(s, "looked at", "damaged", "ready", "damaged")
+}
+
 // TestBackground: nobody asks, and all layers are looked at and healed.
 func TestBackground(t *testing.T) {
 	m := newMachine(t, 3)

@@ -57,7 +57,7 @@ func (s *Snapshotter) Repair(ctx context.Context, o RepairOptions) ([]RepairResu
 			err := s.whole(ctx, e.Name, true)
 			planned.Healed = err == nil
 			if err != nil {
-				planned.Plan, planned.Reason = "not healed", err.Error()
+				planned.Plan, planned.Reason = "not healed", reasonOf(err)
 			} else {
 				planned.Plan, planned.State = "healed", storage.StateReady
 			}
@@ -65,6 +65,14 @@ func (s *Snapshotter) Repair(ctx context.Context, o RepairOptions) ([]RepairResu
 		results = append(results, planned)
 	}
 	return results, nil
+}
+
+// reasonOf leaves out of an error what the finding says already.
+func reasonOf(err error) string {
+	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) && damaged.Reason != "" {
+		return damaged.Reason
+	}
+	return err.Error()
 }
 
 // noteLook takes the result of a look as what is known of a layer, unless it is
