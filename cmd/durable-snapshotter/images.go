@@ -34,6 +34,7 @@ type messenger struct {
 	news  map[images.Layer]bool   // of each layer the last: it is ready, or lost
 	said  map[images.Layer]string // the last error of each in the log; of run only
 	conn  *images.Containerd      // of run only
+	stop  context.CancelFunc
 	ended sync.WaitGroup
 }
 
@@ -65,9 +66,10 @@ func (m *messenger) add(namespace, chainID string, ready bool) {
 	}
 }
 
-// run tells the news until ctx ends.
+// run tells the news until ctx ends, or close is called.
 func (m *messenger) run(ctx context.Context, rows images.Rows) {
 	m.rows = rows
+	ctx, m.stop = context.WithCancel(ctx)
 	m.ended.Go(func() {
 		pause := retryFirst
 		for {
@@ -96,8 +98,9 @@ func (m *messenger) open() bool {
 	return len(m.news) > 0
 }
 
-// close waits for run and ends the connection.
+// close ends run and the connection.
 func (m *messenger) close() error {
+	m.stop()
 	m.ended.Wait()
 	if m.conn == nil {
 		return nil
