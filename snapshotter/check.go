@@ -61,8 +61,8 @@ var FromDisk = seal.Reading{Direct: true}
 
 // Check compares the layer of a journal entry with its seal: every name, and of
 // each the type, mode, owner, size, times, links and extended attributes. It
-// reads content with CheckOptions.Deep only. It writes nothing, and needs no daemon. A layer whose seal is lost is damaged:
-// nobody can say that it is whole.
+// reads content with CheckOptions.Deep only. It writes nothing, and needs no
+// daemon. A layer whose seal is lost is damaged: nobody can say that it is whole.
 //
 // An error means that nothing is known; it is not about the layer.
 func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptions) (CheckResult, error) {
@@ -99,7 +99,8 @@ func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptio
 	case len(found) > 0:
 		r.State, r.Findings = storage.StateDamaged, found
 	case o.Deep:
-		return r, r.compareContent(ctx, dir, e, o)
+		err = r.compareContent(ctx, dir, e, o)
+		return r, err
 	}
 	return r, nil
 }

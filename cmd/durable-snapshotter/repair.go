@@ -63,7 +63,8 @@ func (c *command) heal(cfg Config, names []string, o snapshotter.RepairOptions) 
 		return nil, err
 	}
 	if live {
-		return results, c.ask(cfg, repairPath, o, &results)
+		err = c.ask(cfg, repairPath, o, &results)
+		return results, err
 	}
 	if err := setUpLog(cfg.LogLevel); err != nil {
 		return nil, err
