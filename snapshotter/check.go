@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,15 +38,13 @@ const maxFindings = 100
 
 func newResult(e storage.CommitEntry) CheckResult {
 	return CheckResult{
-		ID: e.ID, Name: e.Name, ChainID: cmp.Or(e.ChainID, chainIDOf(e.Name, nil)),
+		ID: e.ID, Name: e.Name, ChainID: e.ChainID,
 		Entries: e.Entries, Bytes: e.Bytes, Sealed: e.Time, Findings: []seal.Finding{},
 	}
 }
 
 // CheckOptions say how Check looks.
 type CheckOptions struct {
-	Limit int // findings, at most; 0 means 100
-
 	// Deep: content is read, and compared with the content digests beside the
 	// seal or, without them, with a blob of the layer.
 	Deep     bool
@@ -72,16 +69,13 @@ func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptio
 		r.State, r.Reason = storage.StateUnverified, neverSealed(e)
 		return r, nil
 	}
-	if o.Limit == 0 {
-		o.Limit = maxFindings
-	}
 	dir := snapshotDir(root, e.ID)
 	tree := filepath.Join(dir, "fs")
 	verify := seal.Verify
 	if o.Reading.Idle {
 		verify = seal.VerifyIdle
 	}
-	found, err := verify(ctx, tree, filepath.Join(dir, sealFile), e.Digest, o.Limit)
+	found, err := verify(ctx, tree, filepath.Join(dir, sealFile), e.Digest, maxFindings)
 	switch {
 	case ctx.Err() != nil:
 		return r, ctx.Err()
@@ -113,7 +107,7 @@ func (r *CheckResult) compareContent(ctx context.Context, dir string, e storage.
 	if o.Contents == "" {
 		err = fmt.Errorf("%w: none were taken", seal.ErrUnsealed)
 	} else {
-		found, err = seal.VerifyContents(ctx, tree, filepath.Join(dir, contentsFile), o.Contents, o.Limit, o.Reading)
+		found, err = seal.VerifyContents(ctx, tree, filepath.Join(dir, contentsFile), o.Contents, maxFindings, o.Reading)
 	}
 	if errors.Is(err, seal.ErrUnsealed) {
 		digests := err
@@ -151,7 +145,7 @@ func compareWith(ctx context.Context, tree string, b blobs.Blob, o CheckOptions)
 	}
 	defer tar.Close()
 	digester := digest.Canonical.Digester()
-	found, err := seal.VerifyTar(ctx, tree, io.TeeReader(tar, digester.Hash()), o.Limit, o.Reading)
+	found, err := seal.VerifyTar(ctx, tree, io.TeeReader(tar, digester.Hash()), maxFindings, o.Reading)
 	switch {
 	case err != nil:
 		err = o.Blobs.Blame(ctx, b, err)

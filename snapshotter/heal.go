@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
@@ -112,11 +112,10 @@ func (s *Snapshotter) extractAgain(ctx context.Context, entry storage.CommitEntr
 
 // blobsOf finds the blobs that a layer can be extracted from.
 func blobsOf(ctx context.Context, store *blobs.Store, e storage.CommitEntry) ([]blobs.Blob, error) {
-	chainID := cmp.Or(e.ChainID, chainIDOf(e.Name, nil))
-	if chainID == "" {
+	if e.ChainID == "" {
 		return nil, errors.New("its chain ID is not known, so no blob can be found for it")
 	}
-	return store.Find(ctx, chainID)
+	return store.Find(ctx, e.ChainID)
 }
 
 // extractFrom makes healing/<id> out of a blob and swaps it with
@@ -146,11 +145,12 @@ func (s *Snapshotter) extractFrom(ctx context.Context, entry storage.CommitEntry
 
 	var info snapshots.Info
 	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
-		var id uint64
-		if id, info, _, err = storage.Info(ctx, entry.Name); err != nil || id != entry.ID {
-			return errors.Join(errRemoved, err)
+		id, now, _, err := storage.Info(ctx, entry.Name)
+		if errdefs.IsNotFound(err) || err == nil && id != entry.ID {
+			return errRemoved
 		}
-		return nil
+		info = now
+		return err
 	}); err != nil {
 		return healed, err
 	}

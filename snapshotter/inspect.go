@@ -92,6 +92,7 @@ func report(root, bootID string, view func(func(context.Context, *storage.Journa
 		}
 		known := readiness{epoch: epochOf(r.Journal.Run, bootID)}
 		if err := j.EachCommitted(func(e storage.CommitEntry) error {
+			e = identified(e)
 			r.Journal.Committed = append(r.Journal.Committed, e)
 			r.Layers = append(r.Layers, resultOf(e, known.judge(e, states[e.ID])))
 			return nil

@@ -1,12 +1,15 @@
 package snapshotter
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
 // maxName bounds keys and names, in bytes. containerd's own are below 400
@@ -58,6 +61,14 @@ func chainIDOf(name string, labels map[string]string) string {
 		return rest
 	}
 	return ""
+}
+
+// identified completes a journal entry from its name: what was there before the
+// journal has neither chain ID nor namespace in its entry.
+func identified(e storage.CommitEntry) storage.CommitEntry {
+	namespace, _ := splitName(e.Name)
+	e.ChainID, e.Namespace = cmp.Or(e.ChainID, chainIDOf(e.Name, nil)), cmp.Or(e.Namespace, namespace)
+	return e
 }
 
 // extractionOf reports whether an active snapshot is a layer being unpacked, and

@@ -81,7 +81,7 @@ func neverSealed(e storage.CommitEntry) string {
 
 // add makes a committed snapshot known.
 func (r *readiness) add(e storage.CommitEntry, s storage.StateEntry) *layer {
-	e.ChainID = cmp.Or(e.ChainID, chainIDOf(e.Name, nil)) // another snapshotter's journal entry has none
+	e = identified(e)
 	l := &layer{entry: e, state: r.judge(e, s)}
 	r.mu.Lock()
 	r.layers[e.Name] = l
@@ -217,7 +217,7 @@ func (r *readiness) refuse(l *layer, err error) error {
 	return err
 }
 
-// settled reports whether there is an answer about a layer, for now.
+// settled reports whether a layer can be answered for without work.
 func (r *readiness) settled(l *layer) bool {
 	switch l.state.State {
 	case storage.StateReady:
@@ -241,14 +241,7 @@ func (r *readiness) answer(l *layer) error {
 }
 
 func (l *layer) describe() string {
-	return fmt.Sprintf("layer %s (snapshots/%d)", nameOf(l.entry.ChainID, l.entry.Name), l.entry.ID)
-}
-
-func nameOf(chainID, name string) string {
-	if chainID != "" {
-		return chainID
-	}
-	return name
+	return fmt.Sprintf("layer %s (snapshots/%d)", cmp.Or(l.entry.ChainID, l.entry.Name), l.entry.ID)
 }
 
 // DamagedError is the answer about a committed snapshot that is not whole and
@@ -267,9 +260,8 @@ type DamagedError struct {
 }
 
 func (l *layer) damaged() *DamagedError {
-	namespace, _ := splitName(l.entry.Name)
 	return &DamagedError{
-		ID: l.entry.ID, Name: l.entry.Name, Namespace: namespace, ChainID: l.entry.ChainID,
+		ID: l.entry.ID, Name: l.entry.Name, Namespace: l.entry.Namespace, ChainID: l.entry.ChainID,
 		Findings: l.state.Findings, Reason: l.state.Reason, NoBlob: l.noBlob,
 	}
 }
@@ -277,7 +269,7 @@ func (l *layer) damaged() *DamagedError {
 // Error implements error.
 func (e *DamagedError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "layer %s (snapshots/%d) is damaged", nameOf(e.ChainID, e.Name), e.ID)
+	fmt.Fprintf(&b, "layer %s (snapshots/%d) is damaged", cmp.Or(e.ChainID, e.Name), e.ID)
 	if len(e.Findings) > 0 {
 		fmt.Fprintf(&b, ": %q", e.Findings[0].String())
 	}

@@ -408,6 +408,9 @@ func TestNeverSealed(t *testing.T) {
 	if err != nil || info.Labels[labelState] != "unverified" {
 		t.Fatalf("%+v, %v", info, err)
 	}
+	if e := journalOf(t, s).Committed[0]; e.ChainID != name {
+		t.Errorf("reported without its chain ID, by which people name it: %+v", e)
+	}
 	if results, err := s.Repair(t.Context(), RepairOptions{Apply: true}); err != nil || len(results) != 1 || results[0].Healed {
 		t.Errorf("not named: %+v, %v", results, err)
 	}

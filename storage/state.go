@@ -33,8 +33,8 @@ type StateEntry struct {
 	// Contents is the digest of the content digests beside the seal, when there
 	// are any.
 	Contents string `json:"contents,omitempty"`
-	// Healing is set while the tree is being replaced: the digest of the seal
-	// of the new one. Which of the two is there after a crash, its record tells.
+	// Healing is set while the tree is being replaced: the entry of the new one.
+	// Which of the two is there after a crash, its record tells.
 	Healing *CommitEntry `json:"healing,omitempty"`
 }
 
