@@ -81,8 +81,8 @@ func Check(ctx context.Context, root string, e storage.CommitEntry, o CheckOptio
 		return r, ctx.Err()
 	case errors.Is(err, seal.ErrUnsealed):
 		r.State, r.Reason = storage.StateDamaged, err.Error()
-		if _, err := os.Lstat(tree); errors.Is(err, os.ErrNotExist) {
-			r.Findings, r.Reason = append(r.Findings, seal.Finding{Path: ".", What: "missing"}), ""
+		if f, damaged := rootFinding(tree); damaged {
+			r.Findings, r.Reason = append(r.Findings, f), ""
 		}
 	case err != nil:
 		f, damage := unreadable(tree, err)

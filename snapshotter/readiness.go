@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
@@ -164,7 +166,7 @@ func (s *Snapshotter) known(name string) error {
 	return nil
 }
 
-// lookForRoot notices a layer whose directory somebody has removed.
+// lookForRoot notices a layer whose directory somebody has removed or replaced.
 func (s *Snapshotter) lookForRoot(ctx context.Context, l *layer) {
 	s.ready.mu.Lock()
 	known, id := l.state.State == storage.StateDamaged || l.work != nil, l.entry.ID
@@ -172,14 +174,27 @@ func (s *Snapshotter) lookForRoot(ctx context.Context, l *layer) {
 	if known {
 		return
 	}
-	if _, err := os.Lstat(filepath.Join(s.dir(id), "fs")); err == nil || !isNotExist(err) {
+	f, damaged := rootFinding(filepath.Join(s.dir(id), "fs"))
+	if !damaged {
 		return
 	}
 	s.ready.mu.Lock()
 	if l.work == nil {
-		s.setState(ctx, l, CheckResult{State: storage.StateDamaged, Findings: []seal.Finding{{Path: ".", What: "missing"}}})
+		s.setState(ctx, l, CheckResult{State: storage.StateDamaged, Findings: []seal.Finding{f}})
 	}
 	s.ready.mu.Unlock()
+}
+
+// rootFinding is what one lstat tells of a layer that has no tree any more.
+func rootFinding(tree string) (f seal.Finding, damaged bool) {
+	st, err := os.Lstat(tree)
+	switch {
+	case err == nil:
+		return seal.Finding{Path: ".", What: "type", Want: "dir", Have: st.Mode().Type().String()}, !st.IsDir()
+	case isNotExist(err), errors.Is(err, unix.ENOTDIR):
+		return seal.Finding{Path: ".", What: "missing"}, true
+	}
+	return unreadable(tree, err)
 }
 
 // wholeLayer is whole for one layer, whatever its parents are. It is not healed

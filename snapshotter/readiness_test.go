@@ -277,7 +277,15 @@ func TestHeal(t *testing.T) {
 			}},
 			"tree removed":  {func(m *machine, s *Snapshotter) error { return os.RemoveAll(m.tree(s, 1)) }, true},
 			"layer removed": {func(m *machine, s *Snapshotter) error { return os.RemoveAll(filepath.Dir(m.tree(s, 0))) }, true},
-			"all removed":   {func(m *machine, s *Snapshotter) error { return os.RemoveAll(s.snapshotsDir()) }, true},
+			"a file instead": {func(m *machine, s *Snapshotter) error {
+				dir := filepath.Dir(m.tree(s, 2))
+				return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600))
+			}, true},
+			"tree a link": {func(m *machine, s *Snapshotter) error {
+				tree := m.tree(s, 1)
+				return errors.Join(os.RemoveAll(tree), os.Symlink("/", tree))
+			}, true},
+			"all removed": {func(m *machine, s *Snapshotter) error { return os.RemoveAll(s.snapshotsDir()) }, true},
 			"seal removed": {damage: func(m *machine, s *Snapshotter) error {
 				return os.Remove(filepath.Join(filepath.Dir(m.tree(s, 1)), sealFile))
 			}},

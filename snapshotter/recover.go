@@ -167,7 +167,7 @@ func (s *Snapshotter) checkCommitted(ctx context.Context, j *storage.Journal, r 
 			r.unverified++
 			return nil // whoever looks finds out
 		}
-		if _, err := os.Lstat(filepath.Join(s.dir(id), "fs")); isNotExist(err) {
+		if _, damaged := rootFinding(filepath.Join(s.dir(id), "fs")); damaged {
 			r.missing++
 			s.lookForRoot(ctx, l)
 			log.G(ctx).WithFields(log.Fields{"name": info.Name, "directory": s.dir(id)}).
