@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -61,6 +62,7 @@ func (s *Snapshotter) digest(ctx context.Context, e storage.CommitEntry) error {
 	path := filepath.Join(dir, contentsFile)
 	digest, err := seal.WriteContents(ctx, filepath.Join(dir, "fs"), path+".new", seal.Reading{Idle: true, Rate: s.cfg.Scrub.Rate})
 	if err != nil {
+		_ = os.Remove(path + ".new") // cut short; harmless, and not to be left
 		return err
 	}
 	if err := errors.Join(fsync.File(path+".new"), fsync.Rename(path+".new", path)); err != nil {

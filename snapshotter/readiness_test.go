@@ -398,6 +398,40 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// TestStaleLook: what a look found that began before the layer was damaged, or
+// was replaced, is not what is known of it.
+func TestStaleLook(t *testing.T) {
+	m := newMachine(t, 1)
+	s := m.boot(false)
+	m.pull(s)
+	e := journalOf(t, s).Committed[0]
+	l := s.ready.layer(e)
+	look, err := Check(t.Context(), m.root, e, CheckOptions{})
+	if err != nil || look.State != storage.StateReady {
+		t.Fatal(look, err)
+	}
+	if err := errors.Join(os.RemoveAll(m.tree(s, 0)), os.Remove(m.blob(m.blobs[0]))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Stat(t.Context(), m.name(0)); err == nil {
+		t.Fatal("a tree that is gone is said to be there")
+	}
+	s.noteLook(t.Context(), l, e, look, false)
+	m.wantStates(s, "an older look", "damaged")
+
+	look, err = Check(t.Context(), m.root, e, CheckOptions{})
+	if err != nil || look.State != storage.StateDamaged {
+		t.Fatal(look, err)
+	}
+	m.put(ocispec.MediaTypeImageLayer, layerTar(t, 0))
+	if _, err := s.Repair(t.Context(), RepairOptions{Apply: true}); err != nil {
+		t.Fatal(err)
+	}
+	look.Checked = time.Now().Add(time.Hour)
+	s.noteLook(t.Context(), l, e, look, false)
+	m.wantStates(s, "a look at the tree that was replaced", "ready")
+}
+
 // TestNeverSealed: a layer of the built-in snapshotter is taken as it is, until
 // somebody names it to repair.
 func TestNeverSealed(t *testing.T) {

@@ -71,7 +71,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverReplayed)
-	if err := s.settleReplaced(last.BootID == s.bootID); err != nil {
+	if err := s.unlessFull(ctx, s.settleReplaced(last.BootID == s.bootID)); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	if r.removed, err = s.setAside(ctx); err != nil {

@@ -36,6 +36,7 @@ func (s *Snapshotter) Repair(ctx context.Context, o RepairOptions) ([]RepairResu
 	if err != nil {
 		return nil, err
 	}
+	defer s.saySoon(ctx)
 	results := []RepairResult{}
 	for _, e := range r.Selected(o.IDs) {
 		look, err := Check(ctx, s.cfg.Root, e.CommitEntry, CheckOptions{Deep: o.Deep, Blobs: s.blobs, Contents: e.Contents, Reading: FromDisk})
@@ -48,7 +49,7 @@ func (s *Snapshotter) Repair(ctx context.Context, o RepairOptions) ([]RepairResu
 		}
 		planned, again := plan(ctx, s.blobs, e.CommitEntry, look, o)
 		if o.Apply {
-			s.noteLook(ctx, l, look, again)
+			s.noteLook(ctx, l, e.CommitEntry, look, again)
 		}
 		if look.State == storage.StateReady {
 			continue
@@ -75,20 +76,21 @@ func reasonOf(err error) string {
 	return err.Error()
 }
 
-// noteLook takes the result of a look as what is known of a layer, unless it is
-// being worked on.
-func (s *Snapshotter) noteLook(ctx context.Context, l *layer, look CheckResult, again bool) {
+// noteLook takes the result of a look at the layer of a journal entry as what is
+// known of it, unless it is being worked on, or something newer is known.
+func (s *Snapshotter) noteLook(ctx context.Context, l *layer, e storage.CommitEntry, look CheckResult, again bool) {
 	r := &s.ready
 	r.mu.Lock()
-	if l.work == nil && (look.State != storage.StateUnverified || again) {
-		if again {
-			look.State = storage.StateDamaged
-		}
-		s.setState(ctx, l, look)
-		l.tried = time.Time{}
+	defer r.mu.Unlock()
+	stale := l.work != nil || l.entry.Digest != e.Digest || l.state.Checked.After(look.Checked)
+	if stale || look.State == storage.StateUnverified && !again {
+		return
 	}
-	r.mu.Unlock()
-	s.saySoon(ctx)
+	if again {
+		look.State = storage.StateDamaged
+	}
+	s.setState(ctx, l, look)
+	l.tried = time.Time{}
 }
 
 // layer returns what is known of the snapshot of a journal entry, nil when it

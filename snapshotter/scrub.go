@@ -19,6 +19,11 @@ type ScrubConfig struct {
 	Rate     int64         // bytes of content per second at most; 0: no limit. Of content digests, too
 }
 
+// scrubWritten is how often the journal hears how far a round is: a transaction
+// for each small layer would be in the way of Commits. What a crash takes of it
+// is looked at twice.
+const scrubWritten = time.Second
+
 // scrubAll verifies all layers once in each interval, until ctx ends. A round
 // that was cut short by the end of the daemon goes on where it was.
 func (s *Snapshotter) scrubAll(ctx context.Context) {
@@ -58,6 +63,7 @@ func (s *Snapshotter) scrubRound(ctx context.Context, round *storage.Scrub) erro
 	p := progress{started: time.Now(), said: time.Now(), of: len(entries), depth: round.Depth}
 	log.G(ctx).WithFields(log.Fields{"depth": round.Depth, "layers": len(entries), "from": round.Next}).Info("scrub: round begins")
 	reading := seal.Reading{Idle: true, Rate: s.cfg.Scrub.Rate, Direct: true, Progress: func(n int64) { p.bytes += n; p.say(ctx) }}
+	written := time.Now()
 	for _, e := range entries {
 		began := time.Now()
 		l := s.ready.layer(e)
@@ -74,7 +80,7 @@ func (s *Snapshotter) scrubRound(ctx context.Context, round *storage.Scrub) erro
 		round.Next = e.ID + 1
 		if s.ready.layer(e) != nil && look.State != storage.StateUnverified {
 			round.Looked++
-			s.noteLook(ctx, l, look, false)
+			s.noteLook(ctx, l, e, look, false)
 		}
 		if look.State == storage.StateDamaged && s.ready.layer(e) != nil {
 			round.Damaged++
@@ -82,8 +88,11 @@ func (s *Snapshotter) scrubRound(ctx context.Context, round *storage.Scrub) erro
 		}
 		p.done++
 		p.say(ctx)
-		if err := s.sayScrub(ctx, *round); err != nil {
-			return err
+		if time.Since(written) >= scrubWritten {
+			if err := s.sayScrub(ctx, *round); err != nil {
+				return err
+			}
+			written = time.Now()
 		}
 		if !rest(ctx, min(time.Since(began), restAtMost)) {
 			return ctx.Err()
