@@ -98,28 +98,62 @@ func (s *Snapshotter) attendAll(ctx context.Context) {
 	if len(names) > 0 {
 		log.G(ctx).WithField("layers", len(names)).Info("looking at layers")
 	}
-	start, said, damaged := time.Now(), time.Now(), 0
-	for i, name := range names {
+	p := newProgress("looking at layers", len(names))
+	for _, name := range names {
 		began := time.Now()
-		if err := s.eachOf(ctx, name); err != nil {
-			damaged++
-		}
+		p.step(ctx, s.eachOf(ctx, name) == nil)
 		if !rest(ctx, min(time.Since(began), restAtMost)) {
 			return
 		}
-		if time.Since(said) >= progressEvery {
-			said = time.Now()
-			log.G(ctx).WithFields(log.Fields{"done": i + 1, "of": len(names), "not_ready": damaged}).Info("looking at layers")
-		}
 	}
 	if len(names) > 0 {
-		log.G(ctx).WithFields(log.Fields{"layers": len(names), "not_ready": damaged, "took": time.Since(start).String()}).Info("looked at all layers")
+		p.log(ctx, "looked at all layers")
 	}
 	for rest(ctx, retryEvery) {
 		for _, name := range s.ready.in(storage.StateUnverified, storage.StateDamaged) {
 			_ = s.eachOf(ctx, name) // says itself what it finds
 		}
 	}
+}
+
+// progress says in the log how far work on many layers is.
+type progress struct {
+	what               string
+	started, said      time.Time
+	done, of, notReady int
+	bytes              int64 // of content
+}
+
+func newProgress(what string, of int) *progress {
+	return &progress{what: what, started: time.Now(), said: time.Now(), of: of}
+}
+
+// step counts a layer.
+func (p *progress) step(ctx context.Context, ready bool) {
+	p.done++
+	if !ready {
+		p.notReady++
+	}
+	p.say(ctx)
+}
+
+// read counts content; large layers take long.
+func (p *progress) read(ctx context.Context, bytes int64) {
+	p.bytes += bytes
+	p.say(ctx)
+}
+
+func (p *progress) say(ctx context.Context) {
+	if time.Since(p.said) >= progressEvery {
+		p.said = time.Now()
+		p.log(ctx, p.what)
+	}
+}
+
+func (p *progress) log(ctx context.Context, what string) {
+	log.G(ctx).WithFields(log.Fields{
+		"done": p.done, "of": p.of, "not_ready": p.notReady, "bytes": p.bytes, "took": time.Since(p.started).String(),
+	}).Info(what)
 }
 
 // eachOf looks at a committed snapshot and at all below it, also above one that

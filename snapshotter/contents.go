@@ -65,7 +65,10 @@ func (s *Snapshotter) digest(ctx context.Context, e storage.CommitEntry) error {
 		_ = os.Remove(path + ".new") // cut short; harmless, and not to be left
 		return err
 	}
-	if err := errors.Join(fsync.File(path+".new"), fsync.Rename(path+".new", path)); err != nil {
+	if err = fsync.File(path + ".new"); err == nil {
+		err = fsync.Rename(path+".new", path)
+	}
+	if err != nil {
 		if isWriteFailure(err) {
 			s.onWriteFailure(ctx, err, undo{})
 		}

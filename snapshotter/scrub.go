@@ -60,9 +60,9 @@ func (s *Snapshotter) scrubAll(ctx context.Context) {
 // scrubRound looks at the layers from round.Next on.
 func (s *Snapshotter) scrubRound(ctx context.Context, round *storage.Scrub) error {
 	entries := s.ready.from(round.Next)
-	p := progress{started: time.Now(), said: time.Now(), of: len(entries), depth: round.Depth}
+	p := newProgress("scrub: looking at layers", len(entries))
 	log.G(ctx).WithFields(log.Fields{"depth": round.Depth, "layers": len(entries), "from": round.Next}).Info("scrub: round begins")
-	reading := seal.Reading{Idle: true, Rate: s.cfg.Scrub.Rate, Direct: true, Progress: func(n int64) { p.bytes += n; p.say(ctx) }}
+	reading := seal.Reading{Idle: true, Rate: s.cfg.Scrub.Rate, Direct: true, Progress: func(n int64) { p.read(ctx, n) }}
 	written := time.Now()
 	for _, e := range entries {
 		began := time.Now()
@@ -86,8 +86,7 @@ func (s *Snapshotter) scrubRound(ctx context.Context, round *storage.Scrub) erro
 			round.Damaged++
 			_ = s.whole(ctx, e.Name, true) // heals, and says itself when it cannot
 		}
-		p.done++
-		p.say(ctx)
+		p.step(ctx, look.State == storage.StateReady)
 		if time.Since(written) >= scrubWritten {
 			if err := s.sayScrub(ctx, *round); err != nil {
 				return err
@@ -127,22 +126,4 @@ func (r *readiness) from(first uint64) (entries []storage.CommitEntry) {
 	}
 	slices.SortFunc(entries, func(a, b storage.CommitEntry) int { return int(int64(a.ID) - int64(b.ID)) })
 	return entries
-}
-
-// progress says in the log how far a round is.
-type progress struct {
-	started, said time.Time
-	done, of      int
-	bytes         int64
-	depth         string
-}
-
-func (p *progress) say(ctx context.Context) {
-	if time.Since(p.said) < progressEvery {
-		return
-	}
-	p.said = time.Now()
-	log.G(ctx).WithFields(log.Fields{
-		"depth": p.depth, "done": p.done, "of": p.of, "bytes": p.bytes, "took": time.Since(p.started).String(),
-	}).Info("scrub: looking at layers")
 }
