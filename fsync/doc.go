@@ -1,15 +1,14 @@
-// Package fsync makes bytes durable, and says what an error from the kernel
-// means when it could not.
+// Package fsync makes data durable, and defines what an error of a sync means.
 //
 // # The pieces
 //
 //   - [Cursor] is one descriptor on the file system of a snapshot. Its Sync is
 //     syncfs(2). It is opened before the first byte of the snapshot is written,
 //     belongs to that snapshot alone, and fails for good after the first error.
-//   - [Dir], [File], [Rename] and [WriteFile] are the small steps for the
-//     few files and directories that the program writes itself.
-//   - [Inspect] looks at the file system below a directory: which ones cannot
-//     keep the promise (refused), which ones weaken it (warned about).
+//   - [Dir], [File], [Rename] and [WriteFile] make single files and directories
+//     durable, those that the program writes itself.
+//   - [Inspect] checks the file system below a directory. It refuses one that cannot
+//     keep the promise, and warns about one that weakens it.
 //
 // # What is assumed of the kernel
 //
@@ -19,8 +18,8 @@
 // those cannot be opened for fsync(2), and xfstests generic/690 shows that
 // syncing their parent is not enough everywhere.
 //
-// Errors are where the surprises are; all of these were measured on ext4, xfs
-// and btrfs of Linux 6.18:
+// Errors behave in unexpected ways. All of these were measured on ext4, xfs and btrfs
+// of Linux 6.18:
 //
 //   - syncfs reports a writeback error once per descriptor, and only one that
 //     happened after that descriptor was opened (since Linux 5.8, commit
@@ -32,8 +31,8 @@
 //     failed counts as written from then on. A later write and fdatasync succeed,
 //     the extent stays marked as unwritten, and the next mount reads zeros. A new
 //     file, or the file dropped from the page cache, is safe.
-//   - An error that nobody was told of waits for the next descriptor that is
-//     opened (errseq_sample), however long ago it happened.
+//   - An error that was reported to no descriptor is reported to the next one that
+//     is opened (errseq_sample), however long ago it happened.
 //   - Before Linux 5.17 errors of the file system's own sync_fs are dropped
 //     (commits 5679897eb104 and 2d86293c7075).
 //   - ext4 with an aborted journal, and a failed cache flush on ext4 and btrfs,

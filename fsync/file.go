@@ -23,7 +23,7 @@ func (e *Error) Error() string { return e.Op + " " + e.Path + ": " + e.Err.Error
 // Unwrap returns the kernel's error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// cause strips what os adds, which Error says already.
+// cause strips what os adds, which Error contains already.
 func cause(err error) error {
 	var pe *os.PathError
 	if errors.As(err, &pe) {
@@ -32,12 +32,18 @@ func cause(err error) error {
 	return err
 }
 
+// IsFull reports whether an error means that there is no space: on the file system
+// (ENOSPC), or in a quota (EDQUOT), such as a qgroup limit of btrfs.
+func IsFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // Dir makes the entries of a directory durable: names that were created in it,
 // renamed into it or removed from it.
 func Dir(path string) error { return syncPath(path) }
 
-// File makes the content and the inode of a file durable, not its name: that
-// is the business of the directory.
+// File makes the content and the inode of a file durable, but not its name, which
+// [Dir] of its directory does.
 func File(path string) error { return syncPath(path) }
 
 func syncPath(path string) error {
@@ -88,7 +94,7 @@ func MkdirAll(path string, perm os.FileMode) error {
 
 // WriteFile writes a file under its name and syncs its content. The name is
 // durable after the directory has been synced. It is meant for a file that
-// nobody reads before that: a crash may leave it short.
+// is not read before that: a crash may leave it short.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
 	if err != nil {

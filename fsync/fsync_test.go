@@ -66,7 +66,7 @@ func TestCursor(t *testing.T) {
 	if err := c.Sync(); err != nil {
 		t.Error(err)
 	}
-	c.err = errors.New("as the kernel would say once")
+	c.err = errors.New("as the kernel would report once")
 	if err := c.Sync(); err == nil {
 		t.Error("an error was forgotten: the next syncfs of the kernel returns 0 over lost pages")
 	}

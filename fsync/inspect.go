@@ -17,8 +17,8 @@ import (
 // cannot keep the promise, use another one.
 var ErrUnsuitable = errors.New("unsuitable file system")
 
-// Warning is a circumstance that weakens the promise without breaking it in
-// every case, with the cure.
+// Warning is a circumstance that weakens the promise, with the cure. It does not break
+// the promise in every case.
 type Warning struct {
 	Problem string
 	Cure    string
@@ -57,9 +57,9 @@ var refused = map[int64]string{
 // crash-tested.
 var known = []int64{magicExt4, magicXFS, magicBtrfs}
 
-// Inspect looks at the file system below root, which must exist. An error that
-// wraps ErrUnsuitable says why it cannot be used; warnings say what weakens the
-// promise and how to cure it.
+// Inspect checks the file system below root, which must exist. An error that wraps
+// ErrUnsuitable is the reason why it cannot be used; warnings are what weakens the
+// promise.
 func Inspect(root string) ([]Warning, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(root, &st); err != nil {
@@ -101,7 +101,7 @@ func SameFilesystem(a, b string) (bool, error) {
 	return sa.Dev == sb.Dev, nil
 }
 
-// inspectExt4 reads what the kernel says of the mounted file system in
+// inspectExt4 reads the options of the mounted file system in
 // /proc/fs/ext4/<device>/options (fs/ext4/super.c, ext4_seq_options_show):
 // "barrier" or "nobarrier", and "data=..." only if there is a journal. The
 // directory is named after the block device, which sysfs knows by number.
@@ -114,7 +114,7 @@ func inspectExt4(root string) []Warning {
 	link, err := os.Readlink("/sys/dev/block/" + dev)
 	if err != nil {
 		return []Warning{{
-			Problem: fmt.Sprintf("cannot tell the journal mode of ext4 below %s: %v", root, err),
+			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
 			Cure:    "make /sys visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
 	}
@@ -124,7 +124,7 @@ func inspectExt4(root string) []Warning {
 		// ext2 and ext3 file systems driven by ext4 are listed too; a masked
 		// /proc (a container) is not.
 		return []Warning{{
-			Problem: fmt.Sprintf("cannot tell the journal mode of ext4 below %s: %v", root, err),
+			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
 			Cure:    "make /proc/fs visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
 	}
@@ -190,7 +190,7 @@ func inspectKernel() *Warning {
 }
 
 // atLeast compares "6.18.44-fc" with a version. A release that cannot be read
-// counts as old, so that it is spoken of.
+// counts as old, so that the warning is given.
 func atLeast(release string, major, minor int) bool {
 	parts := strings.SplitN(release, ".", 3)
 	if len(parts) < 2 {

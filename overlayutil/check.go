@@ -14,8 +14,8 @@ import (
 var ErrUnsupported = errors.New("overlay mounts do not work")
 
 // Check mounts an overlay below dir, with two lower directories and an upper
-// one, and unmounts it. The error says what is missing: root, d_type, or
-// whatever the kernel answers.
+// one, and unmounts it. The error names what is missing: root, d_type, or
+// another reason that the kernel returns.
 func Check(dir string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w below %s: mounting needs root, and this is user %d", ErrUnsupported, dir, os.Geteuid())
@@ -43,7 +43,8 @@ func NeedsUserXattr(dir string) bool {
 }
 
 // forbidden maps mount options that a configuration may not hold, with any value
-// or with one, to the reason.
+// or with one, to the reason. index and nfs_export have two values and no other
+// spelling (fs/overlayfs/params.c, ovl_parameter_bool).
 // See Documentation/filesystems/overlayfs.rst in the kernel's source.
 var forbidden = map[string]string{
 	"lowerdir":  "the snapshotter names the directories itself",
@@ -51,11 +52,24 @@ var forbidden = map[string]string{
 	"datadir+":  "the snapshotter names the directories itself",
 	"upperdir":  "the snapshotter names the directories itself",
 	"workdir":   "the snapshotter names the directories itself",
-	"volatile":  "the kernel then skips every sync of the upper directory, and a crash makes it unusable",
+
+	"volatile":       unsynced,
+	"fsync=volatile": unsynced, // the newer spelling; containerd knows both (core/mount/temp.go:89)
 
 	"redirect_dir=on": "a layer whose directories point elsewhere is not whole by itself",
 	"metacopy=on":     "a layer whose files have their content elsewhere is not whole by itself",
+	"verity=on":       "it turns metacopy on, and a layer whose files have their content elsewhere is not whole by itself",
+	"verity=require":  "it turns metacopy on, and a layer whose files have their content elsewhere is not whole by itself",
+
+	"index=on":      stale,
+	"nfs_export=on": stale,
 }
+
+const (
+	unsynced = "the kernel then skips every sync of the upper directory, and a crash makes it unusable"
+	stale    = "the kernel then ties an upper directory to the inode of its lower one, and the next mount of an existing container fails " +
+		"with ESTALE after a layer below it was healed"
+)
 
 // CheckOptions refuses options for overlay mounts that break a promise. The
 // error is containerd's InvalidArgument.

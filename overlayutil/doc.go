@@ -1,15 +1,15 @@
 // Package overlayutil holds facts about overlayfs: the names of its extended
 // attributes, how it finds an entry in a stack of layers, the grammar of its
-// mount options, and what the running kernel does where kernels differ. It has
-// no policy of its own.
+// mount options, and what the running kernel does where kernels differ. It makes no
+// decisions.
 //
 // # Attributes
 //
-// Overlay keeps what it must know in extended attributes of the layers' files,
+// Overlay stores its metadata in extended attributes of the layers' files,
 // below "trusted.overlay.", or below "user.overlay." when it is mounted with
 // userxattr (since Linux 5.11; fs/overlayfs/overlayfs.h, enum ovl_xattr). Each
-// kind of mount ignores the attributes of the other kind, and takes them for
-// ordinary ones: it shows them, and copies them up with their file.
+// kind of mount treats the attributes of the other kind as ordinary ones: it shows them,
+// and copies them up with their file.
 //
 //	opaque    of a directory: "y", lower directories of that name are hidden;
 //	          "x" (since Linux 6.8), not hidden, but the directory may hold
@@ -20,10 +20,10 @@
 //	origin, impure, nlink, upper, uuid, protattr: the kernel's own bookkeeping
 //
 // The usual whiteout is a character device 0:0. The attributes of a layer's
-// root are not looked at: an opaque root hides nothing (Linux 6.18).
+// root are ignored: an opaque root hides nothing (Linux 6.18).
 //
 // # What a kernel does
 //
-// What can be asked by trying is tried: real overlays are mounted and looked
-// at. Versions are not compared, because distributions backport.
+// Features are determined by trying: real overlays are mounted and inspected. Versions
+// are not compared, because distributions backport.
 package overlayutil

@@ -1,15 +1,28 @@
 package overlayutil
 
-import "strings"
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
 
 // Options are the options of an overlay mount, as a list with one option per
 // item: containerd's form.
 type Options struct {
 	Lower []string // topmost first; nil without lower directories
-	Apart bool     // each lower directory is an option of its own, lowerdir+
 	Upper string   // "" for a read-only mount
 	Work  string
 	Rest  []string // everything else, as it stands, in order
+
+	// Quoted writes the last element of each lower directory with a backslash
+	// before it. To the kernel that is the same path; a reader that does not
+	// unquote, as containerd's applier (getOverlayPath in
+	// core/diff/apply/apply_linux.go), gets one that does not exist. The
+	// directory that the paths have in common stays as it is: containerd's mount
+	// changes into that when the options are longer than a page
+	// (compactLowerdirOption in core/mount/mount_linux.go). ParseOptions does
+	// not set it.
+	Quoted bool
 }
 
 // ParseOptions reads mount options. In lowerdir a colon separates directories
@@ -23,8 +36,6 @@ func ParseOptions(options []string) Options {
 		switch key {
 		case "lowerdir":
 			o.Lower = splitLower(value)
-		case "lowerdir+": // nothing is quoted here
-			o.Lower, o.Apart = append(o.Lower, value), true
 		case "upperdir":
 			o.Upper = value
 		case "workdir":
@@ -45,18 +56,31 @@ func (o Options) Strings() []string {
 	if o.Upper != "" {
 		out = append(out, "upperdir="+o.Upper)
 	}
-	if o.Apart {
-		for _, dir := range o.Lower {
-			out = append(out, "lowerdir+="+dir)
-		}
-	} else if o.Lower != nil {
+	if o.Lower != nil {
 		quoted := make([]string, len(o.Lower))
 		for i, dir := range o.Lower {
 			quoted[i] = quoteLower.Replace(dir)
+			if slash := strings.LastIndexByte(quoted[i], '/'); o.Quoted && !strings.HasPrefix(quoted[i][slash+1:], `\`) {
+				quoted[i] = quoted[i][:slash+1] + `\` + quoted[i][slash+1:]
+			}
 		}
 		out = append(out, "lowerdir="+strings.Join(quoted, ":"))
 	}
 	return append(out, o.Rest...)
+}
+
+// FitsQuoted reports whether containerd can mount with Quoted options: whether
+// they fit into the page that mount(2) takes, with the lower directories
+// relative to base, the directory they have in common.
+func (o Options) FitsQuoted(base string) bool {
+	o.Quoted = true
+	o.Lower = append([]string(nil), o.Lower...)
+	for i, dir := range o.Lower {
+		if rel, err := filepath.Rel(base, dir); err == nil {
+			o.Lower[i] = rel
+		}
+	}
+	return len(strings.Join(o.Strings(), ",")) < os.Getpagesize()
 }
 
 var quoteLower = strings.NewReplacer(`\`, `\\`, ":", `\:`)

@@ -19,35 +19,44 @@ func TestOptions(t *testing.T) {
 	if out := o.Strings(); !slices.Equal(out, in) {
 		t.Errorf("%q became %q", in, out)
 	}
-	in = []string{"workdir=/w", "upperdir=/u", `lowerdir+=/a:b`, `lowerdir+=/c`, "index=off"}
-	o = ParseOptions(in)
-	if !slices.Equal(o.Lower, []string{"/a:b", "/c"}) || !o.Apart || !slices.Equal(o.Strings(), in) {
-		t.Errorf("%+v, %q", o, o.Strings())
+	o.Quoted = true
+	quoted := slices.Clone(in)
+	quoted[2] = `lowerdir=/\a\:b:/\c\\d:/\e`
+	if out := o.Strings(); !slices.Equal(out, quoted) {
+		t.Errorf("%q became %q", in, out)
+	}
+	if o := ParseOptions(quoted); !slices.Equal(o.Strings(), in) {
+		t.Errorf("%q became %+v", quoted, o)
 	}
 	if o := ParseOptions([]string{"lowerdir=/a", "lowerdir=/b"}); !slices.Equal(o.Lower, []string{"/b"}) {
 		t.Errorf("the last lowerdir counts, not %q", o.Lower)
 	}
 }
 
-// TestQuotedDirectories asks the kernel whether the quoting is right.
+// TestQuotedDirectories verifies the quoting with the kernel.
 func TestQuotedDirectories(t *testing.T) {
 	needRoot(t)
 	base, merged := t.TempDir(), t.TempDir()
 	var o Options
-	for _, name := range []string{"with:colon", `with\backslash`} {
+	names := []string{"with:colon", `with\backslash`, "plain", `\first`}
+	for _, name := range names {
 		dir := filepath.Join(base, name)
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		o.Lower = append(o.Lower, dir)
 	}
-	if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, strings.Join(o.Strings(), ",")); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(merged, 0)
-	for _, name := range []string{"with:colon", `with\backslash`} {
-		if _, err := os.Lstat(filepath.Join(merged, name)); err != nil {
-			t.Error(err)
+	for _, o.Quoted = range []bool{false, true} {
+		if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, strings.Join(o.Strings(), ",")); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(merged, name)); err != nil {
+				t.Errorf("quoted %v: %v", o.Quoted, err)
+			}
+		}
+		if err := unix.Unmount(merged, 0); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -55,9 +64,11 @@ func TestQuotedDirectories(t *testing.T) {
 func FuzzOptions(f *testing.F) {
 	f.Add("/a:b", `/c\d`)
 	f.Fuzz(func(t *testing.T, a, b string) {
-		o := ParseOptions(Options{Lower: []string{a, b}}.Strings())
-		if !slices.Equal(o.Lower, []string{a, b}) {
-			t.Errorf("%q, %q became %q", a, b, o.Lower)
+		for _, quoted := range []bool{false, true} {
+			o := ParseOptions(Options{Lower: []string{a, b}, Quoted: quoted}.Strings())
+			if !slices.Equal(o.Lower, []string{a, b}) {
+				t.Errorf("%q, %q became %q", a, b, o.Lower)
+			}
 		}
 	})
 }

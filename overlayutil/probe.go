@@ -1,6 +1,7 @@
 package overlayutil
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 )
 
 // Features is what overlay mounts of this kernel do.
@@ -23,7 +27,6 @@ type Features struct {
 	Metacopy       bool // the option metacopy is known (4.19)
 	Metacopies     bool // without it, chmod of a lower file makes a metacopy
 	Index          bool // index=on is possible (4.13; needs file handles)
-	LowerApart     bool // lowerdir+ is known (6.8)
 	UserXattr      bool // userxattr is known (5.11)
 	IDMappedMounts bool // owners of lower directories can be mapped (5.19)
 }
@@ -50,9 +53,9 @@ const probePattern = ".overlay-probe-"
 var probed sync.Map // file system type and Space to Features
 
 // Probe finds the features by mounting below dir, in mounts of the given space.
-// The answer is kept for other directories on file systems of the same type. On
+// The result is kept for other directories on file systems of the same type. On
 // a full disk, where nothing can be tried, it is a cautious guess.
-// Nobody else may probe in dir at the same time.
+// Another process must not probe in dir at the same time.
 func Probe(dir string, space Space) (f Features, err error) {
 	defer func() {
 		if err != nil {
@@ -76,7 +79,7 @@ func Probe(dir string, space Space) (f Features, err error) {
 		f, err = prober{base: base, space: space}.run()
 	}
 	switch {
-	case errors.Is(err, unix.ENOSPC):
+	case fsync.IsFull(err):
 		return guess(), nil
 	case err == nil:
 		probed.Store(key, f)
@@ -84,9 +87,8 @@ func Probe(dir string, space Space) (f Features, err error) {
 	return f, err
 }
 
-// guess is what can be said without mounting, on a full disk: an option is
-// known when the module has a parameter for its default. Of the rest the worst
-// is assumed.
+// guess is what is known without mounting, on a full disk: an option is supported when
+// the module has a parameter for its default. For the rest the worst is assumed.
 func guess() Features {
 	known := func(option string) bool {
 		_, err := os.Lstat("/sys/module/overlay/parameters/" + option)
@@ -105,9 +107,13 @@ func removeProbes(dir string) error {
 	for _, base := range left {
 		if e := unix.Unmount(filepath.Join(base, "merged"), unix.MNT_DETACH); e != nil && e != unix.EINVAL && e != unix.ENOENT {
 			err = errors.Join(err, &os.PathError{Op: "unmount", Path: base, Err: e})
-			continue // never delete through a mount
+			continue
 		}
-		err = errors.Join(err, os.RemoveAll(base))
+		// What cannot be deleted, such as an immutable file, does not disturb the
+		// next probe, which has a directory of its own.
+		if e := tree.Remove(context.Background(), base); !errors.As(e, new(*tree.LeftError)) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
@@ -115,14 +121,13 @@ func removeProbes(dir string) error {
 type prober struct {
 	base  string
 	space Space
-	apart bool // name the lower directories with lowerdir+
 }
 
 func (p prober) path(elem ...string) string {
 	return filepath.Join(append([]string{p.base}, elem...)...)
 }
 
-// run makes two lower layers and looks at them through several mounts.
+// run makes two lower layers and inspects them through several mounts.
 func (p prober) run() (f Features, err error) {
 	for _, d := range []string{"merged", "low/opaque", "low/x", "low/renamed", "mid/opaque", "mid/x"} {
 		if err := os.MkdirAll(p.path(d), 0o755); err != nil {
@@ -144,13 +149,10 @@ func (p prober) run() (f Features, err error) {
 	}
 	f.IDMappedMounts = IDMappedMounts()
 	f.UserXattr = p.try("userxattr")
-	apart := p
-	apart.apart = true
-	f.LowerApart = apart.try(p.usual()...)
 	f.Index = p.try(p.usual("index=on")...)
 	f.RedirectDir = p.try(p.usual("redirect_dir=off")...)
 	f.Metacopy = p.try(p.usual("metacopy=off")...)
-	return f, p.mounted(func(merged, upper string) error { return p.look(&f, merged, upper) }, p.usual()...)
+	return f, p.mounted(func(merged, upper string) error { return p.inspect(&f, merged, upper) }, p.usual()...)
 }
 
 // usual adds the option that the space needs.
@@ -161,8 +163,8 @@ func (p prober) usual(options ...string) []string {
 	return options
 }
 
-// look finds what a mount without further options does.
-func (p prober) look(f *Features, merged, upper string) error {
+// inspect finds what a mount without further options does.
+func (p prober) inspect(f *Features, merged, upper string) error {
 	if _, err := os.Lstat(filepath.Join(merged, "x/gone")); errors.Is(err, os.ErrNotExist) {
 		f.XattrWhiteouts = true
 	} else if err != nil {
@@ -198,11 +200,13 @@ func (p prober) try(options ...string) bool {
 // mounted calls fn with a mount of both layers and a fresh upper directory.
 func (p prober) mounted(fn func(merged, upper string) error, options ...string) (err error) {
 	merged, upper, work := p.path("merged"), p.path("upper"), p.path("work")
-	defer func() { err = errors.Join(err, os.RemoveAll(upper), os.RemoveAll(work)) }()
+	defer func() {
+		err = errors.Join(err, tree.Remove(context.Background(), upper), tree.Remove(context.Background(), work))
+	}()
 	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
 		return err
 	}
-	o := Options{Lower: []string{p.path("mid"), p.path("low")}, Apart: p.apart, Upper: upper, Work: work, Rest: options}
+	o := Options{Lower: []string{p.path("mid"), p.path("low")}, Upper: upper, Work: work, Rest: options}
 	// Unmounting syncs the upper file system, unless the mount is volatile
 	// (5.10): nothing here needs to last.
 	data := strings.Join(o.Strings(), ",")

@@ -28,9 +28,9 @@ func TestProbe(t *testing.T) {
 		t.Errorf("second probe: %+v, %v", again, err)
 	}
 	if g := guess(); g.RedirectDir != f.RedirectDir || g.Metacopy != f.Metacopy || g.Index != f.Index || g.IDMappedMounts != f.IDMappedMounts {
-		t.Errorf("a guess says %+v", g)
+		t.Errorf("a guess is %+v", g)
 	}
-	// The look must be able to see what the options are there to prevent.
+	// inspect must be able to see what the options are there to prevent.
 	p := prober{base: t.TempDir(), space: Trusted}
 	for _, d := range []string{"merged", "low/opaque", "low/x", "low/renamed", "mid/opaque", "mid/x"} {
 		if err := os.MkdirAll(p.path(d), 0o755); err != nil {
@@ -46,7 +46,7 @@ func TestProbe(t *testing.T) {
 			options = []string{"redirect_dir=on", "metacopy=on"}
 		}
 		var seen Features
-		err := p.mounted(func(merged, upper string) error { return p.look(&seen, merged, upper) }, options...)
+		err := p.mounted(func(merged, upper string) error { return p.inspect(&seen, merged, upper) }, options...)
 		if err != nil {
 			t.Fatal(err)
 		}

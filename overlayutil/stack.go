@@ -24,77 +24,91 @@ type Stack struct {
 // It returns the path of that entry in its layer, or "" when nothing is shown.
 // The directories of a layer's path must be real ones, not redirected.
 func (s Stack) Lookup(rel string) (string, error) {
-	names := strings.Split(filepath.Clean(rel), "/")
 	for _, layer := range s.Layers {
-		path, found, last, err := s.lookIn(layer, names)
-		if err != nil {
-			return "", err
-		}
-		if found {
-			return path, nil
-		}
-		if last {
-			return "", nil
+		path, last, err := s.Space.LookupIn(layer, rel)
+		if err != nil || last {
+			return path, err
 		}
 	}
 	return "", nil
 }
 
-// lookIn looks into one layer. last means that lower layers are hidden.
-func (s Stack) lookIn(layer string, names []string) (path string, found, last bool, err error) {
+// LookupIn is Lookup in one layer. It returns the path of the entry, or "" when
+// the layer shows none. When last is true, lower layers do not matter.
+func (s Space) LookupIn(layer, rel string) (path string, last bool, err error) {
+	names := strings.Split(filepath.Clean(rel), "/")
 	path = layer
 	for i, name := range names {
 		path = filepath.Join(path, name)
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); errors.Is(err, unix.ENOENT) {
-			return "", false, last, nil
+			return "", last, nil
 		} else if err != nil {
-			return "", false, false, &os.PathError{Op: "lstat", Path: path, Err: err}
+			return "", false, &os.PathError{Op: "lstat", Path: path, Err: err}
 		}
-		whiteout, err := s.Space.IsWhiteout(path, &st)
+		whiteout, err := s.IsWhiteout(path, &st)
 		if err != nil || whiteout {
-			return "", false, true, err
+			return "", true, err
 		}
 		final := i == len(names)-1
 		if final {
-			return path, true, true, nil
+			return path, true, nil
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return "", false, true, nil
+			return "", true, nil
 		}
-		opaque, err := s.Space.Get(path, AttrOpaque)
+		opaque, err := s.Get(path, AttrOpaque)
 		if err != nil {
-			return "", false, false, err
+			return "", false, err
 		}
 		last = last || opaque == Opaque
 	}
-	return "", false, last, nil
+	return "", last, nil
 }
 
 // Top lists the names that the stack shows in its root, sorted.
 func (s Stack) Top() ([]string, error) {
 	shown := map[string]bool{} // false: hidden by a whiteout
 	for _, layer := range s.Layers {
-		entries, err := os.ReadDir(layer)
-		if err != nil {
+		if err := s.Space.AddTop(layer, shown); err != nil {
 			return nil, err
 		}
-		for _, e := range entries {
-			if _, decided := shown[e.Name()]; decided {
-				continue
-			}
-			path := filepath.Join(layer, e.Name())
-			var st unix.Stat_t
-			if err := unix.Lstat(path, &st); err != nil {
-				return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
-			}
-			whiteout, err := s.Space.IsWhiteout(path, &st)
-			if err != nil {
-				return nil, err
-			}
-			shown[e.Name()] = !whiteout
+	}
+	return Shown(shown), nil
+}
+
+// AddTop adds to shown the names in the root of a layer that no layer above it
+// has. The value is false for one that a whiteout hides.
+func (s Space) AddTop(layer string, shown map[string]bool) error {
+	entries, err := os.ReadDir(layer)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if _, decided := shown[e.Name()]; decided {
+			continue
+		}
+		path := filepath.Join(layer, e.Name())
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: path, Err: err}
+		}
+		whiteout, err := s.IsWhiteout(path, &st)
+		if err != nil {
+			return err
+		}
+		shown[e.Name()] = !whiteout
+	}
+	return nil
+}
+
+// Shown lists the names whose value is true, sorted.
+func Shown(names map[string]bool) []string {
+	var shown []string
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if names[name] {
+			shown = append(shown, name)
 		}
 	}
-	maps.DeleteFunc(shown, func(_ string, visible bool) bool { return !visible })
-	return slices.Sorted(maps.Keys(shown)), nil
+	return shown
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // TestStackAgreesWithTheKernel makes random layers, mounts them, and compares
-// what the kernel shows with what Lookup and Top say. Every entry has a mode of
-// its own, which tells where it comes from.
+// what the kernel shows with what Lookup and Top return. Every entry has a mode of
+// its own, which shows where it comes from.
 func TestStackAgreesWithTheKernel(t *testing.T) {
 	needRoot(t)
 	for _, space := range []Space{Trusted, User} {

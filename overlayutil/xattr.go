@@ -29,7 +29,7 @@ func SpaceOf(options []string) Space {
 	return Trusted
 }
 
-// Other returns the space that mounts of this space do not look at.
+// Other returns the space whose attributes mounts of this space ignore.
 func (s Space) Other() Space {
 	if s == Trusted {
 		return User
@@ -71,7 +71,7 @@ func Split(xattr string) (space Space, name string, ok bool) {
 }
 
 // Bookkeeping reports whether the kernel sets and changes an attribute by
-// itself on layers that are in use. It says nothing of what a layer means.
+// itself on layers that are in use. Such an attribute does not change what a layer means.
 func Bookkeeping(name string) bool {
 	switch name {
 	case AttrOrigin, AttrImpure, AttrNlink, AttrUpper, AttrUUID:
@@ -106,7 +106,7 @@ func (s Space) Set(path, name, value string) error {
 	return nil
 }
 
-// Remove drops an attribute; one that is not there is none.
+// Remove removes an attribute. It is no error when there is none.
 func (s Space) Remove(path, name string) error {
 	if err := sysx.LRemovexattr(path, string(s)+name); err != nil && !errors.Is(err, unix.ENODATA) {
 		return &os.PathError{Op: "removexattr " + string(s) + name, Path: path, Err: err}

@@ -12,15 +12,23 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
 // Commit turns the active snapshot key into the committed snapshot name. When
 // it returns nil, the layer and the record of it are on disk (I1).
 //
+// An extraction whose name is taken by the same layer, ready and on the same parent,
+// is dropped, and Commit succeeds; what else has the name is replaced. See taken.go.
+//
 // Errors are those of containerd's snapshotters: AlreadyExists for a name that
-// is taken, NotFound for a key or a parent that does not exist,
+// is taken when key is no extraction, NotFound for a key or a parent that does not exist,
 // FailedPrecondition for a view. FailedPrecondition also means that the
 // snapshot can never be committed: a write failed while it was active, or it is
 // an extraction that an earlier daemon began. Its layer must be extracted
@@ -29,175 +37,178 @@ import (
 // A Commit whose context ends either happened or did not; it is not undone
 // after its transaction has begun.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) (err error) {
-	if err := errors.Join(checkName("name", name), checkName("key", key)); err != nil {
+	if err := errors.Join(layout.CheckName("name", name), layout.CheckName("key", key)); err != nil {
 		return err
 	}
-	if err := s.writable(ctx); err != nil {
+	if err := s.gate.Open(ctx); err != nil {
 		return err
 	}
-	unlock, err := s.lockKey(ctx, key)
+	unlock, err := s.keys.Lock(ctx, key)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := s.commit(ctx, name, key, opts); err != nil {
+	if err := (&commit{Snapshotter: s, name: name, key: key, opts: opts}).run(ctx); err != nil {
 		return fmt.Errorf("commit %q as %q: %w", key, name, err)
 	}
 	faults.Point(faults.CommitDone)
+	if s.cfg.OnCommit != nil {
+		s.cfg.OnCommit(layout.SplitName(name))
+	}
 	return nil
 }
 
-func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) (err error) {
-	a, info, err := s.committable(ctx, name, key)
+// commit is one Commit.
+type commit struct {
+	*Snapshotter
+	name, key string
+	opts      []snapshots.Opt
+
+	active    *active
+	info      snapshots.Info // of the active snapshot
+	committed snapshots.Info // of the row that is going to be written
+}
+
+func (c *commit) run(ctx context.Context) (err error) {
+	if err := c.find(ctx); err != nil {
+		return err
+	}
+	if c.committed, err = committedInfo(c.name, c.info, c.opts); err != nil {
+		return err
+	}
+	if c.active.extraction && c.layers.Knows(c.name) {
+		unlock, err := c.keys.Lock(ctx, c.name) // what has the name may be in the middle of a heal
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if done, err := c.adopt(ctx); done || err != nil {
+			return err
+		}
+	}
+	dir := c.root.Dir(c.active.id)
+	n, err := c.normalizerOf(ctx, c.active, c.info, c.committed.Parent)
 	if err != nil {
 		return err
 	}
-	committed, err := committedInfo(name, info, opts)
-	if err != nil {
-		return err
-	}
-	dir := s.dir(a.id)
-	t, err := s.truthOf(ctx, a, info, committed.Parent)
-	if err != nil {
-		return err
-	}
-	c, err := seal.Write(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, sealFile), t.entry)
-	if untrue := (*untrueError)(nil); errors.As(err, &untrue) {
-		s.refuse(a, err)
+	defer func() {
+		if err != nil {
+			c.giveUp(n, err)
+		}
+	}()
+	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize)
+	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {
+		c.active.writer.Poison(err)
 	}
 	if err != nil {
 		return err
 	}
 	faults.Point(faults.CommitWalked)
 
-	if err := replaceRecord(dir, committedRecord(a.id, committed, c, t), false); err != nil {
+	if err := layout.ReplaceRecord(dir, unpack.CommittedRecord(c.active.id, c.committed, sum, n.Found())); err != nil {
 		return err
 	}
 	defer func() {
 		// The record speaks too early if this Commit fails. Recovery corrects
 		// it as well; this is for a process that lives on.
 		if err != nil {
-			if rerr := replaceRecord(dir, recordOf(a.id, info), false); rerr != nil {
-				log.G(ctx).WithError(rerr).WithField("key", key).Warn("the record of a snapshot could not be set back to active")
+			if rerr := layout.ReplaceRecord(dir, layout.RecordOf(c.active.id, c.info)); rerr != nil {
+				log.G(ctx).WithError(rerr).WithField("key", c.key).Warn("the record of a snapshot could not be set back to active")
 			}
 		}
 	}()
 	faults.Point(faults.CommitRecorded)
 
-	// From the sync to the end of the transaction one Commit at a time: if a
-	// sync of somebody else fails in between, its error may be about our pages,
-	// although our own sync returned before. With this lock it comes before our
-	// sync, and we are refused, or after our answer, when we were durable.
-	s.syncing.Lock()
-	defer s.syncing.Unlock()
+	return c.record(ctx, sum)
+}
 
-	if err := s.sync(ctx, a); err != nil {
-		return err
-	}
-	faults.Point(faults.CommitSynced)
-	// The last instant to give up. Later the caller's patience does not matter.
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-
-	entry := s.commitEntry(a, committed, c)
-	known := false
-	inTx := func(ctx context.Context, j *storage.Journal) error {
-		// Asked inside the transaction, because a Prepare whose sync failed
-		// while we waited for it has refused us too.
-		if err := s.refusal(a); err != nil {
-			return err
+// record makes the layer durable, and then writes its row and its journal entry.
+func (c *commit) record(ctx context.Context, sum seal.Summary) error {
+	entry := c.commitEntry(c.active, c.committed, sum)
+	var (
+		here  bool
+		added *layers.Added
+		gone  []vacated
+	)
+	inTx := func(ctx context.Context, j *storage.Journal) (err error) {
+		if here = c.active.extraction && c.layers.Has(ctx, c.committed); here {
+			return c.dropActive(ctx, j) // another Commit was quicker
 		}
-		if err := storage.Commit(ctx, key, name, snapshots.Usage{Inodes: c.Inodes, Size: c.Blocks}, opts...); err != nil {
+		if c.active.extraction {
+			if gone, err = vacate(ctx, j, c.name); err != nil {
+				return err
+			}
+		}
+		if err := storage.Commit(ctx, c.key, c.name, snapshots.Usage{Inodes: sum.Inodes, Size: sum.Blocks}, c.opts...); err != nil {
 			return err
 		}
 		defer faults.Point(faults.CommitInTx)
-		if err := errors.Join(j.Commit(&entry), s.sayRun(j)); err != nil {
+		if err := errors.Join(j.Commit(&entry), c.layers.RecordRun(j)); err != nil {
 			return err
 		}
 		// Known before its row can be seen, which is when it is asked for.
-		known = true
-		s.ready.add(entry, storage.StateEntry{})
+		added = c.layers.Add(entry)
 		return nil
 	}
-	if s.mutantCommit(ctx, a, inTx) {
-		return nil
-	}
-	if err := s.db.Update(context.WithoutCancel(ctx), inTx); err != nil {
-		if known {
-			s.ready.drop(name)
+	undo := gate.Undo{Key: c.name, ID: c.active.id, Forget: func() {
+		if added != nil {
+			added.TakeBack()
 		}
-		if isWriteFailure(err) {
-			s.onWriteFailure(ctx, err, undo{key: name, id: a.id})
-		}
+	}}
+	if err := c.gate.Commit(ctx, c.active.writer, &undo, inTx); err != nil {
 		return err
 	}
-	s.hasSaidRun()
-	s.forget(key)
+	if here {
+		c.adopted(ctx)
+		return nil
+	}
+	c.layers.RunRecorded()
+	c.actives.forget(c.key)
+	c.replaced(ctx, added, gone)
 	return nil
 }
 
-// committable finds the active snapshot of key and refuses what can never be
-// committed, in the order of containerd's storage.CommitActive.
-func (s *Snapshotter) committable(ctx context.Context, name, key string) (a *active, info snapshots.Info, err error) {
-	err = s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
-		if _, _, _, err := storage.Info(ctx, name); err == nil {
-			return fmt.Errorf("name is taken: %w", errdefs.ErrAlreadyExists)
-		} else if !errdefs.IsNotFound(err) {
+// find finds the active snapshot of the key and refuses what can never be committed,
+// in the order of containerd's storage.CommitActive.
+func (c *commit) find(ctx context.Context) error {
+	if err := c.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+		_, c.info, _, err = storage.Info(ctx, c.key)
+		// A client that lost the answer commits again: that the name is there is the
+		// better news than that the key is not.
+		if taken := nameTaken(ctx, c.name, c.key, c.info, err); taken != nil {
+			return taken
+		}
+		if err != nil {
 			return err
 		}
-		if _, info, _, err = storage.Info(ctx, key); err != nil {
-			return err
-		}
-		if info.Kind != snapshots.KindActive {
+		if c.info.Kind != snapshots.KindActive {
 			return fmt.Errorf("not an active snapshot: %w", errdefs.ErrFailedPrecondition)
 		}
 		return nil
-	})
-	if err != nil {
-		return nil, info, err
-	}
-	s.mu.Lock()
-	a = s.actives[key]
-	s.mu.Unlock()
-	if a == nil {
-		// Recovery knows every active row, and so does Prepare.
-		return nil, info, fmt.Errorf("active snapshot without a cursor: %w", errdefs.ErrInternal)
-	}
-	return a, info, s.refusal(a)
-}
-
-// refuse makes an active snapshot one that can never be committed.
-func (s *Snapshotter) refuse(a *active, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a.refused == nil {
-		a.refused = why
-	}
-}
-
-// refusal says why an active snapshot can never be committed, or nil.
-func (s *Snapshotter) refusal(a *active) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a.refused == nil {
-		return nil
-	}
-	return fmt.Errorf("%w; extract again: %w", a.refused, errdefs.ErrFailedPrecondition)
-}
-
-// sync makes everything below the snapshot's directory durable, and with it the
-// whole file system.
-func (s *Snapshotter) sync(ctx context.Context, a *active) error {
-	if handled, err := s.mutantSync(a); handled {
+	}); err != nil {
 		return err
 	}
-	err := a.cursor.Sync()
-	if err == nil {
-		return nil
+	if c.active = c.actives.get(c.key); c.active == nil {
+		// Recovery knows every active row, and so does Prepare.
+		return fmt.Errorf("active snapshot without a cursor: %w", errdefs.ErrInternal)
 	}
-	s.onWriteFailure(ctx, err, undo{})
-	return err
+	return c.active.writer.Poisoned()
+}
+
+// giveUp refuses an extraction for ever when the Commit that changed its tree
+// has failed, for whatever reason. The changes are not idempotent: opaque marks
+// that were moved look smuggled to a second pass, and attributes of one parent
+// look like those of an entry. Nothing is lost: containerd drops the key and
+// extracts again. In memory is enough: a restart closes extractions.
+//
+// What was written through a mount stays committable, so that a container can be
+// committed under another name: there a Normalizer only removes marks that mean nothing,
+// and a second pass finds them gone.
+func (c *commit) giveUp(n *marks.Normalizer, err error) {
+	if n.Unrepeatable() {
+		// Not wrapped: AlreadyExists would mean success to the client.
+		c.active.writer.Poison(fmt.Errorf("an earlier commit changed the extracted tree and then failed (%v)", err))
+	}
 }
 
 // committedInfo is the row that storage.Commit will write, for the record that
@@ -218,26 +229,15 @@ func committedInfo(name string, info snapshots.Info, opts []snapshots.Opt) (snap
 }
 
 func (s *Snapshotter) commitEntry(a *active, info snapshots.Info, c seal.Summary) storage.CommitEntry {
-	namespace, _ := splitName(info.Name)
+	namespace, _ := layout.SplitName(info.Name)
 	e := storage.CommitEntry{
-		ID: a.id, Name: info.Name, Namespace: namespace, ChainID: chainIDOf(info.Name, info.Labels),
-		Parent: info.Parent, DiffID: info.Labels[labelDiffID],
+		ID: a.id, Name: info.Name, Namespace: namespace, ChainID: layout.ChainIDOf(info.Name, info.Labels),
+		Parent: info.Parent, DiffID: info.Labels[layout.LabelDiffID],
 		Entries: c.Entries, Bytes: c.Bytes, Digest: c.Digest,
-		Time: info.Created, Strategy: storage.StrategySyncfs, BootID: s.bootID, RunID: s.runID, Epoch: s.ready.epoch,
+		Time: info.Created, Strategy: storage.StrategySyncfs, BootID: s.bootID, RunID: s.runID, Epoch: s.layers.Epoch(),
 	}
 	if a.lost {
 		e.Strategy = storage.StrategySyncfsCursorLost
 	}
 	return e
-}
-
-// forget drops what the process knows of an active snapshot that is no more.
-func (s *Snapshotter) forget(key string) {
-	s.mu.Lock()
-	a := s.actives[key]
-	delete(s.actives, key)
-	s.mu.Unlock()
-	if a != nil {
-		_ = a.cursor.Close() // a read-only descriptor has nothing to lose
-	}
 }

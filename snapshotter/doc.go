@@ -17,7 +17,7 @@
 //	         write <id>/record, fsync record, fs, work, <id>, snapshots/
 //	         transaction commits {row, open journal entry}
 //	apply    containerd writes into <id>/fs
-//	Commit   walk <id>/fs: marks in order (truth.go), usage, <id>/seal
+//	Commit   walk <id>/fs: marks in order (internal/marks), usage, <id>/seal
 //	         write <id>/record
 //	         syncfs on the cursor
 //	         transaction {committed row, journal entry closed}
@@ -27,39 +27,28 @@
 // # Promises
 //
 //   - I1: a Commit that returns nil is on disk. The order above buys it; each
-//     step says where.
-//   - I2: a committed snapshot is ready, unverified, damaged or healing
-//     (readiness.go). After a boot that followed no clean stop (run.go) all are
-//     unverified, and looked at before they are spoken of, or in the background
-//     (attend.go, check.go). What is damaged is extracted again from its blob
-//     under the same name (heal.go, swap.go), or refused.
+//     step names the reason.
+//   - I2: Stat, Prepare, View and Mounts answer for a committed snapshot when
+//     internal/layers knows that it is whole, with all below it. After an unclean
+//     shutdown nothing is known; layers are verified, and healed when they are
+//     damaged, before they are answered for.
 //   - I4: after an error of a sync or of a transaction this snapshot, and every
 //     other one that was active at that time, can never be committed. Nothing
 //     is retried. While the file system takes no writes the snapshotter answers
 //     Unavailable, and [Config.OnHealth] hears of it.
-//   - I5: a directory below snapshots/ has a row or is removed; one with a row
-//     is never removed. Rows go first, directories after, and a directory is
+//   - I5: a directory below snapshots/ whose name is a number or new-* has a row
+//     or is removed; one with a row is never removed, and what is mounted in one
+//     neither. Rows go first, directories after, and a directory is
 //     moved out of the way of its number before it is deleted.
 //
-// A snapshot is an extraction when a layer is unpacked into it; containerd says
+// A snapshot is an extraction when a layer is unpacked into it; containerd marks it
 // so with a label or with the form of the key. An extraction that was open when
 // the daemon ended cannot be committed: its cursor is gone, and with it the
 // knowledge of what the disk could not write. Other active snapshots
-// (containers) can, and the journal says that the cursor was lost.
+// (containers) can, and the journal records that the cursor was lost.
 //
-// # On disk
-//
-//	<root>/metadata.db        package storage
-//	<root>/snapshots/<id>/fs      the layer
-//	<root>/snapshots/<id>/work    overlay's work directory, active snapshots
-//	<root>/snapshots/<id>/record  what a lost metadata.db is rebuilt from
-//	<root>/snapshots/<id>/seal    what the layer was (package internal/seal)
-//	<root>/snapshots/<id>/contents  digests of its content, added later (contents.go)
-//	<root>/healing/<id>/          a layer being extracted again
-//	<root>/replaced/              damaged trees that mounts of this boot may use
-//	<root>/removing/              directories without a row, being deleted
-//	<root>/set-aside/             what a rebuild could not explain
-//	<root>/empty/                 lower directory of extractions without a parent
+// Package internal/layout has what lies where below the root, internal/replaced the
+// trees that a heal has put aside and those that are being deleted.
 //
 // # Concurrency and lock order
 //
@@ -67,13 +56,10 @@
 //
 //	keys      one operation per key
 //	creating  one Prepare, View or move to removing/ at a time
-//	syncing   one syncfs and its transaction at a time
-//	saying    one writing of what looks have found at a time
-//	trouble   what is left to do after a failed write; held while that is tried
-//	mu        the map of active snapshots, short
-//	ready.mu  what is known of committed snapshots, short
+//	          (here the locks of package gate)
+//	actives   the map of active snapshots, short
+//	          (here the locks of package layers)
 //
 // The walk of a Commit and the deletion of trees run outside all of them but
-// keys. Looking at layers and extracting them again runs outside all of them;
-// the exchange of trees takes keys and syncing, as a Commit does.
+// keys.
 package snapshotter

@@ -1,21 +1,29 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/recorded"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// Report is everything that metadata.db says, for people and programs.
+// Report is everything that metadata.db has, for operators and programs.
 type Report struct {
 	Root      string           `json:"root"`
 	Snapshots []SnapshotReport `json:"snapshots"`
 	Journal   JournalReport    `json:"journal"`
-	Layers    []CheckResult    `json:"layers"` // what is known of committed snapshots, without a look
+	Layers    []verify.Result  `json:"layers"` // what is known of committed snapshots, without a verification
+	// Brake is why damaged layers are not mended until an operator decides, ""
+	// when they are; see package internal/brake for the thresholds.
+	Brake string `json:"brake,omitempty"`
 }
 
 // SnapshotReport is one row.
@@ -42,21 +50,16 @@ type JournalReport struct {
 
 // Inspect reports on a live snapshotter.
 func (s *Snapshotter) Inspect(ctx context.Context) (Report, error) {
-	r, err := report(s.cfg.Root, s.bootID, func(fn func(context.Context, *storage.Journal) error) error { return s.db.View(ctx, fn) })
-	s.ready.mu.Lock()
-	defer s.ready.mu.Unlock()
+	r, err := report(s.cfg.Root, s.bootID, func(fn func(context.Context, *storage.Journal) error) error { return s.gate.View(ctx, fn) })
 	// This process knows more than the journal.
-	for i, e := range r.Journal.Committed {
-		if l := s.ready.layers[e.Name]; l != nil && l.entry.Sequence == e.Sequence {
-			r.Layers[i] = resultOf(l.entry, l.state)
-		}
-	}
+	r.Brake = s.layers.Brake()
+	s.layers.Update(r.Layers, r.Journal.Committed)
 	return r, err
 }
 
 // InspectRoot reports on a root whose daemon is not running. It writes nothing.
 func InspectRoot(ctx context.Context, root string) (Report, error) {
-	boot, err := bootID()
+	boot, err := layout.BootID()
 	if err != nil {
 		return Report{}, err
 	}
@@ -67,49 +70,32 @@ func InspectRoot(ctx context.Context, root string) (Report, error) {
 
 func report(root, bootID string, view func(func(context.Context, *storage.Journal) error) error) (Report, error) {
 	r := Report{
-		Root: root, Snapshots: []SnapshotReport{}, Layers: []CheckResult{},
+		Root: root, Snapshots: []SnapshotReport{}, Layers: []verify.Result{},
 		Journal: JournalReport{Open: []storage.OpenEntry{}, Committed: []storage.CommitEntry{}, History: []storage.CommitEntry{}},
 	}
 	err := view(func(ctx context.Context, j *storage.Journal) (err error) {
 		if err := storage.Walk(ctx, func(id uint64, info snapshots.Info, usage snapshots.Usage) error {
 			r.Snapshots = append(r.Snapshots, SnapshotReport{
-				ID: id, Kind: kindNames[info.Kind], Name: info.Name, Parent: info.Parent,
+				ID: id, Kind: layout.KindName(info.Kind), Name: info.Name, Parent: info.Parent,
 				Created: info.Created, Updated: info.Updated, Size: usage.Size, Inodes: usage.Inodes, Labels: info.Labels,
 			})
 			return nil
 		}); err != nil {
 			return err
 		}
-		if r.Journal.Run, err = j.Run(); err != nil {
-			return err
-		}
 		if r.Journal.Scrub, err = j.Scrub(); err != nil {
 			return err
 		}
-		states := map[uint64]storage.StateEntry{}
-		if err := j.EachState(func(e storage.StateEntry) error { states[e.ID] = e; return nil }); err != nil {
+		known, err := recorded.Read(j, bootID)
+		if err != nil {
 			return err
 		}
-		known := readiness{epoch: epochOf(r.Journal.Run, bootID)}
-		if err := j.EachCommitted(func(e storage.CommitEntry) error {
-			e = identified(e)
-			r.Journal.Committed = append(r.Journal.Committed, e)
-			r.Layers = append(r.Layers, resultOf(e, known.judge(e, states[e.ID])))
-			return nil
-		}); err != nil {
-			return err
-		}
+		r.Journal.Run, r.Brake = known.Run, known.Run.Brake
+		r.Journal.Committed = append(r.Journal.Committed, known.Entries...)
+		r.Layers = append(r.Layers, known.Results...)
 		return errors.Join(j.EachOpen(appendTo(&r.Journal.Open)), j.EachRemoved(appendTo(&r.Journal.History)))
 	})
 	return r, err
-}
-
-// resultOf is what is known of a layer, in the form of a look.
-func resultOf(e storage.CommitEntry, s storage.StateEntry) CheckResult {
-	r := newResult(e)
-	r.State, r.Reason, r.Checked, r.Deep, r.Contents = s.State, s.Reason, s.Checked, s.Deep, s.Contents
-	r.Findings = append(r.Findings, s.Findings...)
-	return r
 }
 
 func appendTo[E any](list *[]E) func(E) error {
@@ -117,4 +103,42 @@ func appendTo[E any](list *[]E) func(E) error {
 		*list = append(*list, e)
 		return nil
 	}
+}
+
+// Layer is a committed snapshot of a report.
+type Layer struct {
+	storage.CommitEntry
+	Known verify.Result // what the daemon, or the journal, has on record
+}
+
+// Verify is verify.Layer for the layer of a report, in the light of what is known of it.
+// What keeps it from being verified is the result's Reason; the error is that of
+// ctx.
+func (l Layer) Verify(ctx context.Context, root string, o verify.Options) (verify.Result, error) {
+	o.Contents = l.Known.Contents
+	c, err := verify.Layer(ctx, root, l.CommitEntry, o)
+	if ctx.Err() != nil {
+		return c, ctx.Err()
+	}
+	if err != nil {
+		c.State, c.Reason, c.Depth = storage.StateUnverified, err.Error(), ""
+	}
+	l.Known.Ref = l.Ref() // not part of a report
+	return c.With(l.Known), nil
+}
+
+// Selected returns the committed snapshots with one of the ids, all without
+// ids, in the order of their commits, which is that of parents before children.
+func (r *Report) Selected(ids []uint64) (layers []Layer) {
+	known := map[uint64]verify.Result{} // a daemon of an older version does not report layers
+	for _, l := range r.Layers {
+		known[l.ID] = l
+	}
+	for _, e := range r.Journal.Committed {
+		if len(ids) == 0 || slices.Contains(ids, e.ID) {
+			layers = append(layers, Layer{e, known[e.ID]})
+		}
+	}
+	slices.SortFunc(layers, func(a, b Layer) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	return layers
 }

@@ -9,9 +9,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 	"github.com/moby/sys/userns"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -19,7 +19,7 @@ import (
 // Mounts returns the mounts of an active snapshot or a view, when its parents
 // are whole; see Stat.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	if err := checkName("key", key); err != nil {
+	if err := layout.CheckName("key", key); err != nil {
 		return nil, err
 	}
 	mounts, err := s.overlay.Mounts(ctx, key)
@@ -30,14 +30,17 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		id   uint64
 		info snapshots.Info
 	)
-	if err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+	if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
 		id, info, _, err = storage.Info(ctx, key)
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("mounts %q: %w", key, err)
 	}
+	if err := s.usable(id, info); err != nil {
+		return nil, fmt.Errorf("mounts %q: %w", key, err)
+	}
 	if info.Parent != "" {
-		if err := s.ask(ctx, info.Parent, false); err != nil {
+		if err := s.layers.Wait(ctx, info.Parent, false); err != nil {
 			return nil, fmt.Errorf("mounts %q: %w", key, err)
 		}
 	}
@@ -56,43 +59,26 @@ func (s *Snapshotter) adapt(mounts []mount.Mount, id uint64, info snapshots.Info
 		// overlay mount (core/diff/apply/apply_linux.go:34). The empty lower
 		// directory makes it one that can be mounted, too.
 		m = mount.Mount{Type: "overlay", Source: "overlay", Options: overlayutil.Options{
-			Work:  filepath.Join(s.dir(id), "work"),
-			Upper: filepath.Join(s.dir(id), "fs"),
-			Lower: []string{s.emptyDir()},
+			Work:  filepath.Join(s.root.Dir(id), "work"),
+			Upper: s.root.Tree(id),
+			Lower: []string{s.root.Empty()},
 			Rest:  append(mappings(m.Options), s.options...),
 		}.Strings()}
 	}
 	if m.Type == "overlay" {
 		m.Options = append(slices.Clone(m.Options), s.selfContained...)
 	}
-	if _, extraction := extractionOf(info.Name, info.Labels); extraction && m.Type == "overlay" && s.features.LowerApart && !inUserNS() {
-		// The applier looks for the parents in lowerdir, to copy attributes of
+	if _, extraction := layout.ExtractionOf(info.Name, info.Labels); extraction && m.Type == "overlay" && !userns.RunningInUserNS() {
+		// The applier takes the parents from lowerdir, to copy attributes of
 		// directories from them, and does not see what hides what there
 		// (pkg/archive/tar.go:482): directories come back with attributes they
 		// had before they were removed, or a pull fails where one was. Commit
-		// gives directories their attributes, so it shall not find any. For
-		// whoever mounts it, the mount is the same.
+		// gives directories their attributes, so it shall not find any.
 		o := overlayutil.ParseOptions(m.Options)
-		o.Apart = true
+		o.Quoted = o.FitsQuoted(s.root.Snapshots())
 		m.Options = o.Strings()
 	}
 	return []mount.Mount{m}
-}
-
-// isRebase reports whether a snapshot is an extraction that learns of its
-// parent at Commit: containerd unpacks the layers of an image in parallel when
-// a snapshotter has the capability "rebase".
-func isRebase(info snapshots.Info) bool {
-	return info.Parent == "" && info.Labels[labelParentChainID] != ""
-}
-
-// checkRebase refuses a parallel extraction where it cannot be right.
-func checkRebase(info snapshots.Info) error {
-	if isRebase(info) && inUserNS() {
-		return fmt.Errorf("parallel unpack: in a user namespace the applier cannot make whiteouts without the parent; "+
-			"take \"rebase\" out of the capabilities of the proxy plugin: %w", errdefs.ErrFailedPrecondition)
-	}
-	return nil
 }
 
 // mappings keeps the options that map owners.
@@ -124,5 +110,3 @@ func overlayMountOptions(root string, configured []string) (all, selfContained [
 	selfContained = slices.DeleteFunc(f.SelfContained(space), given)
 	return all, selfContained, f, nil
 }
-
-func inUserNS() bool { return userns.RunningInUserNS() }

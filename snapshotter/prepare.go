@@ -9,9 +9,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -30,15 +33,15 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 type createFunc func(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error)
 
 func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []snapshots.Opt, create createFunc) (_ []mount.Mount, err error) {
-	if err := checkName("key", key); err != nil {
+	if err := layout.CheckName("key", key); err != nil {
 		return nil, err
 	}
 	if parent != "" {
-		if err := checkName("parent", parent); err != nil {
+		if err := layout.CheckName("parent", parent); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.writable(ctx); err != nil {
+	if err := s.gate.Open(ctx); err != nil {
 		return nil, err
 	}
 	if parent != "" {
@@ -46,7 +49,7 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 			return nil, fmt.Errorf("prepare %q: %w", key, err)
 		}
 	}
-	unlock, err := s.lockKey(ctx, key)
+	unlock, err := s.keys.Lock(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -60,58 +63,66 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 
 	var (
 		a    *active
-		id   uint64
 		info snapshots.Info
 	)
-	// Somebody may have removed it; nothing could be prepared ever after.
-	if err := fsync.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
+	undo := gate.Undo{Key: key}
+	// Another process may have removed it; nothing could be prepared ever after.
+	if err := s.gate.Do(ctx, func() error { return fsync.MkdirAll(s.root.Snapshots(), 0o700) }); err != nil {
 		return nil, err
 	}
 	inTx := storage.BeforeCommit(ctx, func(ctx context.Context, j *storage.Journal) (err error) {
-		if id, info, _, err = storage.Info(ctx, key); err != nil {
+		if undo.ID, info, _, err = storage.Info(ctx, key); err != nil {
 			return err
 		}
 		if err := checkRebase(info); err != nil {
 			return err
 		}
+		if isRebase(info) && s.emptyBad != nil {
+			return fmt.Errorf("parallel unpack: %w: %w", s.emptyBad, errdefs.ErrFailedPrecondition)
+		}
 		faults.Point(faults.PrepareRenamed)
-		if a, err = s.makeDurable(id, info); err != nil || a == nil {
+		if a, err = s.makeDurable(undo.ID, info); err != nil || a == nil {
 			return err
 		}
 		return j.PutOpen(s.openEntry(a, key, info))
 	})
-	mounts, err := create(inTx, key, parent, opts...)
-	if err != nil {
+	var mounts []mount.Mount
+	if err := s.gate.DoUndo(ctx, &undo, func() (err error) {
+		mounts, err = create(inTx, key, parent, opts...)
+		return err
+	}); err != nil {
 		if a != nil {
-			err = errors.Join(err, a.cursor.Close())
-		}
-		if isWriteFailure(err) {
-			s.onWriteFailure(ctx, err, undo{key: key, id: id})
+			err = errors.Join(err, a.writer.Close())
 		}
 		return nil, fmt.Errorf("prepare %q: %w", key, err)
 	}
 	if a != nil {
-		s.mu.Lock()
-		s.actives[key] = a
-		s.mu.Unlock()
-		s.mutantPrepared(a)
+		s.actives.add(key, a)
 	}
 	faults.Point(faults.PrepareDone)
-	return s.adapt(mounts, id, info), nil
+	return s.adapt(mounts, undo.ID, info), nil
 }
 
-// parentWhole lets a Prepare wait until its parent is whole. What is no
-// committed snapshot is left to containerd's snapshotter, and its errors.
+// promptly bounds the wait of a Prepare or a View for its parent. containerd holds
+// its lock of the snapshotter meanwhile (core/metadata/snapshot.go:298): a collection
+// waits for that lock, and everything in every namespace waits for the collection.
+const promptly = time.Second
+
+// parentWhole lets a Prepare wait, promptly, until its parent is whole. Verifying and
+// healing go on after that. What is no committed snapshot is left to containerd's
+// snapshotter, and its errors.
 func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
 	var info snapshots.Info
-	err := s.db.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+	err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
 		_, info, _, err = storage.Info(ctx, parent)
 		return err
 	})
 	if err != nil || info.Kind != snapshots.KindCommitted {
 		return nil
 	}
-	return s.ask(ctx, parent, false)
+	ctx, stop := context.WithTimeout(ctx, promptly)
+	defer stop()
+	return s.layers.Wait(ctx, parent, false)
 }
 
 // makeDurable puts a new snapshot directory on disk, before its row is. An
@@ -121,22 +132,22 @@ func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
 // container would find its root gone. bbolt's fdatasync does not bring the
 // rename to disk with it; measured on ext4 and xfs.
 func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, err error) {
-	dir := s.dir(id)
+	dir := s.root.Dir(id)
 	if info.Kind == snapshots.KindActive {
-		cursor, err := fsync.OpenCursor(dir)
+		writer, err := s.gate.OpenWriter(dir, id)
 		if err != nil {
 			return nil, err
 		}
-		_, extraction := extractionOf(info.Name, info.Labels)
-		a = &active{id: id, extraction: extraction, cursor: cursor}
+		_, extraction := layout.ExtractionOf(info.Name, info.Labels)
+		a = &active{id: id, extraction: extraction, writer: writer}
 		defer func() {
 			if err != nil {
-				err = errors.Join(err, cursor.Close())
+				err = errors.Join(err, writer.Close())
 				a = nil
 			}
 		}()
 	}
-	if err := writeRecord(dir, recordOf(id, info)); err != nil {
+	if err := layout.WriteRecord(dir, layout.RecordOf(id, info)); err != nil {
 		return a, err
 	}
 	faults.Point(faults.PrepareRecorded)
@@ -144,11 +155,9 @@ func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, er
 	if info.Kind == snapshots.KindActive {
 		paths = append(paths, filepath.Join(dir, "work"))
 	}
-	if !faults.Mutant("no-dir-fsync") {
-		for _, path := range append(paths, dir, s.snapshotsDir()) {
-			if err := fsync.Dir(path); err != nil {
-				return a, err
-			}
+	for _, path := range append(paths, dir, s.root.Snapshots()) {
+		if err := fsync.Dir(path); err != nil {
+			return a, err
 		}
 	}
 	faults.Point(faults.PrepareSynced)
@@ -156,7 +165,7 @@ func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, er
 }
 
 func (s *Snapshotter) openEntry(a *active, key string, info snapshots.Info) storage.OpenEntry {
-	chainID, _ := extractionOf(key, info.Labels)
+	chainID, _ := layout.ExtractionOf(key, info.Labels)
 	return storage.OpenEntry{
 		ID: a.id, Key: key, Extraction: a.extraction, ChainID: chainID, Parent: info.Parent,
 		Started: time.Now().UTC(), BootID: s.bootID, RunID: s.runID, CursorLost: a.lost,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -33,10 +36,10 @@ func manySnapshots(tb testing.TB, n int) string {
 		}
 		info := snapshots.Info{
 			Kind: snapshots.KindCommitted, Name: name, Parent: parent, Created: now, Updated: now,
-			Labels: map[string]string{labelTarget: name, labelDiffID: name},
+			Labels: map[string]string{layout.LabelTarget: name, layout.LabelDiffID: name},
 		}
 		rows = append(rows, storage.Row{ID: uint64(i), Info: info, Commit: storage.CommitEntry{
-			ID: uint64(i), Name: name, Namespace: "k8s.io", ChainID: chainIDOf(name, nil), Parent: parent, DiffID: name,
+			ID: uint64(i), Name: name, Namespace: "k8s.io", ChainID: layout.ChainIDOf(name, nil), Parent: parent, DiffID: name,
 			Entries: 1000, Bytes: 1 << 20, Digest: "sha256:" + strings.Repeat("0", 64), Time: now, Strategy: storage.StrategySyncfs, Epoch: 1,
 		}})
 		dir := filepath.Join(root, "snapshots", strconv.Itoa(i))
@@ -54,7 +57,7 @@ func manySnapshots(tb testing.TB, n int) string {
 // at which its socket can answer, and the most memory that the process had: when
 // only the daemon was restarted, so that all layers are ready, and when the
 // machine went down under it, so that none is. What is looked at in the
-// background afterwards is left out; tests/bench_boot_test.go has the daemon
+// background afterwards is left out; tests/bench/boot_test.go has the daemon
 // itself, with real layers, from a cold disk.
 func BenchmarkRecover(b *testing.B) {
 	for _, n := range []int{1_000, 10_000} {
@@ -80,12 +83,12 @@ func benchmarkRecover(b *testing.B, root string, unclean bool, n int) {
 		return s
 	}
 	end := func(s *Snapshotter) {
-		if unclean {
-			boots++
-			s.closing.Do(func() {}) // no last words
-		}
 		if err := s.Close(); err != nil {
 			b.Fatal(err)
+		}
+		if unclean {
+			boots++
+			forgetStop(b, root)
 		}
 	}
 	end(recover()) // the first daemon finds no word of an earlier one
@@ -93,7 +96,12 @@ func benchmarkRecover(b *testing.B, root string, unclean bool, n int) {
 	for b.Loop() {
 		s := recover()
 		b.StopTimer()
-		if got := len(s.ready.in(want)); got != n {
+		r, err := s.Inspect(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		got := len(slices.DeleteFunc(r.Layers, func(l verify.Result) bool { return l.State != want }))
+		if got != n {
 			b.Fatalf("%d of %d snapshots are %s", got, n, want)
 		}
 		end(s)

@@ -2,26 +2,27 @@ package snapshotter
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/moby/locker"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/replaced"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -42,17 +43,25 @@ type Config struct {
 	// BootID names the boot of the kernel; "" means the kernel's own. Tests
 	// let machines boot with it.
 	BootID string
-	// NoBackground leaves layers alone until somebody asks: nothing is verified,
+	// NoBackground leaves layers alone until a caller needs them: nothing is verified,
 	// digested or scrubbed by itself.
 	NoBackground bool
-	// Scrub says how often layers are verified while nobody asks.
-	Scrub ScrubConfig
+	// Scrub controls the verification of all layers in the background.
+	Scrub scrub.Config
 	// OnDamaged is called when a damaged layer could not be healed; again and
 	// again, while it cannot. It must not call back, nor take long.
-	OnDamaged func(*DamagedError)
+	OnDamaged func(*layers.DamagedError)
 	// OnReady is called when a layer is ready after a question about it was
 	// answered with an error. The same holds for it.
 	OnReady func(storage.CommitEntry)
+	// OnCommit is called before Commit answers, with containerd's namespace, "" when
+	// the name has none, and containerd's name of the snapshot. The same holds for it,
+	// and more: containerd holds its locks, and may yet take back the Commit.
+	OnCommit func(namespace, name string)
+	// OnBrake is called with the reason when damaged layers are not mended any
+	// more because too much is damaged at once, and with "" when they are again.
+	// The same holds for it.
+	OnBrake func(reason string)
 
 	// OnHealth is called with an error when the file system stops accepting
 	// writes and with nil when it accepts them again. It must not call back.
@@ -62,51 +71,39 @@ type Config struct {
 // Snapshotter is a containerd snapshotter; see the package documentation.
 type Snapshotter struct {
 	cfg     Config
+	root    layout.Root
 	overlay snapshots.Snapshotter
-	db      *storage.DB
+	gate    *gate.Gate
 	bootID  string
 	runID   string
 
 	options       []string // of overlay mounts
 	selfContained []string // further ones of writable overlay mounts
-	space         overlayutil.Space
-	features      overlayutil.Features
+	features      *overlayutil.Features
 
-	keys     *locker.Locker
+	keys     *layers.Keys
 	creating sync.Mutex // see "lock order" in doc.go
-	syncing  sync.Mutex
 
-	mu      sync.Mutex         // guards actives
-	actives map[string]*active // by key
+	actives actives
 
-	ready readiness
-	blobs *blobs.Store
-	run   storage.Run // guarded by mu, and said whether the journal has it
-	said  bool
+	layers *layers.Layers
+	blobs  *blobs.Store
 
-	trouble    trouble
-	failures   atomic.Int64 // writes that have failed
-	deleting   sync.Mutex   // one deletion of trees at a time
+	emptyBad error    // why empty/ cannot be a lower directory
+	warned   sync.Map // what warnOnce has logged
+	trees    *replaced.Trees
+
 	background context.Context
 	stop       context.CancelFunc
 	running    sync.WaitGroup
-	closing    sync.Once
+	stopping   sync.Once
+	closeAt    time.Time // set by stopping
 }
 
 var (
 	_ snapshots.Snapshotter = (*Snapshotter)(nil)
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
-
-// active is what this process knows of an active snapshot.
-type active struct {
-	id         uint64
-	extraction bool
-	cursor     *fsync.Cursor
-	shapedBy   string // of an extraction: the parent of its first Commit; guarded by the key's lock
-	lost       bool   // the cursor was opened after a restart, not at Prepare
-	refused    error  // why it can never be committed; guarded by Snapshotter.mu
-}
 
 // New opens or makes the root, recovers what a crash left, and returns a
 // snapshotter that is ready to serve. Errors name what is wrong with the root:
@@ -119,7 +116,12 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err := overlayutil.CheckOptions(cfg.MountOptions); err != nil {
 		return nil, err
 	}
-	db, err := storage.Open(ctx, cfg.Root, storage.Options{History: cfg.JournalHistory})
+	db, err := storage.Open(ctx, cfg.Root, storage.Options{
+		History: cfg.JournalHistory, Passing: cfg.NoBackground,
+		OnWait: func() {
+			log.G(ctx).WithField("root", cfg.Root).Warn("a verb such as repair --apply has the root: the start goes on when it has ended")
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -129,47 +131,54 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		}
 	}()
 	s := &Snapshotter{
-		cfg: cfg, db: db, keys: locker.New(), actives: map[string]*active{},
-		runID: newRunID(), ready: newReadiness(), blobs: blobs.Open(cfg.ContentRoot),
+		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(), actives: actives{byKey: map[string]*active{}},
+		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: blobs.Open(cfg.ContentRoot),
 	}
+	s.gate = gate.New(db, gate.Config{Root: cfg.Root, Dir: s.root.Snapshots(), OnHealth: cfg.OnHealth})
 	if s.bootID = cfg.BootID; s.bootID == "" {
-		if s.bootID, err = bootID(); err != nil {
+		if s.bootID, err = layout.BootID(); err != nil {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{s.snapshotsDir(), s.removingDir()} {
-		if err := fsync.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
+	if err := fsync.MkdirAll(s.root.Snapshots(), 0o700); err != nil {
+		return nil, err
 	}
+	if err := s.findAreas(ctx, db.Path()); err != nil {
+		return nil, err
+	}
+	s.trees = replaced.New(s.root, s.gate, s.bootID, s.warnOnce)
 	if err := s.makeEmpty(ctx); err != nil {
 		return nil, err
 	}
-	s.warnSplit(ctx)
-	if s.options, s.selfContained, s.features, err = overlayMountOptions(cfg.Root, cfg.MountOptions); err != nil {
+	if s.options, s.selfContained, *s.features, err = overlayMountOptions(cfg.Root, cfg.MountOptions); err != nil {
 		return nil, err
 	}
-	s.space = overlayutil.SpaceOf(s.options)
-	if s.overlay, err = overlay.NewSnapshotter(cfg.Root, s.overlayOptions()...); err != nil {
+	if s.overlay, err = overlay.NewSnapshotter(cfg.Root, s.overlayOptions(db)...); err != nil {
 		return nil, err
 	}
 
 	s.background, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	s.layers = layers.New(ctx, layers.Config{
+		Root: s.root, Gate: s.gate, Keys: s.keys, Blobs: s.blobs, BootID: s.bootID, RunID: s.runID,
+		MountOptions: s.options, Features: s.features, Replaced: s.trees, Scrub: cfg.Scrub,
+		OnDamaged: cfg.OnDamaged, OnReady: cfg.OnReady, OnBrake: cfg.OnBrake, WarnOnce: s.warnOnce,
+	})
 	if err := s.recover(ctx); err != nil {
-		s.stop()
-		return nil, errors.Join(err, s.closeCursors())
+		s.Stopping()
+		return nil, errors.Join(err, s.actives.close())
 	}
-	s.running.Go(func() { s.watch(s.background) })
-	s.running.Go(func() { s.deleteRemoving(s.background) })
-	if !cfg.NoBackground {
-		s.running.Go(func() { s.attendAll(s.background) })
-		s.running.Go(func() { s.digestAll(s.background) })
-		if cfg.Scrub.Interval > 0 {
-			s.running.Go(func() { s.scrubAll(s.background) })
-		}
+	s.layers.Watch()
+	if cfg.NoBackground {
+		s.running.Go(func() { s.trees.Delete(s.background) })
+	} else {
+		s.running.Go(func() { s.trees.Run(s.background) })
+		s.layers.Run()
 	}
 	return s, nil
 }
+
+// Layers is what is known of the committed layers: it verifies and heals them.
+func (s *Snapshotter) Layers() *layers.Layers { return s.layers }
 
 // prepareRoot makes the root and refuses one that cannot keep the promises.
 func prepareRoot(ctx context.Context, root string) error {
@@ -191,7 +200,7 @@ func prepareRoot(ctx context.Context, root string) error {
 		log.G(ctx).WithField("cure", w.Cure).Warn(w.Problem)
 	}
 	switch err := overlayutil.Check(root); {
-	case errors.Is(err, unix.ENOSPC):
+	case fsync.IsFull(err):
 		// What is there must be served all the same, and removed to make room.
 		log.G(ctx).WithError(err).WithField("cure", "remove images").
 			Warn("the disk is full: overlay mounts were not tried")
@@ -202,36 +211,49 @@ func prepareRoot(ctx context.Context, root string) error {
 }
 
 // makeEmpty makes the lower directory of extractions without a parent. If
-// somebody put something into it, that would show in their mounts.
+// another program put something into it, that would show in their mounts; where
+// it cannot be moved away, such extractions are refused.
 func (s *Snapshotter) makeEmpty(ctx context.Context) error {
-	if entries, err := os.ReadDir(s.emptyDir()); err == nil && len(entries) > 0 {
-		aside := filepath.Join(s.removingDir(), "empty-"+s.runID)
-		log.G(ctx).Warnf("%s is not empty; its content is deleted", s.emptyDir())
-		if err := os.Rename(s.emptyDir(), aside); err != nil {
+	if entries, err := os.ReadDir(s.root.Empty()); err == nil && len(entries) > 0 {
+		aside := filepath.Join(s.cfg.Root, layout.RemovingDir, "empty."+layout.NewRunID())
+		log.G(ctx).Warnf("%s is not empty; its content is deleted", s.root.Empty())
+		if err := os.Rename(s.root.Empty(), aside); err != nil {
+			s.emptyBad = fmt.Errorf("%s has content and cannot be moved away; empty it and restart the daemon: %w", s.root.Empty(), err)
+			log.G(ctx).WithError(s.emptyBad).Error("layers without a parent cannot be extracted in parallel")
+			return nil
+		}
+	}
+	// Without it an extraction of that kind cannot be mounted, which no
+	// client does; and on a full disk there is none.
+	return s.gate.UnlessFull(ctx, func() error { return fsync.MkdirAll(s.root.Empty(), 0o555) })
+}
+
+// findAreas decides where the directories lie into which trees are moved out of
+// snapshots/: in the root, or in snapshots/ where that is a file system or a
+// mount of its own, because rename(2) works within one mount only. There, the
+// transaction after a sync no longer proves that the file system of the
+// snapshots still takes writes, which is worth a warning.
+func (s *Snapshotter) findAreas(ctx context.Context, database string) error {
+	same, err := tree.SameMount(s.root.Snapshots(), s.cfg.Root)
+	if err != nil {
+		return err
+	}
+	if s.root.Apart = !same; s.root.Apart {
+		log.G(ctx).WithField("cure", "keep the whole root on one file system").
+			Warnf("%s is on another file system or mount than %s", s.root.Snapshots(), database)
+	}
+	for _, area := range s.root.Areas() {
+		if err := s.gate.UnlessFull(ctx, func() error { return fsync.MkdirAll(filepath.Join(area, layout.RemovingDir), 0o700) }); err != nil {
 			return err
 		}
 	}
-	// Without it an extraction of that kind cannot be mounted, which nobody
-	// does; and on a full disk there is none.
-	return s.unlessFull(ctx, fsync.MkdirAll(s.emptyDir(), 0o555))
+	return nil
 }
 
-// warnSplit speaks of snapshots on another file system than the database: the
-// transaction after a sync then no longer proves that the snapshots' file
-// system still takes writes.
-func (s *Snapshotter) warnSplit(ctx context.Context) {
-	same, err := fsync.SameFilesystem(s.snapshotsDir(), s.db.Path())
-	if err == nil && same {
-		return
-	}
-	log.G(ctx).WithError(err).WithField("cure", "keep the whole root on one file system").
-		Warnf("%s is on another file system than %s", s.snapshotsDir(), s.db.Path())
-}
-
-func (s *Snapshotter) overlayOptions() []overlay.Opt {
+func (s *Snapshotter) overlayOptions(db *storage.DB) []overlay.Opt {
 	// Deletion is always ours (remove.go): containerd's deletes by number after
 	// its transaction, when the number may be in use again.
-	opts := []overlay.Opt{overlay.WithMetaStore(s.db), overlay.AsynchronousRemove, overlay.WithMountOptions(s.options)}
+	opts := []overlay.Opt{overlay.WithMetaStore(db), overlay.AsynchronousRemove, overlay.WithMountOptions(s.options)}
 	if s.cfg.UpperdirLabel {
 		opts = append(opts, overlay.WithUpperdirLabel)
 	}
@@ -244,31 +266,44 @@ func (s *Snapshotter) overlayOptions() []overlay.Opt {
 	return opts
 }
 
-// Stat returns the row of an active key or a committed name. Of a committed one
-// it says nothing before it is known to be whole (I2): it may take as long as a
-// look at the layers, or their healing, takes, and is then refused with
-// [DamagedError], or with Unavailable when ctx has ended before.
+// Stat returns the row of an active key or a committed name. A committed one must be
+// known to be whole (I2): Stat may take as long as the verification of the layers, or
+// their healing, and then returns layers.DamagedError, or Unavailable when ctx has ended
+// before.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
-	if err := checkName("key", key); err != nil {
+	if err := layout.CheckName("key", key); err != nil {
 		return snapshots.Info{}, err
 	}
 	info, err := s.overlay.Stat(ctx, key)
 	if err != nil || info.Kind != snapshots.KindCommitted {
 		return info, err
 	}
-	if err := s.ask(ctx, key, true); err != nil {
+	if err := s.layers.Wait(ctx, key, true); err != nil {
 		return snapshots.Info{}, fmt.Errorf("stat %q: %w", key, err)
 	}
-	return s.withState(info), nil
+	return s.layers.Labels(info), nil
 }
 
 // Usage returns disk space and inodes: of a committed snapshot as Commit
-// counted them, of another by counting now. What is gone uses nothing.
+// counted them, of an active one by counting now, without a trace in the times
+// of access. What is gone uses nothing.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	if err := checkName("key", key); err != nil {
+	if err := layout.CheckName("key", key); err != nil {
 		return snapshots.Usage{}, err
 	}
-	usage, err := s.overlay.Usage(ctx, key)
+	var (
+		id    uint64
+		info  snapshots.Info
+		usage snapshots.Usage
+	)
+	err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+		id, info, usage, err = storage.Info(ctx, key)
+		return err
+	})
+	if err != nil || info.Kind != snapshots.KindActive {
+		return usage, err
+	}
+	usage, err = diskUsage(ctx, s.root.Tree(id))
 	if isNotExist(err) {
 		return snapshots.Usage{}, nil
 	}
@@ -288,7 +323,7 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	}
 	for _, info := range rows {
 		if info.Kind == snapshots.KindCommitted {
-			info = s.withState(info) // as Stat, but nobody is kept waiting
+			info = s.layers.Labels(info) // as Stat, but without a wait
 		}
 		if err := fn(ctx, info); err != nil {
 			return err
@@ -297,60 +332,49 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	return nil
 }
 
+// Stopping ends the background work and the waiting for it: a call that waits
+// until a layer was verified or healed returns Unavailable at once. Calls that
+// need no such work go on. It returns immediately and may be called again; Close
+// follows it.
+func (s *Snapshotter) Stopping() {
+	s.stopping.Do(func() {
+		s.stop()
+		s.layers.Stopping()
+		s.closeAt = time.Now().Add(closeWait)
+	})
+}
+
+// closeWait is how long Close waits for background work, from Stopping on. It
+// ends at once unless the kernel holds it: a syncfs lasts as long as the disk is
+// slow.
+const closeWait = 2 * time.Second
+
 // Close ends the background work, notes a clean stop, and releases the root.
 // Nothing is deleted, and no row changes: a restart goes on where this process
 // stopped.
+//
+// It waits for a transaction that has begun. A Commit that has not reached its
+// transaction fails and has changed nothing that a start does not put right.
+// Background work that the kernel holds for longer than closeWait is left
+// behind; what it does after that fails, because the database is closed.
 func (s *Snapshotter) Close() error {
-	s.stop()
-	s.running.Wait()
-	s.closing.Do(s.sayGoodbye)
-	return errors.Join(s.closeCursors(), s.overlay.Close()) // closes the database too
-}
-
-func (s *Snapshotter) closeCursors() (err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.actives {
-		err = errors.Join(err, a.cursor.Close())
+	s.Stopping()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.background), max(time.Until(s.closeAt), 100*time.Millisecond))
+	defer cancel()
+	ended := make(chan struct{})
+	go func() { s.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		log.G(s.background).Warn("background work did not end in time, and is left to the next start")
 	}
-	clear(s.actives)
-	return err
+	s.layers.Close(ctx)
+	return errors.Join(s.actives.close(), s.overlay.Close()) // closes the database too
 }
 
-func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.cfg.Root, "snapshots") }
-func (s *Snapshotter) removingDir() string  { return filepath.Join(s.cfg.Root, "removing") }
-func (s *Snapshotter) healingDir() string   { return filepath.Join(s.cfg.Root, "healing") }
-func (s *Snapshotter) replacedDir() string  { return filepath.Join(s.cfg.Root, "replaced") }
-func (s *Snapshotter) emptyDir() string     { return filepath.Join(s.cfg.Root, "empty") }
-
-// dir is the directory of a snapshot.
-func (s *Snapshotter) dir(id uint64) string { return snapshotDir(s.cfg.Root, id) }
-
-func snapshotDir(root string, id uint64) string {
-	return filepath.Join(root, "snapshots", strconv.FormatUint(id, 10))
-}
-
-// lockKey waits for other operations on key and returns the unlock. The
-// caller's context is asked afterwards: whoever gave up while waiting gets no
-// work done in his name.
-func (s *Snapshotter) lockKey(ctx context.Context, key string) (func(), error) {
-	s.keys.Lock(key)
-	unlock := func() { _ = s.keys.Unlock(key) } // fails only for a lock that nobody holds
-	if err := ctx.Err(); err != nil {
-		unlock()
-		return nil, err
+// warnOnce logs a warning, once per key and start of the daemon.
+func (s *Snapshotter) warnOnce(ctx context.Context, key string, fields log.Fields, message string) {
+	if _, known := s.warned.LoadOrStore(key, true); !known {
+		log.G(ctx).WithFields(fields).Warn(message)
 	}
-	return unlock, nil
-}
-
-// bootID names this boot of the kernel (random(4)).
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b)), err
-}
-
-func newRunID() string {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails since Go 1.24
-	return hex.EncodeToString(b[:])
 }

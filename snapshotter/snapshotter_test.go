@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/rebuild"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -27,6 +28,16 @@ func start(t *testing.T, root string) *Snapshotter {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stop(t, s) })
+	return s
+}
+
+// builtIn is containerd's own overlay snapshotter on a root.
+func builtIn(t *testing.T, root string) snapshots.Snapshotter {
+	t.Helper()
+	s, err := overlay.NewSnapshotter(root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -93,7 +104,7 @@ func TestForeignRows(t *testing.T) {
 		t.Fatalf("journal %+v", j)
 	}
 	for _, e := range j.Committed {
-		want := map[string]string{"ours": storage.StrategySyncfs, "theirs": storage.StrategyUnknown}[e.Name]
+		want := map[string]storage.Strategy{"ours": storage.StrategySyncfs, "theirs": storage.StrategyUnknown}[e.Name]
 		if e.Strategy != want {
 			t.Errorf("%s: strategy %q, want %q", e.Name, e.Strategy, want)
 		}
@@ -111,7 +122,10 @@ func TestWalkHoldsNoTransaction(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- s.Walk(context.WithoutCancel(t.Context()), func(ctx context.Context, info snapshots.Info) error {
-			return s.db.Rewrite(ctx) // waits for every transaction to end
+			// A file that grows is mapped anew, when every transaction has ended.
+			return s.gate.Update(ctx, nil, func(_ context.Context, j *storage.Journal) error {
+				return j.PutRun(storage.Run{Brake: strings.Repeat("x", 1<<20)})
+			})
 		})
 	}()
 	select {
@@ -146,7 +160,7 @@ func TestRebuildTakesTheNewer(t *testing.T) {
 	if err := os.Remove(filepath.Join(root, storage.FileName)); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Rebuild(t.Context(), root)
+	r, err := rebuild.Database(t.Context(), root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +173,7 @@ func TestRebuildTakesTheNewer(t *testing.T) {
 	if e := journalOf(t, s).Committed[0]; e.ID != newest || e.Strategy != storage.StrategyRebuilt {
 		t.Errorf("restored %+v, want the newest, id %d", e, newest)
 	}
-	if _, err := Rebuild(t.Context(), root); !errors.Is(err, storage.ErrLocked) {
+	if _, err := rebuild.Database(t.Context(), root); !errors.Is(err, storage.ErrLocked) {
 		t.Errorf("rebuilt below a running daemon: %v", err)
 	}
 }
@@ -182,15 +196,16 @@ func TestFailedStart(t *testing.T) {
 	if _, err := s.Prepare(t.Context(), "container", ""); err != nil {
 		t.Fatal(err)
 	}
-	dir := s.dir(s.actives["container"].id)
 	stop(t, s)
-	// Recovery cannot write the record that is missing.
-	if err := errors.Join(os.Remove(filepath.Join(dir, recordFile)), os.Mkdir(filepath.Join(dir, recordFile+".new"), 0o700)); err != nil {
+	// A link is followed to a container's directory, and then not to snapshots/
+	// itself, which nothing can be synced by.
+	elsewhere := filepath.Join(root, "elsewhere")
+	if err := errors.Join(os.Rename(s.root.Snapshots(), elsewhere), os.Symlink(elsewhere, s.root.Snapshots())); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := New(t.Context(), Config{Root: root}); err == nil {
 		stop(t, s)
-		t.Fatal("recovery did not need to write the record")
+		t.Fatal("started with a link in the place of snapshots/")
 	}
 	fds, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {

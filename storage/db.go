@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 
@@ -59,7 +60,7 @@ type hook struct{}
 // transaction. An error of fn rolls everything back.
 //
 // It exists because containerd's overlay snapshotter starts its transactions
-// itself: this is how our rows and syncs get into them.
+// itself: this is how our journal entries and syncs become part of them.
 func BeforeCommit(ctx context.Context, fn func(context.Context, *Journal) error) context.Context {
 	return context.WithValue(ctx, hook{}, fn)
 }
@@ -104,7 +105,7 @@ func (t *transactor) Rollback() error {
 // failed.
 //
 // A panic inside is returned as an error that wraps ErrDamaged: bbolt panics on
-// pages that make no sense, and reading a page that the disk cannot deliver is
+// invalid pages, and reading a page that the disk cannot deliver is
 // a fault in the memory map.
 func (db *DB) WithTransaction(ctx context.Context, writable bool, fn cstorage.TransactionCallback) (err error) {
 	db.swap.RLock()
@@ -218,8 +219,8 @@ func (db *DB) journal(t cstorage.Transactor) (*Journal, error) {
 }
 
 // usable must be called with swap held. A broken database is still read: what
-// it shows beyond the durable state is at most a transaction whose caller was
-// told that it failed.
+// it shows beyond the durable state is at most a transaction that returned an error
+// to its caller.
 func (db *DB) usable(writable bool) error {
 	if db.ms == nil {
 		return fmt.Errorf("%s: %w", db.path, os.ErrClosed)
@@ -274,7 +275,9 @@ const headroom = 1 << 20
 
 // Reserve makes the file system set blocks aside for the growth of the database
 // (fallocate(2), without changing its size), so that snapshots can be removed
-// from a disk that is full. On btrfs this works because of inPlace.
+// from a disk that is full. On btrfs this works because of inPlace; for a quota
+// there, which even a write in place needs some of, it keeps a second file, see
+// Spend.
 func (db *DB) Reserve() error {
 	db.swap.RLock()
 	defer db.swap.RUnlock()
@@ -286,7 +289,45 @@ func (db *DB) Reserve() error {
 	if err == nil {
 		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, st.Size()+headroom)
 	}
-	return errors.Join(err, f.Close())
+	return errors.Join(err, f.Close(), db.save())
+}
+
+// reserveSuffix is that of the file that Spend gives up.
+const reserveSuffix = ".reserve"
+
+// save makes the file that Spend gives up, on btrfs and unless it is there.
+func (db *DB) save() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(db.path), &st); err != nil || st.Type != unix.BTRFS_SUPER_MAGIC {
+		return err
+	}
+	f, err := os.OpenFile(db.path+reserveSuffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, headroom), f.Close())
+	if err != nil {
+		return errors.Join(err, removeIfThere(f.Name()))
+	}
+	return nil
+}
+
+// Spend releases what Reserve keeps for a quota of btrfs that is used up, and reports
+// whether there was something: then a transaction that failed may succeed now.
+// btrfs credits what is freed when its own transaction ends.
+func (db *DB) Spend() bool {
+	if os.Remove(db.path+reserveSuffix) != nil {
+		return false
+	}
+	dir, err := os.Open(filepath.Dir(db.path))
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	return unix.Syncfs(int(dir.Fd())) == nil
 }
 
 // Path returns the path of the database file.
@@ -315,7 +356,7 @@ func (db *DB) Broken() error {
 // Rewrite copies the database, as this process sees it, into a new file, syncs
 // it, and puts it in the place of the old one. Success proves that the file
 // system accepts writes, and that everything that transactions see from now on
-// is durable; this includes a transaction that was answered with ErrWrite and
+// is durable; this includes a transaction that returned ErrWrite and
 // became visible all the same.
 func (db *DB) Rewrite(ctx context.Context) error {
 	db.swap.Lock()
@@ -341,7 +382,7 @@ func (db *DB) Rewrite(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("rewrite %s: %w", db.path, err)
 	}
-	// The old file has no name any more; an error of its close concerns nobody.
+	// The old file has no name any more; an error of its close has no effect.
 	_ = db.ms.Close()
 	db.ms = ms
 	db.state.Lock()

@@ -4,22 +4,22 @@
 // # The pieces
 //
 //   - [DB] is the opened file. It is the MetaStore that containerd's overlay
-//     snapshotter asks for, so that snapshotter's rows land here.
+//     snapshotter needs, so that its rows are stored here.
 //   - [BeforeCommit] attaches a function to a context; the transaction that is
 //     started with this context runs it last, with the [Journal] of the same
 //     transaction. Rows and journal entries become durable together or not at
 //     all.
 //   - [OpenEntry], [CommitEntry], [StateEntry], [Run] and [Scrub] are the
 //     journal's records; their encoding (and that of the record beside each
-//     layer) is [Encode] and [Decode].
+//     layer) is that of package internal/layout.
 //
 // # Promises
 //
 // I1, the record half: when a writable transaction returns nil, its rows and
 // journal entries are on stable storage.
 //
-// I4: when it returns an error that wraps [ErrWrite], nothing can be said about
-// what is on disk, and the DB refuses every transaction until [DB.Rewrite]
+// I4: when it returns an error that wraps [ErrWrite], what is on disk is unknown,
+// and the DB refuses every transaction until [DB.Rewrite]
 // has succeeded. bbolt itself would go on: after a failed sync of its meta page
 // the page cache holds the new state and the disk the old one, and the next
 // transaction reuses pages that the old state still needs; after one of its data
@@ -35,13 +35,13 @@
 // on a file system that has shut itself down: the file is mapped once, larger
 // than it grows.
 //
-// metadata.db is born complete: written under a temporary name, synced, renamed,
+// metadata.db is created complete: written under a temporary name, synced, renamed,
 // directory synced. bbolt's own creation is not crash-safe. A database that is
 // missing beside existing snapshots, or that cannot be read, is never replaced
 // silently: [Open] fails with [ErrMissing] or [ErrDamaged] and leaves
 // everything as it is; [Rebuild] makes a new one from the snapshots' records.
-// Before bbolt reads a file, pages.go looks at how its pages refer to one another:
-// bbolt follows a circle until there is no memory left.
+// Before bbolt reads a file, internal/boltcheck verifies how its pages refer to one
+// another: bbolt follows a circle until there is no memory left.
 //
 // # On disk
 //
@@ -50,12 +50,12 @@
 //	│   ├── snapshots/<key>    id, kind, parent, usage, times, labels
 //	│   └── parents            child index
 //	└── journal                ours
-//	    ├── version            uvarint, 2; 1 is upgraded
+//	    ├── version            uvarint, 3; 1 and 2 are upgraded
 //	    ├── run                Run: the daemon that has the root, and the epoch
 //	    ├── scrub              Scrub: how far periodic verification is
 //	    ├── open/<id>          OpenEntry: an active snapshot
 //	    ├── committed/<id>     CommitEntry: a committed snapshot that exists
-//	    ├── states/<id>        StateEntry: what a look at it has found
+//	    ├── states/<id>        StateEntry: what the last verification of it has found
 //	    └── history/<n>        CommitEntry of a removed one; the last n are kept
 //
 // Keys are big-endian 64 bit numbers. docs/formats.md has the bytes.

@@ -7,10 +7,12 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 )
 
-// OpenEntry is the journal's word on an active snapshot: it exists, it is being
-// written, nothing of it is promised.
+// OpenEntry is the journal's record of an active snapshot, which is being written and
+// of which nothing is promised.
 type OpenEntry struct {
 	ID         uint64    `json:"id"`                    // directory number
 	Key        string    `json:"key"`                   // containerd's active key
@@ -25,13 +27,13 @@ type OpenEntry struct {
 	CursorLost bool      `json:"cursor_lost,omitempty"` // a daemon ended since; errors of its time are unknown
 }
 
-// CommitEntry is the journal's word on a committed snapshot: everything below
+// CommitEntry is the journal's record of a committed snapshot: everything below
 // its directory was durable before this entry was written.
 type CommitEntry struct {
 	Sequence  uint64    `json:"sequence"`            // order of commits in this database
 	ID        uint64    `json:"id"`                  // directory number
 	Name      string    `json:"name"`                // containerd's committed name
-	Namespace string    `json:"namespace,omitempty"` // containerd's namespace, when the name tells it
+	Namespace string    `json:"namespace,omitempty"` // containerd's namespace, when the name contains it
 	ChainID   string    `json:"chain_id,omitempty"`  // when known
 	Parent    string    `json:"parent,omitempty"`    // a committed name
 	DiffID    string    `json:"diff_id,omitempty"`   // when containerd sent it as a label
@@ -39,28 +41,47 @@ type CommitEntry struct {
 	Bytes     int64     `json:"bytes"`               // sum of the sizes of its regular files, hardlinks once
 	Digest    string    `json:"digest,omitempty"`    // of the walk, as in the record beside fs/
 	Time      time.Time `json:"time"`                // of the commit
-	Strategy  string    `json:"strategy"`            // how it was made durable: one of the Strategy constants
+	Strategy  Strategy  `json:"strategy"`            // how it was made durable
 	BootID    string    `json:"boot_id"`
 	RunID     string    `json:"run_id"`
-	Epoch     uint64    `json:"epoch,omitempty"`  // unclean boots before this commit, see Run
+	Epoch     uint64    `json:"epoch,omitempty"`  // unclean shutdowns before this commit, see Run
 	Removed   time.Time `json:"removed,omitzero"` // set in the history
 }
 
-// Values of CommitEntry.Strategy.
+// Ref identifies one tree of one committed layer: the number of its directory, that of
+// its commit, and the digest of its seal, "" when it was never sealed.
+type Ref struct {
+	ID, Sequence uint64
+	Digest       string
+}
+
+// Ref returns the Ref of the tree that an entry is about.
+func (e CommitEntry) Ref() Ref { return Ref{e.ID, e.Sequence, e.Digest} }
+
+// Same reports whether both are the same tree. A heal exchanges the tree of a layer.
+func (r Ref) Same(o Ref) bool { return r == o }
+
+// SameLayer reports whether both are the same layer, whichever tree it has. A layer that
+// was removed and committed again is another one.
+func (r Ref) SameLayer(o Ref) bool { return r.ID == o.ID && r.Sequence == o.Sequence }
+
+// Strategy is how a layer was made durable.
+type Strategy string
+
 const (
 	// StrategySyncfs: syncfs on the descriptor that was opened at Prepare.
-	StrategySyncfs = "syncfs"
+	StrategySyncfs Strategy = "syncfs"
 	// StrategySyncfsCursorLost: the same, but the daemon had been restarted
 	// since Prepare, so a writeback error of the time before is not known.
-	StrategySyncfsCursorLost = "syncfs, cursor lost"
+	StrategySyncfsCursorLost Strategy = "syncfs, cursor lost"
 	// StrategyRebuilt: found by repair --rebuild, equal to its record, synced.
-	StrategyRebuilt = "rebuilt"
+	StrategyRebuilt Strategy = "rebuilt"
 	// StrategyHealed: extracted again by us out of its blob, because it was
 	// damaged; synced as with StrategySyncfs.
-	StrategyHealed = "healed"
+	StrategyHealed Strategy = "healed"
 	// StrategyUnknown: committed by another snapshotter before this database
 	// got its journal.
-	StrategyUnknown = "unknown"
+	StrategyUnknown Strategy = "unknown"
 )
 
 // ErrNoEntry is returned for a journal entry that does not exist.
@@ -77,8 +98,10 @@ var (
 	keyScrub        = []byte("scrub")
 )
 
-// journalVersion 2 has states, run and scrub; upgrade makes it out of 1.
-const journalVersion = 2
+// journalVersion 2 has states, run and scrub. 3 has the same buckets; it excludes
+// older programs, which take seals without link counts for damage. upgrade converts
+// both older versions.
+const journalVersion = 3
 
 // Journal is the journal inside one transaction. It is valid until the function
 // that got it returns.
@@ -87,8 +110,8 @@ type Journal struct {
 	keep                                  uint64 // length of the history
 }
 
-// journal finds the journal's buckets in a transaction. An error wraps ErrNewer
-// or ErrCorrupt, or says that there is none.
+// journal finds the journal's buckets in a transaction. The error wraps layout.ErrNewer
+// or layout.ErrCorrupt, or is errNoJournal.
 func journal(tx *bolt.Tx, keep uint64) (*Journal, error) {
 	b := tx.Bucket(bucketJournal)
 	if b == nil {
@@ -97,16 +120,16 @@ func journal(tx *bolt.Tx, keep uint64) (*Journal, error) {
 	version, n := binary.Uvarint(b.Get(keyVersion))
 	switch {
 	case n <= 0 || version == 0:
-		return nil, fmt.Errorf("journal version: %w", ErrCorrupt)
+		return nil, fmt.Errorf("journal version: %w", layout.ErrCorrupt)
 	case version > journalVersion:
-		return nil, fmt.Errorf("journal version %d: %w", version, ErrNewer)
+		return nil, fmt.Errorf("journal version %d: %w", version, layout.ErrNewer)
 	}
 	j := &Journal{
 		top: b, open: b.Bucket(bucketOpen), committed: b.Bucket(bucketCommitted), history: b.Bucket(bucketHistory),
 		states: b.Bucket(bucketStates), keep: keep,
 	}
 	if j.open == nil || j.committed == nil || j.history == nil || j.states == nil && version > 1 {
-		return nil, fmt.Errorf("journal buckets: %w", ErrCorrupt)
+		return nil, fmt.Errorf("journal buckets: %w", layout.ErrCorrupt)
 	}
 	return j, nil
 }
@@ -163,9 +186,8 @@ func (j *Journal) EachCommitted(fn func(CommitEntry) error) error { return each(
 // EachRemoved visits the history, oldest removal first.
 func (j *Journal) EachRemoved(fn func(CommitEntry) error) error { return each(j.history, fn) }
 
-// Remove takes note that a snapshot is gone: its open entry and its state are
-// dropped, its commit entry moves to the history, and the history is cut to its
-// length.
+// Remove records that a snapshot is gone: it deletes its open entry and its state,
+// moves its commit entry to the history, and trims the history to its length.
 func (j *Journal) Remove(id uint64, now time.Time) error {
 	if err := errors.Join(j.open.Delete(idKey(id)), j.states.Delete(idKey(id))); err != nil {
 		return err
@@ -209,7 +231,7 @@ func (j *Journal) trim(n uint64) error {
 func idKey(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }
 
 func put(b *bolt.Bucket, id uint64, v any) error {
-	data, err := Encode(v)
+	data, err := layout.Encode(v)
 	if err != nil {
 		return err
 	}
@@ -221,7 +243,7 @@ func get[E any](b *bolt.Bucket, id uint64) (e E, err error) {
 	if data == nil {
 		return e, ErrNoEntry
 	}
-	if err := Decode(data, &e); err != nil {
+	if err := layout.Decode(data, &e); err != nil {
 		return e, fmt.Errorf("journal entry %d: %w", id, err)
 	}
 	return e, nil
@@ -230,10 +252,10 @@ func get[E any](b *bolt.Bucket, id uint64) (e E, err error) {
 func each[E any](b *bolt.Bucket, fn func(E) error) error {
 	return b.ForEach(func(k, data []byte) error {
 		if len(k) != 8 {
-			return fmt.Errorf("journal entry %x: key of %d bytes: %w", k, len(k), ErrCorrupt)
+			return fmt.Errorf("journal entry %x: key of %d bytes: %w", k, len(k), layout.ErrCorrupt)
 		}
 		var e E
-		if err := Decode(data, &e); err != nil {
+		if err := layout.Decode(data, &e); err != nil {
 			return fmt.Errorf("journal entry %d: %w", binary.BigEndian.Uint64(k), err)
 		}
 		return fn(e)

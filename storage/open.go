@@ -18,11 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/boltcheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 )
 
 // lockWait is how long Open waits for another process to leave the root: long
-// enough for a daemon that is stopping, short enough for a person.
+// enough for a daemon that is stopping, short enough for an operator.
 const lockWait = 2 * time.Second
 
 // Options of Open.
@@ -30,16 +32,22 @@ type Options struct {
 	// History is the number of removed snapshots whose commit entries are
 	// kept. Entries of existing snapshots are always kept.
 	History uint64
+	// Passing: the root is wanted for a short time, by a verb and not by a daemon. A
+	// daemon that starts meanwhile waits.
+	Passing bool
+	// OnWait, if not nil, is called once when Open begins to wait for such a process.
+	OnWait func()
 }
 
 // Open locks the directory root and opens metadata.db in it; when there is
 // neither a database nor a snapshot, it makes an empty one.
 //
-// Errors: ErrLocked when another process serves this root, ErrMissing and
-// ErrDamaged as described there, ErrNewer for a database of a newer version.
+// While a passing process has the root, Open waits, until ctx ends. Errors: ErrLocked
+// when another process serves this root, or, for a passing one, has it; ErrMissing and
+// ErrDamaged as described there, layout.ErrNewer for a database of a newer version.
 // In none of these cases is anything changed.
 func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
-	lock, err := lockRoot(root)
+	lock, err := lockRoot(ctx, root, o)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +61,7 @@ func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
 		}
 	}()
 
-	// Leftovers of a birth or a rewrite that a crash cut short. They were
+	// Left by a creation or a rewrite that a crash has interrupted. They were
 	// never the database.
 	for _, suffix := range []string{".new", ".rewrite"} {
 		if err := removeIfThere(db.path + suffix); err != nil {
@@ -97,9 +105,9 @@ func fromDisk(path string) error {
 		return err
 	}
 	if f.Sync() != nil {
-		// Perhaps of an earlier process, and never told to anybody: the kernel
-		// keeps it for the next who asks. What is on disk now is read next, so
-		// only an error of now matters.
+		// This may be an error of an earlier process that was reported to no
+		// descriptor: the kernel keeps it for the next one. What is on disk is read
+		// next, so only an error of this process matters.
 		if err := f.Sync(); err != nil {
 			return errors.Join(err, f.Close())
 		}
@@ -114,17 +122,45 @@ func fromDisk(path string) error {
 	return f.Close()
 }
 
+// passing are the options of a process that has the root for a short time.
+var passing = Options{Passing: true}
+
 // lockRoot takes an advisory lock on the directory itself, so that it holds
 // before there is a database and while Rewrite replaces it.
-func lockRoot(root string) (*os.File, error) {
+func lockRoot(ctx context.Context, root string, o Options) (*os.File, error) {
 	f, err := os.Open(root)
 	if err != nil {
 		return nil, err
 	}
-	if err := waitForLock(f, unix.LOCK_EX); err != nil {
+	err = waitForLock(f, unix.LOCK_EX)
+	for tries := 0; errors.Is(err, ErrLocked) && !o.Passing && tries < 1; err = waitForLock(f, unix.LOCK_EX) {
+		// Once more when nothing passes, because it may just have ended.
+		if tries++; hasPassing(f) {
+			if tries = 0; o.OnWait != nil {
+				o.OnWait()
+				o.OnWait = nil
+			}
+		}
+		if ctx.Err() != nil {
+			err = ctx.Err()
+			break
+		}
+	}
+	if err == nil && o.Passing {
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Len: 1})
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// hasPassing reports whether the process that has the lock of a root is a passing one:
+// it has a second lock, of the other kind (fcntl(2)), which does not interfere with
+// flock(2) and ends with the same descriptor.
+func hasPassing(root *os.File) bool {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Len: 1}
+	return unix.FcntlFlock(root.Fd(), unix.F_OFD_GETLK, &lock) == nil && lock.Type != unix.F_UNLCK
 }
 
 // waitForLock takes an advisory lock (flock(2)), or returns ErrLocked when
@@ -146,7 +182,7 @@ func waitForLock(f *os.File, how int) error {
 
 // countSnapshots counts the directories that only a database could explain.
 func countSnapshots(root string) (int, error) {
-	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	entries, err := os.ReadDir(layout.Root{Path: root}.Snapshots())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
 	}
@@ -175,7 +211,6 @@ func openStore(path string) (*cstorage.MetaStore, error) {
 	ms, err := cstorage.NewMetaStore(path, func(o *bolt.Options) error {
 		o.Timeout = lockWait
 		o.InitialMmapSize = mapSize
-		o.NoSync = faults.Mutant("bbolt-nosync")
 		return nil
 	})
 	if err != nil {
@@ -201,16 +236,10 @@ func openStore(path string) (*cstorage.MetaStore, error) {
 // the final name and never syncs the directory.
 func create(ctx context.Context, path string) error {
 	next := path + ".new"
-	if faults.Mutant("db-not-born-safely") {
-		next = path
-	}
 	if err := fill(ctx, next); err != nil {
 		return errors.Join(err, removeIfThere(next))
 	}
 	faults.Point(faults.BirthWritten)
-	if next == path {
-		return nil
-	}
 	if err := os.Rename(next, path); err != nil {
 		return err
 	}
@@ -220,7 +249,7 @@ func create(ctx context.Context, path string) error {
 
 // inPlace makes an empty file whose blocks are overwritten in place on btrfs too
 // (FS_NOCOW_FL, which has an effect on empty files only). Copied on write, a
-// database on a full disk could not even say that a snapshot is removed. The
+// database on a full disk could not even record that a snapshot is removed. The
 // file loses btrfs's checksums; bbolt and our records have their own.
 func inPlace(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -265,9 +294,6 @@ func fill(ctx context.Context, path string) error {
 	if err = errors.Join(err, ms.Close()); err != nil {
 		return err
 	}
-	if faults.Mutant("db-not-born-safely") {
-		return nil
-	}
 	return fsync.File(path)
 }
 
@@ -288,7 +314,7 @@ func inBolt(ctx context.Context, ms *cstorage.MetaStore, writable bool, fn func(
 }
 
 // verify reads the whole database, read-only, and returns an error that wraps
-// ErrDamaged when bbolt, containerd's rows or our journal do not make sense.
+// ErrDamaged when bbolt, containerd's rows or our journal are inconsistent.
 // bbolt checks little by itself: it panics or faults on bad pages.
 func verify(path string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -300,7 +326,7 @@ func verify(path string) (err error) {
 	if st, err := os.Stat(path); err != nil {
 		return err
 	} else if !st.Mode().IsRegular() || st.Size() == 0 {
-		// bbolt would fill an empty file; whoever emptied it did not mean that.
+		// bbolt would initialize an empty file, and all snapshots would be lost.
 		return fmt.Errorf("not a file with content: %w", ErrDamaged)
 	}
 	f, err := os.Open(path)
@@ -308,11 +334,11 @@ func verify(path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	// As bbolt's own: pages that somebody is writing make no sense.
+	// As bbolt's own: pages that another process is writing are inconsistent.
 	if err := waitForLock(f, unix.LOCK_SH); err != nil {
 		return err
 	}
-	if err := checkPages(f); err != nil {
+	if err := boltcheck.Check(f, ErrDamaged); err != nil {
 		return err
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockWait, PreLoadFreelist: true})
@@ -373,17 +399,16 @@ func verifyJournal(tx *bolt.Tx) error {
 	if err == nil {
 		_, err = j.Scrub()
 	}
-	if err != nil && !errors.Is(err, ErrNewer) {
+	if err != nil && !errors.Is(err, layout.ErrNewer) {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return err
 }
 
-// ReadOnly opens the database of a root whose daemon is not running, for a
-// look; nothing is written. fn gets a read transaction. The errors are those of
-// Open.
+// ReadOnly runs fn in a read transaction on the database of a root whose daemon is not
+// running. Nothing is written. The errors are those of Open.
 func ReadOnly(ctx context.Context, root string, fn func(context.Context, *Journal) error) (err error) {
-	lock, err := lockRoot(root)
+	lock, err := lockRoot(ctx, root, passing)
 	if err != nil {
 		return err
 	}

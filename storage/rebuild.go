@@ -18,7 +18,9 @@ import (
 
 // upgrade gives a database of the built-in overlay snapshotter its journal, and
 // an older journal what it lacks. Layers of the built-in snapshotter were never
-// synced by us, and their entries say so (StrategyUnknown).
+// synced by us, and their entries record that (StrategyUnknown). Its active snapshots
+// get no entries: the caller decides which of them are extractions, and must not let an
+// incomplete one be committed.
 func (db *DB) upgrade(ctx context.Context) error {
 	version := uint64(journalVersion)
 	err := inBolt(ctx, db.ms, false, func(tx *bolt.Tx) error {
@@ -42,13 +44,10 @@ func (db *DB) upgrade(ctx context.Context) error {
 	}
 	return withJournal(ctx, db.ms, func(ctx context.Context, tx *bolt.Tx, j *Journal) error {
 		return Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
-			switch info.Kind {
-			case snapshots.KindCommitted:
-				return j.Commit(&CommitEntry{ID: id, Name: info.Name, Parent: info.Parent, Time: info.Created, Strategy: StrategyUnknown})
-			case snapshots.KindActive:
-				return j.PutOpen(OpenEntry{ID: id, Key: info.Name, Parent: info.Parent, Started: info.Created, CursorLost: true})
+			if info.Kind != snapshots.KindCommitted {
+				return nil
 			}
-			return nil
+			return j.Commit(&CommitEntry{ID: id, Name: info.Name, Parent: info.Parent, Time: info.Created, Strategy: StrategyUnknown})
 		})
 	})
 }
@@ -77,12 +76,13 @@ func withJournal(ctx context.Context, ms *cstorage.MetaStore, fn func(context.Co
 	return trans.Commit()
 }
 
-// Row is one snapshot as its own directory tells of it.
+// Row is one snapshot as its own directory describes it.
 type Row struct {
 	ID     uint64
 	Info   snapshots.Info // Name is the key of an active snapshot or a view
 	Usage  snapshots.Usage
 	Commit CommitEntry // for a committed one
+	State  StateEntry  // for a committed one; none when its ID is 0
 	Open   OpenEntry   // for an active one
 }
 
@@ -91,7 +91,7 @@ type Row struct {
 // otherwise; its new path is returned. The new one appears complete or not at
 // all. The caller must not have the root open.
 func Rebuild(ctx context.Context, root, suffix string, rows []Row) (aside string, err error) {
-	lock, err := lockRoot(root)
+	lock, err := lockRoot(ctx, root, passing)
 	if err != nil {
 		return "", err
 	}
@@ -168,5 +168,8 @@ func insertRow(ctx context.Context, j *Journal, r Row) error {
 	if _, err := cstorage.CommitActive(ctx, key, r.Info.Name, r.Usage, snapshots.WithLabels(r.Info.Labels)); err != nil {
 		return err
 	}
-	return j.Commit(&r.Commit)
+	if err := j.Commit(&r.Commit); err != nil || r.State.ID == 0 {
+		return err
+	}
+	return j.PutState(r.State)
 }

@@ -2,11 +2,12 @@ package storage
 
 import (
 	"bytes"
-	"errors"
 	"flag"
 	"os"
 	"testing"
 	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files; only for a new record version")
@@ -27,7 +28,7 @@ const hex64 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestRecordGolden(t *testing.T) {
 	const file = "testdata/record-v1.golden"
-	got, err := Encode(golden())
+	got, err := layout.Encode(golden())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,79 +45,10 @@ func TestRecordGolden(t *testing.T) {
 		t.Errorf("the encoding changed: version 1 is fixed, make a version 2\n got %q\nwant %q", got, want)
 	}
 	var e CommitEntry
-	if err := Decode(want, &e); err != nil {
+	if err := layout.Decode(want, &e); err != nil {
 		t.Fatal(err)
 	}
 	if e != golden() {
 		t.Errorf("decoded %+v\n   want %+v", e, golden())
 	}
-}
-
-func TestDecodeRefuses(t *testing.T) {
-	whole, err := Encode(golden())
-	if err != nil {
-		t.Fatal(err)
-	}
-	reseal := func(edit func(b []byte)) []byte {
-		b := bytes.Clone(whole)
-		edit(b)
-		sum := checksum(b)
-		b[12], b[13], b[14], b[15] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
-		return b
-	}
-	for name, c := range map[string]struct {
-		b    []byte
-		want error
-	}{
-		"nothing":           {nil, ErrCorrupt},
-		"half a header":     {whole[:10], ErrCorrupt},
-		"short":             {whole[:len(whole)-1], ErrCorrupt},
-		"long":              {append(bytes.Clone(whole), 0), ErrCorrupt},
-		"zeroes":            {make([]byte, len(whole)), ErrCorrupt},
-		"newer version":     {reseal(func(b []byte) { b[4] = 2 }), ErrNewer},
-		"version 0":         {reseal(func(b []byte) { b[4] = 0 }), ErrCorrupt},
-		"reserved byte set": {reseal(func(b []byte) { b[6] = 1 }), ErrCorrupt},
-		"not JSON":          {reseal(func(b []byte) { b[recordHeader] = '[' }), ErrCorrupt},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if err := Decode(c.b, new(CommitEntry)); !errors.Is(err, c.want) {
-				t.Errorf("got %v, want %v", err, c.want)
-			}
-		})
-	}
-	t.Run("any bit flipped", func(t *testing.T) {
-		for i := range len(whole) * 8 {
-			b := bytes.Clone(whole)
-			b[i/8] ^= 1 << (i % 8)
-			if err := Decode(b, new(CommitEntry)); !errors.Is(err, ErrCorrupt) {
-				t.Fatalf("bit %d: got %v, want ErrCorrupt", i, err)
-			}
-		}
-	})
-}
-
-func FuzzDecode(f *testing.F) {
-	whole, err := Encode(golden())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole)
-	f.Add(whole[:recordHeader])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var e CommitEntry
-		if err := Decode(b, &e); err != nil {
-			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNewer) {
-				t.Errorf("unclassified error %v", err)
-			}
-			return
-		}
-		again, err := Encode(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var e2 CommitEntry
-		if err := Decode(again, &e2); err != nil || !e2.Time.Equal(e.Time) {
-			t.Errorf("does not survive a second round: %v", err)
-		}
-	})
 }

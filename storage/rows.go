@@ -8,9 +8,9 @@ import (
 	cstorage "github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
-// The functions of this file speak of containerd's rows; they need a context
-// that comes from a transaction. They exist so that one package knows
-// containerd's storage, and an id is a number everywhere else.
+// The functions of this file read and write containerd's rows; they need a context
+// of a transaction. They exist so that one package knows containerd's storage, and an id
+// is a number everywhere else.
 
 // Info returns the row of key: an active key or a committed name. NotFound
 // when there is none.

@@ -13,7 +13,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
 )
 
 // fullState, fullRun and fullScrub are entries with every field set.
@@ -23,8 +23,9 @@ func fullState(id uint64) StateEntry {
 	return StateEntry{
 		ID: id, State: StateDamaged, Epoch: 4,
 		Checked: time.Date(2026, 11, 21, 19, 0, 0, 7, time.UTC), Deep: time.Date(2026, 11, 20, 1, 2, 3, 0, time.UTC),
-		Findings: []seal.Finding{{Path: "bin/\nsü", What: "mode", Want: "04755", Have: "0755"}, {Path: ".", What: "missing"}},
+		Findings: []finding.Finding{{Path: "bin/\nsü", What: "mode", Want: "04755", Have: "0755"}, {Path: ".", What: "missing"}},
 		Reason:   "no blob", Contents: "sha256:" + hex64, Healing: &healed,
+		Depth: DepthContent, Tree: "sha256:" + hex64, Reported: true, Attempts: 2,
 	}
 }
 
@@ -32,13 +33,14 @@ func fullRun() Run {
 	return Run{
 		BootID: "8f3f2a51-0000-4000-8000-000000000000", RunID: "0011223344556677", Epoch: 5,
 		Started: time.Date(2026, 11, 21, 1, 0, 0, 0, time.UTC), Stopped: time.Date(2026, 11, 21, 2, 0, 0, 9, time.UTC),
+		Brake: "12 of 20 layers were found damaged within a day", BrakeHeals: true, SnapshotsMounted: true,
 	}
 }
 
 func fullScrub() Scrub {
 	return Scrub{
 		Depth: "content", Started: time.Date(2026, 11, 21, 1, 0, 0, 0, time.UTC), Finished: time.Date(2026, 11, 21, 2, 0, 0, 0, time.UTC),
-		Next: 12, Looked: 9, Damaged: 1,
+		Next: 12, Verified: 9, Damaged: 1,
 	}
 }
 
@@ -54,6 +56,18 @@ func TestFullEntriesAreFull(t *testing.T) {
 	}
 }
 
+// TestDepthCovers: damage is disproved by what compares at least as much.
+func TestDepthCovers(t *testing.T) {
+	order := []Depth{"", DepthRoot, DepthMetadata, DepthContent}
+	for i, d := range order {
+		for j, o := range order {
+			if got := d.Covers(o); got != (i >= j) {
+				t.Errorf("%q covers %q: %t", d, o, got)
+			}
+		}
+	}
+}
+
 // edit is db.Update, and a failed test when that fails.
 func edit(t *testing.T, db *DB, fn func(*Journal) error) {
 	t.Helper()
@@ -62,8 +76,8 @@ func edit(t *testing.T, db *DB, fn func(*Journal) error) {
 	}
 }
 
-// look is db.View, and a failed test when that fails.
-func look(t *testing.T, db *DB, fn func(*Journal) error) {
+// inView is db.View, and a failed test when that fails.
+func inView(t *testing.T, db *DB, fn func(*Journal) error) {
 	t.Helper()
 	if err := db.View(t.Context(), func(_ context.Context, j *Journal) error { return fn(j) }); err != nil {
 		t.Fatal(err)
@@ -94,9 +108,9 @@ func TestStateRunAndScrubAreKept(t *testing.T) {
 	root := t.TempDir()
 	db := open(t, root)
 	id := commitOne(t, db, "a", "")
-	look(t, db, func(j *Journal) error {
+	inView(t, db, func(j *Journal) error {
 		if s, err := j.GetState(id); !errors.Is(err, ErrNoEntry) {
-			t.Errorf("state before the first look: %+v, %v", s, err)
+			t.Errorf("state before the first verification: %+v, %v", s, err)
 		}
 		run, err := j.Run()
 		scrub, err2 := j.Scrub()
@@ -113,11 +127,11 @@ func TestStateRunAndScrubAreKept(t *testing.T) {
 	if err := db.Rewrite(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	look(t, db, func(j *Journal) error { return wantEntries(t, j, fullState(id), fullRun(), fullScrub()) })
+	inView(t, db, func(j *Journal) error { return wantEntries(t, j, fullState(id), fullRun(), fullScrub()) })
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	look(t, open(t, root), func(j *Journal) error { return wantEntries(t, j, fullState(id), fullRun(), fullScrub()) })
+	inView(t, open(t, root), func(j *Journal) error { return wantEntries(t, j, fullState(id), fullRun(), fullScrub()) })
 }
 
 // TestRemoveDropsTheState: otherwise the states of all snapshots that ever were
@@ -129,7 +143,7 @@ func TestRemoveDropsTheState(t *testing.T) {
 		return errors.Join(j.PutState(fullState(a)), j.PutState(fullState(b)), j.PutRun(fullRun()), j.PutScrub(fullScrub()))
 	})
 	remove(t, db, "a", a)
-	look(t, db, func(j *Journal) error {
+	inView(t, db, func(j *Journal) error {
 		if s, err := j.GetState(a); !errors.Is(err, ErrNoEntry) {
 			t.Errorf("state of what was removed: %+v, %v", s, err)
 		}
@@ -144,7 +158,7 @@ func TestReplaceKeepsTheSequence(t *testing.T) {
 	healed := CommitEntry{Sequence: 77, ID: a, Name: "a", Digest: "sha256:" + hex64, Strategy: StrategyHealed}
 	edit(t, db, func(j *Journal) error { return j.Replace(healed) })
 	c := commitOne(t, db, "c", "b")
-	look(t, db, func(j *Journal) error {
+	inView(t, db, func(j *Journal) error {
 		healed.Sequence = 1
 		if e, err := j.GetCommitted(a); err != nil || e != healed {
 			t.Errorf("got %+v, %v\nwant %+v", e, err, healed)
@@ -223,7 +237,7 @@ func TestUpgradeOfVersion1(t *testing.T) {
 	if rows, _, _ := names(t, db); fmt.Sprint(rows) != "[a b]" {
 		t.Errorf("rows %v", rows)
 	}
-	look(t, db, func(j *Journal) error {
+	inView(t, db, func(j *Journal) error {
 		if run, err := j.Run(); err != nil || run != (Run{}) {
 			t.Errorf("run %+v, %v", run, err)
 		}
@@ -233,20 +247,30 @@ func TestUpgradeOfVersion1(t *testing.T) {
 		t.Fatal(err)
 	}
 	inJournal(t, path, func(b *bolt.Bucket) error {
-		if v := b.Get(keyVersion); !bytes.Equal(v, []byte{2}) {
-			t.Errorf("the version is %v, want 2", v)
+		if v := b.Get(keyVersion); !bytes.Equal(v, []byte{journalVersion}) {
+			t.Errorf("the version is %v, want %d", v, journalVersion)
+		}
+		return b.Put(keyVersion, []byte{2}) // with the same buckets
+	})
+	db = open(t, root)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	inJournal(t, path, func(b *bolt.Bucket) error {
+		if v := b.Get(keyVersion); !bytes.Equal(v, []byte{journalVersion}) {
+			t.Errorf("the version is %v after the upgrade of version 2, want %d", v, journalVersion)
 		}
 		return nil
 	})
 	db = open(t, root)
 	edit(t, db, func(j *Journal) error { return errors.Join(j.PutState(fullState(2)), j.PutRun(fullRun())) })
-	look(t, db, func(j *Journal) error { return wantEntries(t, j, fullState(2), fullRun(), Scrub{}) })
+	inView(t, db, func(j *Journal) error { return wantEntries(t, j, fullState(2), fullRun(), Scrub{}) })
 	if c := commitOne(t, db, "c", "b"); c != 5 {
 		t.Errorf("the next id is %d, want 5", c)
 	}
 }
 
-// TestReadOnlyOfVersion1: a look at the root of a daemon that was never started
+// TestReadOnlyOfVersion1: ReadOnly of the root of a daemon that was never started
 // in this version finds no states, and changes nothing.
 func TestReadOnlyOfVersion1(t *testing.T) {
 	root, _ := versionOne(t)

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,18 +12,23 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// errNotReady is the answer of check, not a failure of it.
-var errNotReady = errors.New("not all snapshots are ready")
+// The answers of check and repair, which are no failures of them. The exit status
+// separates damage from what could not be verified, for a monitoring system.
+var (
+	errDamaged    = errors.New("not all snapshots are ready: some are damaged")
+	errUnverified = errors.New("not all snapshots are ready: some could not be verified")
+)
 
-// errNotLooked means that check could not look.
-var errNotLooked = errors.New("could not look")
+// errNotVerified means that check could not verify any layer.
+var errNotVerified = errors.New("could not verify")
 
-// check compares committed snapshots with their seals. It asks a running daemon
-// which there are, looks for itself, and writes nothing.
+// check compares committed snapshots with their seals. It gets their list from a
+// running daemon, verifies them in this process, and writes nothing.
 func check(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
 	deep := c.flags.Bool("deep", false, "")
@@ -33,15 +38,15 @@ func check(c *command) error {
 		return err
 	}
 	if *deep && *cached {
-		return fmt.Errorf("--deep looks, and --cached does not: %w", errUsage)
+		return fmt.Errorf("--deep verifies, and --cached does not: %w", errUsage)
 	}
 	cfg, err := c.config()
 	if err != nil {
-		return fmt.Errorf("%w: %w", errNotLooked, err)
+		return fmt.Errorf("%w: %w", errNotVerified, err)
 	}
-	results, err := c.look(cfg, names, *deep, *cached)
+	results, err := c.verify(cfg, names, *deep, *cached)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errNotLooked, err)
+		return fmt.Errorf("%w: %w", errNotVerified, err)
 	}
 	if *asJSON {
 		err = c.printJSON(results)
@@ -51,42 +56,58 @@ func check(c *command) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r snapshotter.CheckResult) bool { return r.State != storage.StateReady }) {
-		return errNotReady
+	return verdict(results)
+}
+
+// verdict is the worst that was found, nil when all are ready. Content that there
+// is nothing to compare with yet is nothing bad.
+func verdict(results []verify.Result) error {
+	has := func(states ...storage.State) bool {
+		return slices.ContainsFunc(results, func(r verify.Result) bool { return slices.Contains(states, r.State) })
+	}
+	switch {
+	case has(storage.StateDamaged, storage.StateHealing):
+		return errDamaged
+	case has(storage.StateUnverified):
+		return errUnverified
 	}
 	return nil
 }
 
-// look looks at the named snapshots, or says what is known of them.
-func (c *command) look(cfg Config, names []string, deep, cached bool) ([]snapshotter.CheckResult, error) {
+// verify verifies the named snapshots, or returns what is known of them if cached.
+func (c *command) verify(cfg Config, names []string, deep, cached bool) ([]verify.Result, error) {
 	report, _, err := c.report(cfg)
 	if err != nil {
 		return nil, err
 	}
+	c.warnBrake(report)
 	ids, err := idsOf(report, names)
 	if err != nil {
 		return nil, err
 	}
-	results := []snapshotter.CheckResult{}
+	results := []verify.Result{}
+	store := blobs.Open(cfg.ContentRoot)
 	if cached {
 		for _, r := range report.Layers {
 			if len(ids) == 0 || slices.Contains(ids, r.ID) {
+				r.FindBlob(c.ctx, store)
 				results = append(results, r)
 			}
 		}
 		return results, nil
 	}
-	o := snapshotter.CheckOptions{Deep: deep, Blobs: blobs.Open(cfg.ContentRoot), Reading: snapshotter.FromDisk}
+	o := verify.Options{Deep: deep, Blobs: store, Reading: verify.FromDisk}
 	layers := report.Selected(ids)
 	progress := newProgress(c, len(layers))
 	defer progress.clear()
 	o.Reading.Progress = progress.read
 	for _, l := range layers {
-		r, removed, err := c.lookAt(cfg, l, o)
+		r, removed, err := c.verifyLayer(cfg, l, o)
 		if err != nil {
 			return nil, err
 		}
 		if !removed {
+			r.FindBlob(c.ctx, store)
 			results = append(results, r)
 		}
 		progress.step()
@@ -94,12 +115,11 @@ func (c *command) look(cfg Config, names []string, deep, cached bool) ([]snapsho
 	return results, nil
 }
 
-// lookAt looks at one layer. One that the daemon has removed or healed during
-// the look only seemed to be damaged.
-func (c *command) lookAt(cfg Config, l snapshotter.Layer, o snapshotter.CheckOptions) (r snapshotter.CheckResult, removed bool, err error) {
+// verifyLayer verifies one layer. One that the daemon has removed or healed meanwhile
+// only seemed to be damaged.
+func (c *command) verifyLayer(cfg Config, l snapshotter.Layer, o verify.Options) (r verify.Result, removed bool, err error) {
 	for range 3 {
-		o.Contents = l.Contents
-		if r, err = snapshotter.Check(c.ctx, cfg.Root, l.CommitEntry, o); err != nil || r.State == storage.StateReady {
+		if r, err = l.Verify(c.ctx, cfg.Root, o); err != nil || r.State == storage.StateReady {
 			return r, false, err
 		}
 		report, live, err := c.report(cfg)
@@ -135,73 +155,50 @@ func idsOf(report snapshotter.Report, names []string) (ids []uint64, err error) 
 	return ids, nil
 }
 
-func (c *command) printResults(results []snapshotter.CheckResult) error {
+func (c *command) printResults(results []verify.Result) error {
 	t := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprint(t, "ID\tCHAIN ID\tSTATE\tENTRIES\tSIZE\tSEALED\tFINDING\n")
+	fmt.Fprint(t, "ID\tCHAIN ID\tSTATE\tENTRIES\tSIZE\tSEALED\tBLOB\tFINDING\n")
 	for _, r := range results {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%d\t%d\t%s\t%s\n",
-			r.ID, cmp.Or(r.ChainID, r.Name), r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), findingOf(r))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n",
+			r.ID, cmp.Or(r.ChainID, r.Name), r.State, r.Entries, r.Bytes, r.Sealed.Format(time.RFC3339), blobOf(r), findingOf(r))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	c.summarize(results)
+	return nil
 }
 
-// findingOf says in one cell of a table what is wrong with a layer.
-func findingOf(r snapshotter.CheckResult) string {
-	if len(r.Findings) == 0 {
-		return r.Reason
+// blobOf is, in one cell of a table, whether the layer could be healed.
+func blobOf(r verify.Result) string {
+	switch {
+	case r.Blob != "":
+		return "yes"
+	case r.Lacking:
+		return "no"
 	}
-	text := fmt.Sprintf("%q", r.Findings[0].String())
-	if n := len(r.Findings) - 1; n > 0 {
-		text += fmt.Sprintf(" and %d more", n)
-	}
-	return text
+	return "unknown"
 }
 
-// progress is a bar on a terminal that says how far a check is.
-type progress struct {
-	out         *os.File // nil: nobody watches
-	done, total int
-	bytes       int64 // of content
-	drawn       time.Time
-}
-
-func newProgress(c *command, total int) *progress {
-	p := &progress{total: total}
-	if f, ok := c.stderr.(*os.File); ok && isTerminal(f) {
-		p.out = f
+// summarize counts layers by their states, the not comparable apart from those
+// that could not be verified, and those that nothing could heal.
+func (c *command) summarize(results []verify.Result) {
+	counts, lacking := map[storage.State]int{}, 0
+	for _, r := range results {
+		counts[r.State]++
+		if r.Lacking {
+			lacking++
+		}
 	}
-	return p
-}
-
-func (p *progress) step() {
-	p.done++
-	p.draw()
-}
-
-// read hears of content that was read.
-func (p *progress) read(bytes int64) {
-	p.bytes += bytes
-	if time.Since(p.drawn) > 100*time.Millisecond {
-		p.draw()
+	parts := []string{}
+	for _, state := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[state], state))
 	}
-}
-
-func (p *progress) draw() {
-	const width = 30
-	if p.out == nil || p.total == 0 {
-		return
+	if len(counts) > 1 {
+		fmt.Fprintf(c.stderr, "durable-snapshotter: %d layers: %s\n", len(results), strings.Join(parts, ", "))
 	}
-	p.drawn = time.Now()
-	full := width * p.done / p.total
-	text := fmt.Sprintf("[%s%s] %d of %d snapshots", strings.Repeat("#", full), strings.Repeat(" ", width-full), p.done, p.total)
-	if p.bytes > 0 {
-		text += fmt.Sprintf(", %d MiB read", p.bytes>>20)
-	}
-	fmt.Fprint(p.out, "\r", text, "\x1b[K")
-}
-
-func (p *progress) clear() {
-	if p.out != nil {
-		fmt.Fprint(p.out, "\r\x1b[K")
+	if lacking > 0 {
+		fmt.Fprintf(c.stderr, "durable-snapshotter: %d layers have no blob in the content store: if they were damaged, nothing could heal them\n"+
+			"durable-snapshotter: hint: ctr content fetch brings the blobs of an image back\n", lacking)
 	}
 }

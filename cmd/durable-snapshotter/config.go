@@ -4,16 +4,17 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
 const defaultConfigPath = "/etc/durable-snapshotter/config.toml"
@@ -27,8 +28,8 @@ type Config struct {
 	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
 	Journal     JournalConfig     `toml:"journal"`
-	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers while nobody asks for them, at idle I/O priority."`
-	Containerd  ContainerdConfig  `toml:"containerd" comment:"What is told to containerd when a layer is healed, or cannot be."`
+	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers in the background, at idle I/O priority."`
+	Containerd  ContainerdConfig  `toml:"containerd" comment:"How containerd is notified when a layer is healed, or cannot be."`
 }
 
 // SnapshotterConfig mirrors the configuration of containerd's overlayfs plugin.
@@ -44,16 +45,16 @@ type JournalConfig struct {
 	History uint64 `toml:"history" comment:"Removed snapshots whose commit entries are kept. Those of existing snapshots always are."`
 }
 
-// ScrubConfig says when layers are verified.
+// ScrubConfig is when layers are verified.
 type ScrubConfig struct {
-	Interval duration `toml:"interval" comment:"Time from one verification of all layers to the next, as 168h. 0s: none. After an unclean boot there is one anyway."`
+	Interval duration `toml:"interval" comment:"Time from one verification of all layers to the next, as 168h. 0s: none. After an unclean shutdown there is one anyway."`
 	Depth    string   `toml:"depth" comment:"metadata: names, sizes, owners, attributes and so on. content: every byte, too."`
 	Rate     int64    `toml:"rate" comment:"Bytes of content that are read per second at most. 0: no limit."`
 }
 
-// ContainerdConfig says how to reach containerd.
+// ContainerdConfig is how to reach containerd.
 type ContainerdConfig struct {
-	Address     string `toml:"address" comment:"Its socket. k3s: /run/k3s/containerd/containerd.sock. Empty: nothing is told."`
+	Address     string `toml:"address" comment:"Its socket. k3s: /run/k3s/containerd/containerd.sock. Empty: containerd is not notified."`
 	Snapshotter string `toml:"snapshotter" comment:"The name of this snapshotter in containerd's proxy_plugins."`
 	DropImages  bool   `toml:"drop_images" comment:"Let containerd forget images of which a layer is damaged and its blob is missing or corrupt, so that the next pull is clean.\nContainers that stand on them keep them."`
 }
@@ -81,35 +82,6 @@ func Default() Config {
 		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
 		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
-}
-
-// config reads the file, applies the flags and validates the result.
-func (c *command) config() (Config, error) {
-	cfg := Default()
-	path := c.path
-	if path == "" {
-		path = defaultConfigPath
-	}
-	data, err := os.ReadFile(path)
-	switch {
-	case err == nil:
-		if err := decode(path, data, &cfg); err != nil {
-			return cfg, err
-		}
-	case errors.Is(err, os.ErrNotExist) && c.path == "":
-	default:
-		return cfg, fmt.Errorf("configuration: %w", err)
-	}
-	for _, o := range []struct {
-		to   *string
-		from string
-	}{{&cfg.Root, c.setting.Root}, {&cfg.Address, c.setting.Address}, {&cfg.LogLevel, c.setting.LogLevel}} {
-		if o.from != "" {
-			*o.to = o.from
-		}
-	}
-	cfg.Address = strings.TrimPrefix(cfg.Address, "unix://")
-	return cfg, cfg.Validate()
 }
 
 // decode is strict: an unknown key is an error that names the line, because a
@@ -155,9 +127,9 @@ func (c Config) Validate() error {
 	}
 	switch {
 	case c.Scrub.Interval < 0:
-		return fmt.Errorf("scrub.interval %q: less than nothing", time.Duration(c.Scrub.Interval))
+		return fmt.Errorf("scrub.interval %q: must not be negative", time.Duration(c.Scrub.Interval))
 	case c.Scrub.Rate < 0:
-		return fmt.Errorf("scrub.rate %d: less than nothing", c.Scrub.Rate)
+		return fmt.Errorf("scrub.rate %d: must not be negative", c.Scrub.Rate)
 	case c.Scrub.Depth != "metadata" && c.Scrub.Depth != "content":
 		return fmt.Errorf("scrub.depth %q: not metadata or content", c.Scrub.Depth)
 	case c.Containerd.Address != "" && !filepath.IsAbs(c.Containerd.Address):
@@ -182,43 +154,18 @@ func (c Config) snapshotter() snapshotter.Config {
 		SlowChown:      c.Snapshotter.SlowChown,
 		JournalHistory: c.Journal.History,
 		ContentRoot:    c.ContentRoot,
-		Scrub: snapshotter.ScrubConfig{
-			Interval: time.Duration(c.Scrub.Interval), Deep: c.Scrub.Depth == "content", Rate: c.Scrub.Rate,
+		Scrub: scrub.Config{
+			Interval: time.Duration(c.Scrub.Interval), Depth: storage.Depth(c.Scrub.Depth), Rate: c.Scrub.Rate,
 		},
 	}
 }
 
-// setUpLog sends the log to standard error: text for a person at a terminal,
-// JSON for a program.
-func setUpLog(level string) error {
-	format := log.JSONFormat
-	if isTerminal(os.Stderr) {
-		format = log.TextFormat
+// notifier is the part of the configuration that the notifier of containerd uses.
+func (c Config) notifier() repull.NotifierConfig {
+	return repull.NotifierConfig{
+		Address:     c.Containerd.Address,
+		Snapshotter: c.Containerd.Snapshotter,
+		ContentRoot: c.ContentRoot,
+		DropImages:  c.Containerd.DropImages,
 	}
-	if err := log.SetFormat(format); err != nil {
-		return err
-	}
-	return log.SetLevel(level)
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
-func printConfig(c *command) error {
-	args, err := c.parse()
-	if err != nil {
-		return err
-	}
-	cfg := Default()
-	switch {
-	case len(args) == 0:
-		if cfg, err = c.config(); err != nil {
-			return err
-		}
-	case len(args) != 1 || args[0] != "default":
-		return fmt.Errorf("unexpected argument %q: %w", args[0], errUsage)
-	}
-	return toml.NewEncoder(c.stdout).Encode(cfg)
 }

@@ -8,9 +8,10 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
-// inspect prints what metadata.db says.
+// inspect prints the rows and the journal of metadata.db.
 func inspect(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
 	if err := c.parseOnly(); err != nil {
@@ -27,6 +28,7 @@ func inspect(c *command) error {
 	if *asJSON {
 		return c.printJSON(report)
 	}
+	c.warnBrake(report)
 	return printReport(c.stdout, report)
 }
 
@@ -49,7 +51,7 @@ func printReport(w io.Writer, r snapshotter.Report) error {
 		}
 		fmt.Fprintf(t, "%d\t%s\t%t\t%s\t%s\n", e.ID, e.Started.Format(time.RFC3339), e.Extraction, state, e.Key)
 	}
-	states := map[uint64]string{}
+	states := map[uint64]storage.State{}
 	for _, l := range r.Layers {
 		states[l.ID] = l.State
 	}
@@ -66,7 +68,7 @@ func printReport(w io.Writer, r snapshotter.Report) error {
 		if !s.Finished.IsZero() {
 			until = "finished " + s.Finished.Format(time.RFC3339)
 		}
-		fmt.Fprintf(t, "\nSCRUB of %s, started %s, %s: %d looked at, %d damaged\n", s.Depth, s.Started.Format(time.RFC3339), until, s.Looked, s.Damaged)
+		fmt.Fprintf(t, "\nSCRUB of %s, started %s, %s: %d verified, %d damaged\n", s.Depth, s.Started.Format(time.RFC3339), until, s.Verified, s.Damaged)
 	}
 	return t.Flush()
 }

@@ -2,28 +2,29 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
-	"slices"
 	"text/tabwriter"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/rebuild"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
-// errNotHealed is the answer of repair when something is left that is not
-// ready.
-var errNotHealed = errors.New("not all snapshots are ready")
-
-// repair says what is to be done about layers that are not ready, and does it
+// repair prints what can be done about layers that are not ready, and does it
 // with --apply. With --rebuild it is about metadata.db.
 func repair(c *command) error {
 	rebuild := c.flags.Bool("rebuild", false, "")
 	apply := c.flags.Bool("apply", false, "")
 	deep := c.flags.Bool("deep", false, "")
+	orphans := c.flags.Bool("orphans", false, "")
 	asJSON := c.flags.Bool("json", false, "")
 	names, err := c.parse()
 	if err != nil {
 		return err
+	}
+	if *orphans && (*rebuild || *deep || len(names) > 0) {
+		return fmt.Errorf("--orphans goes with no snapshot, and not with --rebuild or --deep: %w", errUsage)
 	}
 	if *rebuild && (*apply || *deep || len(names) > 0) {
 		return fmt.Errorf("--rebuild goes with no snapshot, and not with --apply or --deep: %w", errUsage)
@@ -32,10 +33,13 @@ func repair(c *command) error {
 	if err != nil {
 		return err
 	}
-	if *rebuild {
+	switch {
+	case *rebuild:
 		return c.rebuild(cfg, *asJSON)
+	case *orphans:
+		return c.orphans(cfg, *apply, *asJSON)
 	}
-	results, err := c.heal(cfg, names, snapshotter.RepairOptions{Apply: *apply, Deep: *deep})
+	results, err := c.heal(cfg, names, layers.RepairOptions{Apply: *apply, Deep: *deep})
 	if err != nil {
 		return err
 	}
@@ -47,23 +51,27 @@ func repair(c *command) error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r snapshotter.RepairResult) bool { return !r.Healed }) {
-		return errNotHealed
+	left := make([]verify.Result, len(results))
+	for i, r := range results {
+		left[i] = r.Result
 	}
-	return nil
+	return verdict(left)
 }
 
 // heal lets a running daemon do it, and does it itself when none is running.
-func (c *command) heal(cfg Config, names []string, o snapshotter.RepairOptions) (results []snapshotter.RepairResult, err error) {
+func (c *command) heal(cfg Config, names []string, o layers.RepairOptions) (results []layers.RepairResult, err error) {
 	report, live, err := c.report(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if !o.Apply {
+		c.warnBrake(report)
 	}
 	if o.IDs, err = idsOf(report, names); err != nil {
 		return nil, err
 	}
 	if live {
-		err = c.ask(cfg, repairPath, o, &results)
+		err = c.request(cfg, repairPath, o, &results)
 		return results, err
 	}
 	if err := setUpLog(cfg.LogLevel); err != nil {
@@ -72,7 +80,7 @@ func (c *command) heal(cfg Config, names []string, o snapshotter.RepairOptions) 
 	return snapshotter.RepairRoot(c.ctx, cfg.snapshotter(), o)
 }
 
-func (c *command) printRepair(results []snapshotter.RepairResult, applied bool) error {
+func (c *command) printRepair(results []layers.RepairResult, applied bool) error {
 	if len(results) == 0 {
 		fmt.Fprintln(c.stdout, "all snapshots are ready")
 		return nil
@@ -84,13 +92,13 @@ func (c *command) printRepair(results []snapshotter.RepairResult, applied bool) 
 	}
 	fmt.Fprintf(t, "ID\tCHAIN ID\tSTATE\tFINDING\t%s\n", header)
 	for _, r := range results {
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", r.ID, cmp.Or(r.ChainID, r.Name), r.State, findingOf(r.CheckResult), r.Plan)
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\n", r.ID, cmp.Or(r.ChainID, r.Name), r.State, findingOf(r.Result), r.Plan)
 	}
 	return t.Flush()
 }
 
 func (c *command) rebuild(cfg Config, asJSON bool) error {
-	r, err := snapshotter.Rebuild(c.ctx, cfg.Root)
+	r, err := rebuild.Database(c.ctx, cfg.Root)
 	if err != nil {
 		return err
 	}

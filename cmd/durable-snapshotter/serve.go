@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
@@ -19,12 +20,27 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
+// The limits of a stop, from the signal on. systemd gives a service 90 s, and a
+// power cut or a reboot less; what is killed verifies all layers at the next boot.
+const (
+	finishWithin = 3500 * time.Millisecond // calls in flight
+	cancelWithin = 300 * time.Millisecond  // those that were canceled then
+	stopWithin   = 4800 * time.Millisecond // everything
+)
+
+// errCut is returned when the daemon ends with work in flight, which only the
+// kernel can hold so long: a syncfs on a slow disk.
+var errCut = errors.New("stopped with work in flight; what was not acknowledged is put right at the next start")
+
 // serve runs the daemon until its context ends, then finishes what is in
-// flight.
-func serve(c *command) (err error) {
+// flight, for as long as stopWithin allows.
+func serve(c *command) error {
 	if err := c.parseOnly(); err != nil {
 		return err
 	}
@@ -35,6 +51,22 @@ func serve(c *command) (err error) {
 	if err := setUpLog(cfg.LogLevel); err != nil {
 		return err
 	}
+	served := make(chan error, 1)
+	go func() { served <- serveConfig(c.ctx, cfg) }()
+	select {
+	case err := <-served:
+		return err
+	case <-c.ctx.Done():
+	}
+	select {
+	case err := <-served:
+		return err
+	case <-time.After(stopWithin):
+		return errCut
+	}
+}
+
+func serveConfig(ctx context.Context, cfg Config) (err error) {
 	// Before recovery touches the root: a live daemon means a mistake.
 	for _, socket := range []string{cfg.Address, adminSocket(cfg.Address)} {
 		if err := checkSocket(socket); err != nil {
@@ -44,26 +76,39 @@ func serve(c *command) (err error) {
 
 	healthy := health.NewServer()
 	sc := cfg.snapshotter()
-	sc.OnHealth = func(err error) { setHealth(healthy, err) }
-	news := newMessenger(cfg)
-	sc.OnDamaged, sc.OnReady = news.lost, news.ready
-	sn, err := snapshotter.New(c.ctx, sc)
+	sc.OnHealth = func(err error) { setHealth(healthy, "", err == nil) }
+	setHealth(healthy, mendingService, true)
+	sc.OnBrake = func(reason string) { setHealth(healthy, mendingService, reason == "") }
+	notifier := repull.NewNotifier(cfg.notifier())
+	sc.OnDamaged = func(e *layers.DamagedError) {
+		if e.NoBlob {
+			notifier.NotifyDamaged(e.Name, e.Namespace, e.ChainID)
+		}
+	}
+	sc.OnReady = func(e storage.CommitEntry) { notifier.NotifyReady(e.Namespace, e.ChainID) }
+	sc.OnCommit = notifier.NotifyCommitted
+	sn, err := snapshotter.New(ctx, sc)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sn.Close(), news.close()) }()
-	news.run(c.ctx, sn)
+	defer func() { err = errors.Join(err, sn.Close(), notifier.Close()) }()
+	// At once, whatever is in flight: calls that wait for a layer are answered.
+	defer context.AfterFunc(ctx, sn.Stopping)()
+	notifier.Run(ctx, struct {
+		*layers.Layers
+		repull.Rows
+	}{sn.Layers(), sn})
 
-	admin, err := serveAdmin(c.ctx, cfg, sn)
+	admin, err := serveAdmin(ctx, cfg, sn)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, admin.Close()) }()
-	l, err := listen(c.ctx, cfg.Address)
+	l, err := listen(ctx, cfg.Address)
 	if err != nil {
 		return err
 	}
-	return serveGRPC(c.ctx, l, sn, healthy)
+	return serveGRPC(ctx, l, sn, healthy)
 }
 
 func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter, healthy *health.Server) error {
@@ -80,7 +125,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("version", version).Info("serving")
 	// Outside systemd this does nothing.
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		log.G(ctx).WithError(err).Warn("systemd was not told that the daemon is ready")
+		log.G(ctx).WithError(err).Warn("systemd could not be notified that the daemon is ready")
 	}
 
 	select {
@@ -91,17 +136,37 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	log.G(ctx).Info("stopping: finishing what is in flight")
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	healthy.Shutdown()
-	server.GracefulStop()
-	return <-served
+	ended := make(chan struct{})
+	go func() { server.GracefulStop(); close(ended) }()
+	select {
+	case <-ended:
+		return <-served
+	case <-time.After(finishWithin):
+	}
+	// Such as a List to a client that does not read, or the walk of a large
+	// layer. A transaction that has begun is finished: closing the database waits
+	// for it.
+	log.G(ctx).Warn("calls in flight did not end in time, and are canceled")
+	server.Stop()
+	select {
+	case <-ended:
+	case <-time.After(cancelWithin):
+	}
+	return nil
 }
 
-// setHealth tells health checks whether the file system takes writes.
-func setHealth(h *health.Server, err error) {
-	s := healthapi.HealthCheckResponse_SERVING
-	if err != nil {
-		s = healthapi.HealthCheckResponse_NOT_SERVING
+// mendingService is the name under which grpc.health.v1 answers whether damaged
+// layers are healed. The service "" is about writes only: a node that does not heal
+// still serves.
+const mendingService = "mending"
+
+// setHealth sets the answer of health checks for a service.
+func setHealth(h *health.Server, service string, ok bool) {
+	status := healthapi.HealthCheckResponse_SERVING
+	if !ok {
+		status = healthapi.HealthCheckResponse_NOT_SERVING
 	}
-	h.SetServingStatus("", s)
+	h.SetServingStatus(service, status)
 }
 
 // unary logs errors at debug level and keeps a panic from ending the daemon.

@@ -12,8 +12,8 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// TestStopWithWatcher: somebody who watches the health must not keep the daemon
-// from stopping.
+// TestStopWithWatcher: a client that watches the health must not keep the daemon from
+// stopping.
 func TestStopWithWatcher(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := listen(t.Context(), socket)

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// adminSocket is where people and monitoring look, beside containerd's socket.
+// adminSocket is the socket for operators and monitoring, beside containerd's.
 func adminSocket(address string) string { return filepath.Join(filepath.Dir(address), "admin.sock") }
 
-// checkSocket refuses an address that somebody serves, or that is no socket. A
-// socket that nobody answers on is stale: its daemon did not end by itself.
+// checkSocket refuses an address that another process serves, or that is no socket. A
+// socket that refuses connections is stale: its daemon was killed.
 func checkSocket(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

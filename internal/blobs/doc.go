@@ -10,14 +10,14 @@
 //
 //	<root>/blobs/<algorithm>/<hex>                          all of them lie here
 //
-// What a blob is called is the only thing containerd checks before it uses it,
+// The name of a blob is the only thing containerd checks before it uses it,
 // and a power cut may have left anything in it. So manifests and configurations
-// must have the digest that is their name, or they are passed over. Layers are
-// large: Find looks at their size, Verify reads them.
+// whose digest is not their name are skipped. Layers are large: Find checks their size,
+// Verify reads them.
 //
-// Which manifest belongs to which image, and whether any image still wants it,
+// Which manifest belongs to which image, and whether any image still refers to it,
 // is in containerd's database, which is locked while containerd runs. It is not
-// needed: what a chain ID stands for does not change.
+// needed: the meaning of a chain ID does not change.
 //
 // Nothing here writes. A Store may be used from several goroutines.
 package blobs

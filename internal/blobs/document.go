@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// largest is the size of a blob that is still looked at: containerd accepts
+	// largest is the size up to which a blob is read: containerd accepts
 	// manifests up to half of that (MaxManifestSize in core/remotes/docker).
 	largest = 8 << 20
 	// sniffed is how much is read to see that a blob is not JSON.
@@ -27,7 +27,7 @@ const (
 )
 
 // document reads a blob that is a JSON object. It returns nil for any other,
-// after its first bytes, and ErrCorrupt for one that has not the digest d.
+// after its first bytes, and ErrCorrupt for one that does not have the digest d.
 func document(path string, d digest.Digest) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -55,7 +55,7 @@ func document(path string, d digest.Digest) ([]byte, error) {
 	return text, nil
 }
 
-// manifest is what a manifest says of layers.
+// manifest is what a manifest contains of layers.
 type manifest struct {
 	config  digest.Digest
 	layers  []ocispec.Descriptor
@@ -64,7 +64,7 @@ type manifest struct {
 }
 
 // parseManifest returns nil when text is not the manifest of an image. Manifests
-// need not say what they are; then their shape does, as it does for containerd.
+// need not have a media type; then their fields decide, as in containerd.
 func parseManifest(text []byte) *manifest {
 	var doc struct {
 		MediaType string
@@ -107,7 +107,7 @@ func (m *manifest) resolve(dir string) error {
 	case os.IsNotExist(err):
 		return fmt.Errorf("its config %s is missing", m.config)
 	case err != nil:
-		return fmt.Errorf("its config: %w", err)
+		return cannot(err, "its config")
 	case !info.Mode().IsRegular() || info.Size() > largest:
 		return fmt.Errorf("its config %s is not a file of at most %d bytes", m.config, largest)
 	}
@@ -115,12 +115,14 @@ func (m *manifest) resolve(dir string) error {
 	switch {
 	case errors.Is(err, ErrCorrupt):
 		return fmt.Errorf("its config %s %w", m.config, err)
+	case os.IsNotExist(err):
+		return fmt.Errorf("its config %s is missing", m.config)
 	case err != nil:
-		return fmt.Errorf("its config: %w", err)
+		return cannot(err, "its config")
 	}
 	var image struct{ RootFS ocispec.RootFS }
 	if text == nil || json.Unmarshal(text, &image) != nil || len(image.RootFS.DiffIDs) == 0 {
-		// A manifest can be about anything; nobody unpacks this one.
+		// A manifest can describe anything; containerd does not unpack this one.
 		m.layers, m.diffIDs = nil, []digest.Digest{}
 		return nil
 	}

@@ -15,13 +15,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// index is what the manifests of a store say. Reading them again costs one
+// index is the content of the manifests of a store. Reading them again costs one
 // lstat for each blob: those that did not change are not opened again.
 type index struct {
 	chains map[digest.Digest][]Blob
-	over   []string // manifests, or what may be one, that were passed over, and why
+	over   []string // manifests, or what may be one, that were skipped, and why
+	unread bool     // one of those was skipped because it could not be read
 
-	read  time.Time               // when the look that the above comes from began
+	read  time.Time               // when the refresh that the above comes from began
 	dirs  map[string]time.Time    // the directories it listed, and their time then
 	files map[digest.Digest]*file // the small blobs that were opened
 }
@@ -31,6 +32,7 @@ type file struct {
 	id       fileID
 	manifest *manifest // nil when it is none
 	problem  string    // why it is not used although it may be one
+	unread   bool      // because of an error of reading it, or its configuration
 }
 
 // fileID changes whenever a file is replaced or written.
@@ -40,12 +42,21 @@ type fileID struct {
 	mtim, ctim syscall.Timespec
 }
 
+func idOf(info fs.FileInfo) fileID {
+	st := info.Sys().(*syscall.Stat_t)
+	return fileID{st.Ino, st.Size, st.Mtim, st.Ctim}
+}
+
 // settled is how old a directory's time must be before it is trusted to change
 // with the directory: kernels before 6.13 take it from a clock that ticks every
 // few milliseconds, and some file systems know seconds only.
+//
+// A clock that jumps does not break this. Backward: the time lies in the future, so
+// the directory is not trusted and listed each time. Forward: the time is older than
+// it seems, but a later change gives it a time after the jump, which differs.
 const settled = 2 * time.Second
 
-// current tells whether the directories are as they were.
+// current reports whether the directories have not changed.
 func (x *index) current() bool {
 	for dir, then := range x.dirs {
 		info, err := os.Stat(dir)
@@ -56,8 +67,8 @@ func (x *index) current() bool {
 	return x.dirs != nil
 }
 
-// refresh reads what is new below dir. When it is cut short, what it learnt is
-// kept for the next time, so that a cold disk is overcome in several attempts.
+// refresh reads what is new below dir. When it is interrupted, what it has read is kept
+// for the next time, so that several attempts succeed on a slow disk.
 func (x *index) refresh(ctx context.Context, dir string) error {
 	began := time.Now()
 	files := map[digest.Digest]*file{}
@@ -76,20 +87,28 @@ func (x *index) refresh(ctx context.Context, dir string) error {
 	return nil
 }
 
+// errNotStore is the reason why a directory is not a content store.
+type errNotStore string
+
+func (e errNotStore) Error() string { return string(e) }
+
 // walk fills dirs and files from what is below dir.
 func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time, files map[digest.Digest]*file) error {
 	algorithms, err := list(dir, dirs)
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound("there is no content store in %s", filepath.Dir(dir))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return errNotStore("it has no directory blobs")
 	}
 	if err != nil {
 		return err
 	}
+	// containerd never deletes a directory of an algorithm. Without any, this is the
+	// empty mount point of a store, or was never written to.
+	algorithms = slices.DeleteFunc(algorithms, func(a string) bool { return !digest.Algorithm(a).Available() })
+	if len(algorithms) == 0 {
+		return errNotStore("blobs is empty")
+	}
 	for _, a := range algorithms {
 		algorithm := digest.Algorithm(a)
-		if !algorithm.Available() {
-			continue
-		}
 		names, err := list(filepath.Join(dir, a), dirs)
 		if err != nil {
 			return err
@@ -102,13 +121,13 @@ func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time,
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if f := x.look(filepath.Join(dir, a, name), d); f != nil {
+			if f := x.file(filepath.Join(dir, a, name), d); f != nil {
 				files[d] = f
 			}
 		}
 	}
-	// Configurations come last: a manifest may lie before or after its own. What
-	// they say is kept, whatever becomes of them.
+	// Configurations come last: a manifest may come before or after its own. Their
+	// content is kept even when they are deleted.
 	for d, f := range files {
 		if f.manifest == nil || f.manifest.diffIDs != nil {
 			continue
@@ -116,9 +135,9 @@ func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time,
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		f.problem = ""
+		f.problem, f.unread = "", false
 		if err := f.manifest.resolve(dir); err != nil {
-			f.problem = fmt.Sprintf("manifest %s: %v", d, err)
+			f.problem, f.unread = fmt.Sprintf("manifest %s: %v", d, err), errors.Is(err, ErrCannot)
 		}
 	}
 	return nil
@@ -144,9 +163,9 @@ func list(dir string, dirs map[string]time.Time) ([]string, error) {
 	return names, nil
 }
 
-// look returns what is known of a blob, and opens it if nothing is. It returns
+// file returns what is known of a blob, and opens it if nothing is. It returns
 // nil for what cannot be a manifest by its size, and for what is gone.
-func (x *index) look(path string, d digest.Digest) *file {
+func (x *index) file(path string, d digest.Digest) *file {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -154,13 +173,12 @@ func (x *index) look(path string, d digest.Digest) *file {
 	// One bad sector must not hide the other manifests. Without an id, the blob is
 	// tried again.
 	if err != nil {
-		return &file{problem: fmt.Sprintf("%s: %v", d, err)}
+		return &file{problem: fmt.Sprintf("%s: %v", d, err), unread: true}
 	}
 	if !info.Mode().IsRegular() || info.Size() == 0 || info.Size() > largest {
 		return nil
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	id := fileID{st.Ino, st.Size, st.Mtim, st.Ctim}
+	id := idOf(info)
 	if f := x.files[d]; f != nil && f.id == id {
 		return f
 	}
@@ -172,7 +190,7 @@ func (x *index) look(path string, d digest.Digest) *file {
 	case errors.Is(err, ErrCorrupt):
 		f.problem = fmt.Sprintf("%s %v", d, err)
 	case err != nil:
-		f.id, f.problem = fileID{}, fmt.Sprintf("%s: %v", d, err)
+		f.id, f.problem, f.unread = fileID{}, fmt.Sprintf("%s: %v", d, err), true
 	default:
 		f.manifest = parseManifest(text)
 	}
@@ -181,18 +199,19 @@ func (x *index) look(path string, d digest.Digest) *file {
 
 // combine makes the index out of the manifests.
 func (x *index) combine() {
-	x.chains, x.over = map[digest.Digest][]Blob{}, nil
+	x.chains, x.over, x.unread = map[digest.Digest][]Blob{}, nil, false
 	for _, d := range slices.Sorted(maps.Keys(x.files)) {
 		f := x.files[d]
 		if f.problem != "" {
 			x.over = append(x.over, f.problem)
+			x.unread = x.unread || f.unread
 			continue
 		}
 		if f.manifest == nil {
 			continue
 		}
 		for i, chain := range f.manifest.chains {
-			x.chains[chain] = append(x.chains[chain], Blob{f.manifest.layers[i], f.manifest.diffIDs[i]})
+			x.chains[chain] = append(x.chains[chain], Blob{Descriptor: f.manifest.layers[i], DiffID: f.manifest.diffIDs[i]})
 		}
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opened returns a function that tells whether a file or directory was opened
-// or read since it was last asked.
+// opened returns a function that reports whether a file or directory was opened
+// or read since its last call.
 func opened(t testing.TB, path string) func() bool {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
@@ -34,7 +34,7 @@ func opened(t testing.TB, path string) func() bool {
 	}
 }
 
-// settle makes the directories of a store look as if nothing was done to them
+// settle makes the directories of a store appear as if nothing was done to them
 // for an hour.
 func (r *root) settle() {
 	r.Helper()
@@ -74,7 +74,7 @@ func TestSmallLayersAreSniffed(t *testing.T) {
 	before := charsRead(t)
 	r.wants(Open(r.dir), img.chains[0], img.layers[0].Digest)
 	if n := charsRead(t) - before; n > 100<<10 {
-		t.Errorf("%d bytes were read to tell 50 layers of 1 MiB from manifests", n)
+		t.Errorf("%d bytes were read to distinguish 50 layers of 1 MiB from manifests", n)
 	}
 }
 
@@ -91,7 +91,7 @@ func charsRead(t testing.TB) (n int64) {
 	return n
 }
 
-// TestFindRemembers: without news on disk, neither directories nor blobs are
+// TestFindRemembers: without changes on disk, neither directories nor blobs are
 // read again for a chain that is there; blobs are not for one that is not.
 func TestFindRemembers(t *testing.T) {
 	r := newRoot(t)
@@ -108,15 +108,15 @@ func TestFindRemembers(t *testing.T) {
 	}
 	r.refuses(s, digest.FromString("unknown"))
 	if !listed() {
-		t.Error("nobody looked for a chain that is not known")
+		t.Error("the store was not read for a chain that is not known")
 	}
 	if read() {
 		t.Error("a manifest was read again")
 	}
 }
 
-// TestFindNotices what happens to a store after the first look, however recent
-// that look is.
+// TestFindNotices what happens to a store after the first refresh, however recent
+// that refresh is.
 func TestFindNotices(t *testing.T) {
 	r := newRoot(t)
 	img := r.image(compression.Gzip)
@@ -183,7 +183,27 @@ func TestRecentDirectoriesAreNotTrusted(t *testing.T) {
 	}
 }
 
-// lasting is a context that ends after it was asked some times.
+// TestClocksThatJump: a board without a clock starts in 1970, or far ahead; what is
+// stored after the clock was set is found all the same, and so is what is stored
+// before.
+func TestClocksThatJump(t *testing.T) {
+	for _, then := range []time.Time{time.Unix(10, 0), time.Now().AddDate(72, 0, 0)} {
+		r := newRoot(t)
+		img := r.image(compression.Gzip)
+		for _, dir := range []string{"blobs", "blobs/sha256"} {
+			check(t, os.Chtimes(filepath.Join(r.dir, dir), then, then))
+		}
+		s := Open(r.dir)
+		r.wants(s, img.chains[0], img.layers[0].Digest)
+		if trusted := s.index.current(); trusted != then.Before(time.Now()) {
+			t.Errorf("a directory of %v is trusted: %v", then, trusted)
+		}
+		second := r.image(compression.Zstd)
+		r.wants(s, img.chains[0], img.layers[0].Digest, second.layers[0].Digest)
+	}
+}
+
+// lasting is a context that ends after some calls of Err.
 type lasting struct {
 	context.Context
 	left int
@@ -203,7 +223,7 @@ func TestFindGoesOnWhereItWasCut(t *testing.T) {
 	img := r.image(compression.Gzip)
 	s := Open(r.dir)
 	for _, n := range []int{3, 5} {
-		_, err := s.Find(&lasting{t.Context(), n}, img.chains[0].String())
+		_, err := s.Find(&lasting{t.Context(), n}, Layer{ChainID: img.chains[0].String()})
 		if !errors.Is(err, context.DeadlineExceeded) || len(s.index.files) != n {
 			t.Fatalf("%d blobs of %d are known, error %v", len(s.index.files), n, err)
 		}
@@ -225,21 +245,21 @@ func TestFindGoesOnWhereItWasCut(t *testing.T) {
 	}
 }
 
-// TestFindEndsWithItsContext, while it looks and while it waits for another.
+// TestFindEndsWithItsContext, while it reads and while it waits for another caller.
 func TestFindEndsWithItsContext(t *testing.T) {
 	r := newRoot(t)
 	img := r.image(compression.Gzip)
 	s := Open(r.dir)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Find(ctx, img.chains[0].String()); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNotFound) {
-		t.Errorf("looking: %v", err)
+	if _, err := s.Find(ctx, Layer{ChainID: img.chains[0].String()}); !errors.Is(err, context.Canceled) || errors.Is(err, ErrNotFound) {
+		t.Errorf("reading: %v", err)
 	}
 
 	s.busy <- struct{}{}
 	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := s.Find(soon, img.chains[0].String()); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Find(soon, Layer{ChainID: img.chains[0].String()}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("waiting: %v", err)
 	}
 	<-s.busy
@@ -258,9 +278,9 @@ func TestOneLookServesAllWhoWait(t *testing.T) {
 	r.refuses(s, unknown)
 	listed := opened(t, filepath.Join(r.dir, "blobs/sha256"))
 	if _, err := s.named(t.Context(), unknown, asked); !errors.Is(err, ErrNotFound) || listed() {
-		t.Errorf("a look that began after the question was not used; error %v", err)
+		t.Errorf("a refresh that began after the call was not used; error %v", err)
 	}
 	if _, err := s.named(t.Context(), unknown, time.Now()); !errors.Is(err, ErrNotFound) || !listed() {
-		t.Errorf("a look from before the question was used; error %v", err)
+		t.Errorf("a refresh from before the call was used; error %v", err)
 	}
 }

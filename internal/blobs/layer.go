@@ -1,31 +1,35 @@
 package blobs
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 var _ content.Provider = (*Store)(nil)
 
-// ReaderAt opens a blob. The error wraps ErrNotFound when it is missing and
-// ErrCorrupt when its size is not that of the descriptor. What is in it is not
-// looked at.
+// ReaderAt opens a blob. The error wraps ErrNotFound when it is missing,
+// ErrCorrupt when its size is not that of the descriptor, and ErrNoStore or
+// ErrCannot when it could not be opened for another reason. Its content is not
+// examined.
 func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	if s.root == "" {
+		return nil, s.noStore("")
+	}
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, notFound("blob %q: %v", desc.Digest, err)
-	}
-	if s.root == "" {
-		return nil, notFound("blob %s: there is no content store to look into", desc.Digest)
 	}
 	if err := s.present(desc); err != nil {
 		return nil, fmt.Errorf("blob %s %w", desc.Digest, err)
@@ -34,11 +38,14 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 	if errdefs.IsNotFound(err) {
 		return nil, notFound("blob %s is missing", desc.Digest)
 	}
-	return blob, err
+	if err != nil {
+		return nil, cannot(err, "open blob %s", desc.Digest)
+	}
+	return blob, nil
 }
 
-// Verify reads a whole blob. The error wraps ErrCorrupt when its content is not
-// what its digest says.
+// Verify reads a whole blob. The error wraps ErrCorrupt when its content does
+// not have the digest that is its name.
 func (s *Store) Verify(ctx context.Context, b Blob) error {
 	src, err := s.source(ctx, b)
 	if err != nil {
@@ -47,7 +54,7 @@ func (s *Store) Verify(ctx context.Context, b Blob) error {
 	defer src.Close()
 	digester := b.Digest.Algorithm().Digester()
 	if _, err := io.CopyBuffer(digester.Hash(), src, make([]byte, 1<<20)); err != nil {
-		return fmt.Errorf("read blob %s: %w", b.Digest, err)
+		return cannot(err, "read blob %s", b.Digest)
 	}
 	if is := digester.Digest(); is != b.Digest {
 		return corrupt("blob %s has the content of %s", b.Digest, is)
@@ -55,38 +62,131 @@ func (s *Store) Verify(ctx context.Context, b Blob) error {
 	return nil
 }
 
-// Blame returns the error that somebody had with the tar of a blob. It wraps
-// ErrCorrupt if the blob is: a tar that is not compressed has no checksum, and a
-// damage of it shows as anything that a tar can say.
+// Blame returns the error that a caller had with the tar of a blob. It wraps
+// ErrCorrupt if the blob is: a tar that is not compressed has no checksum, and
+// damage of it shows as any error of reading a tar. It wraps ErrNotLayer if the
+// blob is intact and holds another tar than the layer's. When the tar is the
+// layer's, the blob has nothing to do with the error, which is returned as it is.
 func (s *Store) Blame(ctx context.Context, b Blob, err error) error {
-	if errors.Is(err, ErrCorrupt) {
+	if kindOf(err) != nil || ctx.Err() != nil {
 		return err
 	}
-	if bad := s.Verify(ctx, b); errors.Is(bad, ErrCorrupt) {
+	if bad := s.prove(ctx, b); kindOf(bad) != nil {
 		return fmt.Errorf("%w: %w", bad, err)
 	}
 	return err
 }
 
-// Layer returns the tar of a blob, decompressed. Reading it ends with ctx.
-// Errors of reading wrap ErrCorrupt when it cannot be decompressed; a blob that
-// can be may still be another, so whoever reads it must check the diff ID of
-// what was read, and that means all of it: a tar ends before its stream does.
-// Close checks nothing.
+// Mismatch is the error for a blob whose tar, read to its end, has the digest got
+// and not its diff ID. It wraps ErrCorrupt when the blob is corrupt, else
+// ErrNotLayer.
+func (s *Store) Mismatch(ctx context.Context, b Blob, got digest.Digest) error {
+	return s.notLayer(ctx, b, fmt.Sprintf("blob %s holds %s, the layer is %s", b.Digest, got, b.DiffID))
+}
+
+func (s *Store) notLayer(ctx context.Context, b Blob, text string) error {
+	if err := s.Verify(ctx, b); err != nil {
+		return err
+	}
+	err := &problem{kind: ErrNotLayer, text: text}
+	s.remember(b, err)
+	return err
+}
+
+// proof is that a blob was decompressed to its end.
+type proof struct{ blob, diffID digest.Digest }
+
+// proofResult is what it held: err is nil for the layer, else of ErrNotLayer.
+type proofResult struct {
+	id  fileID
+	err error
+}
+
+// prove decompresses a blob without writing anything, and returns nil when it
+// holds the tar of the layer. What was found once is remembered as long as the
+// file does not change.
+func (s *Store) prove(ctx context.Context, b Blob) error {
+	if known, err := s.remembered(b); known {
+		return err
+	}
+	l, err := s.Layer(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	digester := b.DiffID.Algorithm().Digester()
+	if _, err := io.CopyBuffer(digester.Hash(), l, make([]byte, 1<<20)); err != nil {
+		return err
+	}
+	if got := digester.Digest(); got != b.DiffID {
+		return s.Mismatch(ctx, b, got)
+	}
+	s.remember(b, nil)
+	return nil
+}
+
+func (s *Store) remember(b Blob, err error) {
+	info, serr := os.Stat(s.path(b.Digest))
+	if serr != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proven[proof{b.Digest, b.DiffID}] = proofResult{idOf(info), err}
+}
+
+func (s *Store) remembered(b Blob) (known bool, err error) {
+	s.mu.Lock()
+	r, known := s.proven[proof{b.Digest, b.DiffID}]
+	s.mu.Unlock()
+	if !known {
+		return false, nil
+	}
+	info, err := os.Stat(s.path(b.Digest))
+	return err == nil && idOf(info) == r.id, r.err
+}
+
+// errStream is wrapped by the error of a blob with the right digest that is not a
+// stream of its compression.
+var errStream = errors.New("not a valid compressed stream")
+
+// Layer returns the tar of a blob, decompressed in this process: containerd runs
+// igzip or unpigz for gzip when it finds them, and a child that was killed or
+// could not be started is hard to distinguish from a blob that cannot be decompressed.
+//
+// Reading it ends with ctx. Errors of reading wrap ErrCorrupt when it cannot be
+// decompressed and its digest is wrong, ErrCannot when its digest is right, and
+// ErrNotLayer when it holds more than the layer can be. A blob that can be
+// decompressed may still be another, so the caller must compare the diff ID of
+// what was read, and that means all of it: a tar ends before its stream does; see
+// Mismatch. Close checks nothing.
 func (s *Store) Layer(ctx context.Context, b Blob) (io.ReadCloser, error) {
 	if err := extractable(b.MediaType); err != nil {
-		return nil, notFound("blob %s %v", b.Digest, err)
+		return nil, fmt.Errorf("blob %s %w", b.Digest, err)
 	}
 	src, err := s.source(ctx, b)
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{digest: b.Digest, src: src}
-	if l.tar, err = compression.DecompressStream(src); err != nil {
+	l := &layer{store: s, blob: b, src: src}
+	if l.tar, err = Decompress(src); err != nil {
 		src.Close()
 		return nil, l.blame(err)
 	}
 	return l, nil
+}
+
+// Decompress is containerd's DecompressStream without child processes.
+func Decompress(src io.Reader) (io.ReadCloser, error) {
+	buf := bufio.NewReaderSize(src, 64<<10)
+	head, err := buf.Peek(10)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if compression.DetectCompression(head) == compression.Gzip {
+		return gzip.NewReader(buf)
+	}
+	return compression.DecompressStream(buf)
 }
 
 // source is a blob as a stream.
@@ -122,29 +222,39 @@ func (src *source) Read(p []byte) (int, error) {
 
 func (src *source) Close() error { return src.blob.Close() }
 
-// layer is a stream that tells bad blobs from bad disks.
+// layer is a stream whose errors distinguish bad blobs from bad disks.
 type layer struct {
-	digest digest.Digest
-	src    *source
-	tar    io.ReadCloser
+	store *Store
+	blob  Blob
+	src   *source
+	tar   io.ReadCloser
+	read  int64
 }
 
 func (l *layer) Read(p []byte) (int, error) {
 	n, err := l.tar.Read(p)
-	if err != nil && err != io.EOF {
+	l.read += int64(n)
+	switch {
+	case err != nil && err != io.EOF:
 		err = l.blame(err)
+	case l.blob.limit > 0 && l.read > l.blob.limit:
+		n, err = 0, l.store.notLayer(l.src.ctx, l.blob, fmt.Sprintf("blob %s holds more than %d bytes, which no tar of a layer of this size has", l.blob.Digest, l.blob.limit))
 	}
 	return n, err
 }
 
-// blame says what an error of decompressing comes from.
+// blame finds the cause of an error of decompressing.
 func (l *layer) blame(err error) error {
 	l.src.mu.Lock()
-	defer l.src.mu.Unlock()
-	if l.src.failed != nil {
-		return fmt.Errorf("read blob %s: %w", l.digest, l.src.failed)
+	failed := l.src.failed
+	l.src.mu.Unlock()
+	if failed != nil {
+		return cannot(failed, "read blob %s", l.blob.Digest)
 	}
-	return corrupt("decompress blob %s: %v", l.digest, err)
+	if bad := l.store.Verify(l.src.ctx, l.blob); bad != nil {
+		return fmt.Errorf("%w: decompress: %v", bad, err)
+	}
+	return cannot(fmt.Errorf("%w: %w", errStream, err), "decompress blob %s, whose digest is right", l.blob.Digest)
 }
 
 func (l *layer) Close() error {

@@ -3,6 +3,7 @@ package blobs
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,7 +39,27 @@ func TestMain(m *testing.M) {
 	if err := log.SetLevel("error"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
+	os.Exit(withKilledDecompressors(m))
+}
+
+// withKilledDecompressors runs the tests with an igzip and an unpigz in PATH that
+// are killed whenever they are started, as for want of memory. containerd looks
+// for them once in a process.
+func withKilledDecompressors(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "killed")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	for _, name := range []string{"igzip", "unpigz"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\nkill -9 $$\n"), 0o755); err != nil {
+			panic(err)
+		}
+	}
+	if err := os.Setenv("PATH", dir+":"+os.Getenv("PATH")); err != nil {
+		panic(err)
+	}
+	return m.Run()
 }
 
 // root is a content store that containerd's own code writes.
@@ -159,10 +180,10 @@ func (r *root) image(how compression.Compression) image {
 	return r.finish(img, false)
 }
 
-// wants compares what Find says of a chain with digests of blobs.
+// wants compares what Find returns for a chain with digests of blobs.
 func (r *root) wants(s *Store, chain digest.Digest, want ...digest.Digest) []Blob {
 	r.Helper()
-	found, err := s.Find(r.Context(), chain.String())
+	found, err := s.Find(r.Context(), Layer{ChainID: chain.String()})
 	check(r, err)
 	var have []digest.Digest
 	for _, b := range found {
@@ -175,16 +196,24 @@ func (r *root) wants(s *Store, chain digest.Digest, want ...digest.Digest) []Blo
 	return found
 }
 
-// refuses demands an error of Find of the kind ErrNotFound that says why.
+// refuses demands an error of Find of the kind ErrNotFound that contains the reasons.
 func (r *root) refuses(s *Store, chain digest.Digest, why ...string) {
 	r.Helper()
-	found, err := s.Find(r.Context(), chain.String())
-	if !errors.Is(err, ErrNotFound) || len(found) > 0 {
-		r.Fatalf("found %v, error %v", found, err)
+	r.refusesAs(ErrNotFound, s, chain, why...)
+}
+
+func (r *root) refusesAs(kind error, s *Store, chain digest.Digest, why ...string) {
+	r.Helper()
+	found, err := s.Find(r.Context(), Layer{ChainID: chain.String()})
+	if kindOf(err) != kind || len(found) > 0 {
+		r.Fatalf("found %v, error %v, want the kind %v", found, err, kind)
+	}
+	if Bad(err) != (kind == ErrNotFound || kind == ErrCorrupt) {
+		r.Errorf("%v: bad is %v", err, Bad(err))
 	}
 	for _, w := range why {
 		if !strings.Contains(err.Error(), w) {
-			r.Errorf("error %q does not say %q", err, w)
+			r.Errorf("error %q does not contain %q", err, w)
 		}
 	}
 }
@@ -209,7 +238,7 @@ func TestFindDockerImage(t *testing.T) {
 	for mediaType, how := range map[string]compression.Compression{
 		images.MediaTypeDockerSchema2LayerGzip:        compression.Gzip,
 		images.MediaTypeDockerSchema2LayerZstd:        compression.Zstd,
-		images.MediaTypeDockerSchema2Layer:            compression.Gzip, // some registries forget to say so
+		images.MediaTypeDockerSchema2Layer:            compression.Gzip, // some registries omit that
 		images.MediaTypeDockerSchema2LayerForeignGzip: compression.Gzip,
 	} {
 		r := newRoot(t)
@@ -222,7 +251,7 @@ func TestFindDockerImage(t *testing.T) {
 	}
 }
 
-// TestFindByShape: OCI allows manifests that do not say what they are.
+// TestFindByShape: OCI allows manifests without a media type.
 func TestFindByShape(t *testing.T) {
 	r := newRoot(t)
 	img := r.image(compression.Gzip)
@@ -256,8 +285,8 @@ func TestFindAmongOtherBlobs(t *testing.T) {
 	for i, chain := range img.chains {
 		r.wants(s, chain, img.layers[i].Digest)
 	}
-	_, err := s.Find(t.Context(), digest.FromString("unknown").String())
-	if err == nil || strings.Contains(err.Error(), "passed over") {
+	_, err := s.Find(t.Context(), Layer{ChainID: digest.FromString("unknown").String()})
+	if err == nil || strings.Contains(err.Error(), "skipped") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -282,11 +311,16 @@ func TestFindSeveralBlobs(t *testing.T) {
 	check(t, os.Remove(r.path(gz.layers[1].Digest)))
 	r.wants(s, gz.chains[1], zst.layers[1].Digest)
 	check(t, os.Truncate(r.path(zst.layers[1].Digest), 7))
-	r.refuses(s, gz.chains[1], gz.layers[1].Digest.String()+" is missing",
+	r.refusesAs(ErrCorrupt, s, gz.chains[1], gz.layers[1].Digest.String()+" is missing",
 		fmt.Sprintf("%s has 7 bytes, %d expected", zst.layers[1].Digest, zst.layers[1].Size))
 }
 
 func TestFindSaysWhy(t *testing.T) {
+	kinds := map[string]error{ // ErrNotFound for the others
+		"blob shorter": ErrCorrupt, "blob longer": ErrCorrupt, "blob a directory": ErrCorrupt,
+		"encrypted": ErrCannot, "erofs": ErrCannot,
+		"all blobs gone": ErrNoStore, "store gone": ErrNoStore,
+	}
 	for name, c := range map[string]struct {
 		damage func(r *root, img *image)
 		why    []string
@@ -313,9 +347,9 @@ func TestFindSaysWhy(t *testing.T) {
 			p := r.read(img.manifest.Digest)
 			p[bytes.Index(p, []byte("sha256:"))+10] ^= 1
 			r.write(img.manifest.Digest, p)
-		}, []string{"passed over: sha256:", "has the content of sha256:"}},
+		}, []string{"skipped: sha256:", "has the content of sha256:"}},
 		"config missing": {func(r *root, img *image) { check(r, os.Remove(r.path(img.config.Digest))) },
-			[]string{"passed over: manifest sha256:", "its config sha256:", "is missing"}},
+			[]string{"skipped: manifest sha256:", "its config sha256:", "is missing"}},
 		"config with a flipped bit": {func(r *root, img *image) {
 			p := r.read(img.config.Digest)
 			p[bytes.LastIndex(p, []byte("sha256:"))+10] ^= 1
@@ -345,7 +379,7 @@ func TestFindSaysWhy(t *testing.T) {
 			r.finish(*img, false)
 		}, []string{"is not a tar (application/vnd.erofs.layer.v1)"}},
 		"all blobs gone": {func(r *root, img *image) { check(r, os.RemoveAll(filepath.Join(r.dir, "blobs/sha256"))) },
-			[]string{"no manifest in "}},
+			[]string{"there is no content store in /", "(blobs is empty)"}},
 		"store gone": {func(r *root, img *image) { check(r, os.RemoveAll(r.dir)) },
 			[]string{"there is no content store in /"}},
 	} {
@@ -358,29 +392,45 @@ func TestFindSaysWhy(t *testing.T) {
 			}
 			top := img.chains[2]
 			c.damage(r, &img)
-			r.refuses(fresh, top, c.why...)
+			kind := cmp.Or(kinds[name], ErrNotFound)
+			r.refusesAs(kind, fresh, top, c.why...)
 			if strings.HasPrefix(name, "config ") && name != "config of another image" {
 				// Diff IDs that were read once do not change.
 				r.wants(used, top, img.layers[2].Digest)
 				return
 			}
-			r.refuses(used, top, c.why...)
+			r.refusesAs(kind, used, top, c.why...)
 		})
 	}
 }
 
 func TestFindWithoutStore(t *testing.T) {
 	r := newRoot(t)
-	r.refuses(Open(""), digest.FromString("x"), "no content store")
-	r.refuses(Open(filepath.Join(r.dir, "elsewhere")), digest.FromString("x"), "no content store in "+r.dir+"/elsewhere")
-	r.refuses(Open(r.dir), "k8s.io/1/key", `"k8s.io/1/key" is not a chain ID`)
+	x := digest.FromString("x")
+	file := filepath.Join(r.dir, "file")
+	check(t, os.WriteFile(file, nil, 0o600))
+	for path, why := range map[string]string{
+		"":                                 "no content store is configured",
+		filepath.Join(r.dir, "elsewhere"):  "no content store in " + r.dir + "/elsewhere (it has no directory blobs)",
+		r.dir:                              "it has no directory blobs", // containerd has written nothing yet
+		filepath.Join(r.dir, "file"):       "it has no directory blobs",
+		filepath.Join(r.dir, "file/below"): "it has no directory blobs",
+	} {
+		s := Open(path)
+		r.refusesAs(ErrNoStore, s, x, why)
+		_, err := s.ReaderAt(t.Context(), ocispec.Descriptor{Digest: x})
+		if !errors.Is(err, ErrNoStore) || Bad(err) {
+			t.Errorf("opening a blob in %q: %v", path, err)
+		}
+	}
+	r.image(compression.Gzip)
+	for _, chain := range []digest.Digest{"k8s.io/1/key", ""} {
+		r.refusesAs(ErrCannot, Open(r.dir), chain, "no blob can be determined by the chain ID")
+	}
 	for _, d := range []digest.Digest{"", "sha256:..", "sha256:../../../../etc/passwd"} {
 		if _, err := Open(r.dir).ReaderAt(t.Context(), ocispec.Descriptor{Digest: d}); !errors.Is(err, ErrNotFound) {
 			t.Errorf("opening %q: %v", d, err)
 		}
-	}
-	if _, err := Open("").ReaderAt(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x")}); !errors.Is(err, ErrNotFound) {
-		t.Error(err)
 	}
 }
 
@@ -388,7 +438,7 @@ func TestFindWithoutStore(t *testing.T) {
 // snapshot.
 func TestErrorsAreNotErrdefs(t *testing.T) {
 	r := newRoot(t)
-	_, err := Open(r.dir).Find(t.Context(), digest.FromString("x").String())
+	_, err := Open(r.dir).Find(t.Context(), Layer{ChainID: digest.FromString("x").String()})
 	_, err2 := Open(r.dir).ReaderAt(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x")})
 	if err == nil || err2 == nil || errdefs.IsNotFound(err) || errdefs.IsNotFound(err2) {
 		t.Error(err, err2)
@@ -404,10 +454,10 @@ func TestFindFromManyGoroutines(t *testing.T) {
 		wg.Go(func() {
 			for i := range 50 {
 				chain := first.chains[(g+i)%3]
-				if found, err := s.Find(t.Context(), chain.String()); err != nil || found[0].DiffID != first.diffIDs[(g+i)%3] {
+				if found, err := s.Find(t.Context(), Layer{ChainID: chain.String()}); err != nil || found[0].DiffID != first.diffIDs[(g+i)%3] {
 					t.Error(found, err)
 				}
-				if _, err := s.Find(t.Context(), digest.FromString(fmt.Sprint(g, i)).String()); !errors.Is(err, ErrNotFound) {
+				if _, err := s.Find(t.Context(), Layer{ChainID: digest.FromString(fmt.Sprint(g, i)).String()}); !errors.Is(err, ErrNotFound) {
 					t.Error(err)
 				}
 			}

@@ -7,6 +7,3 @@ const Enabled = false
 
 // Point does nothing in a release binary.
 func Point(Name) {}
-
-// Mutant is false in a release binary.
-func Mutant(string) bool { return false }

@@ -15,7 +15,6 @@ const Enabled = true
 
 var (
 	killName, killCount = target(os.Getenv("DURABLE_KILL_AT"))
-	mutant              = os.Getenv("DURABLE_MUTANT")
 	hits                atomic.Int64
 )
 
@@ -42,6 +41,3 @@ func Point(name Name) {
 	_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL)
 	select {} // the signal arrives before another instruction of ours matters
 }
-
-// Mutant reports whether the named defect is planted in this process.
-func Mutant(name string) bool { return name == mutant }

@@ -15,7 +15,7 @@ const (
 // Points of Commit, in order.
 const (
 	CommitWalked   Name = "commit.walked"   // counted, nothing written
-	CommitRecorded Name = "commit.recorded" // the record says committed, nothing is synced
+	CommitRecorded Name = "commit.recorded" // the record has the kind committed, nothing is synced
 	CommitSynced   Name = "commit.synced"   // everything is on disk but the row
 	CommitInTx     Name = "commit.in-tx"    // the transaction is filled, not committed
 	CommitDone     Name = "commit.done"     // the row is durable, not answered yet
@@ -36,7 +36,7 @@ const (
 	BirthWritten     Name = "birth.written"     // metadata.db.new is complete, under its temporary name
 	BirthRenamed     Name = "birth.renamed"     // it has its name, the directory is not synced
 	RecoverOpened    Name = "recover.opened"    // metadata.db is open and whole
-	RecoverRecords   Name = "recover.records"   // records of active snapshots say active again
+	RecoverRecords   Name = "recover.records"   // records of active snapshots have the kind active again
 	RecoverReplayed  Name = "recover.replayed"  // open extractions are closed
 	RecoverSetAside  Name = "recover.set-aside" // orphans are in removing/, none deleted
 	RecoverDone      Name = "recover.done"      // before the socket answers

@@ -1,13 +1,13 @@
-// Package idle does work that must not be in the way of other work: on a thread
-// whose reads come last at the disk, and at a limited number of bytes a second.
+// Package idle does work that must not slow down other work: on a thread with idle I/O
+// priority, and at a limited number of bytes per second.
 //
 // The priority is that of ioprio_set(2). The schedulers bfq and mq-deadline
-// obey it. With the scheduler none, which is usual for NVMe, only the limit
-// spares others.
+// respect it. With the scheduler none, which is usual for NVMe, only the limit
+// has an effect.
 //
 // The priority for the CPU stays as it is. A Go program that stops for its
 // garbage collector waits for each thread that runs Go code, so a thread that
-// the kernel does not let run holds up all of them: on two busy cores the world
+// the kernel does not schedule delays all of them: on two busy cores the world
 // took 8 ms to stop (95th percentile) with a thread that computes at the usual
 // priority, 400 ms with one at nice 19, and 900 ms with SCHED_IDLE.
 package idle

@@ -28,7 +28,7 @@ func priority(t testing.TB, tid int) uintptr {
 	return p
 }
 
-// readBy returns how many bytes a thread of this process has asked for with
+// readBy returns how many bytes a thread of this process has requested with
 // read(2) and the like (rchar of proc_pid_io(5)).
 func readBy(t testing.TB, tid int) (n int64) {
 	t.Helper()

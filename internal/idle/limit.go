@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Limit spreads work over time. Several goroutines may share one. A nil Limit
-// lets everything through at once.
+// Limit limits work to a rate. Several goroutines may share one. A nil Limit does not
+// limit anything.
 type Limit struct {
 	rate int64 // bytes per second
 
@@ -24,8 +24,8 @@ func NewLimit(rate int64) *Limit {
 }
 
 // Wait waits until n more bytes may be read, or until the context is done. Time
-// that went by unused is not saved up: work that was held up elsewhere must not
-// be followed by a burst.
+// that was not used is not credited: work that was delayed elsewhere must not be followed
+// by a burst.
 func (l *Limit) Wait(ctx context.Context, n int) error {
 	if err := ctx.Err(); err != nil || l == nil {
 		return err

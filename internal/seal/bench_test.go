@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree makes directories with empty files in them.
-func tree(b testing.TB, dirs, files int) string {
+// wideTree makes directories with empty files in them.
+func wideTree(b testing.TB, dirs, files int) string {
 	b.Helper()
 	root := b.TempDir()
 	for d := range dirs {
@@ -36,12 +36,12 @@ func median(d []time.Duration) time.Duration {
 // BenchmarkWrite seals a warm tree of 30,000 entries, in turn with find(1), which
 // prints the same fields but for extended attributes.
 func BenchmarkWrite(b *testing.B) {
-	root := tree(b, 300, 99)
+	root := wideTree(b, 300, 99)
 	path := filepath.Join(b.TempDir(), "seal")
 	var ours, theirs []time.Duration
 	for b.Loop() {
 		start := time.Now()
-		if _, err := Write(b.Context(), root, path, nil); err != nil {
+		if _, err := Write(b.Context(), root, path); err != nil {
 			b.Fatal(err)
 		}
 		ours = append(ours, time.Since(start))
@@ -57,7 +57,7 @@ func BenchmarkWrite(b *testing.B) {
 
 // BenchmarkVerify compares a warm tree with its seal.
 func BenchmarkVerify(b *testing.B) {
-	root := tree(b, 300, 99)
+	root := wideTree(b, 300, 99)
 	path, s := sealOf(b, root)
 	for b.Loop() {
 		if found, err := Verify(b.Context(), root, path, s.Digest, 10); err != nil || len(found) > 0 {
@@ -69,7 +69,7 @@ func BenchmarkVerify(b *testing.B) {
 
 // BenchmarkVerifyCold drops the kernel's caches of names and inodes before.
 func BenchmarkVerifyCold(b *testing.B) {
-	root := tree(b, 300, 99)
+	root := wideTree(b, 300, 99)
 	path, s := sealOf(b, root)
 	unix.Sync()
 	for b.Loop() {
@@ -86,7 +86,7 @@ func BenchmarkVerifyCold(b *testing.B) {
 // BenchmarkMemory seals and verifies a layer of a million entries and reports
 // the peak of the process's memory.
 func BenchmarkMemory(b *testing.B) {
-	root := tree(b, 1000, 999)
+	root := wideTree(b, 1000, 999)
 	check(b, os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)) // forget the peak, proc(5)
 	for b.Loop() {
 		path, s := sealOf(b, root)

@@ -3,95 +3,88 @@ package seal
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
+	"path/filepath"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 )
-
-// Finding is a difference between a tree and its seal.
-type Finding struct {
-	Path string `json:"path"`           // relative to the tree, "." for its root
-	What string `json:"what"`           // missing, extra, unreadable, or the mtree keyword that differs
-	Want string `json:"want,omitempty"` // by the seal
-	Have string `json:"have,omitempty"` // on disk
-}
-
-func (f Finding) String() string {
-	switch f.What {
-	case "missing", "extra":
-		return fmt.Sprintf("%s: %s", f.Path, f.What)
-	case "unreadable":
-		return fmt.Sprintf("%s: unreadable: %s", f.Path, f.Have)
-	}
-	return fmt.Sprintf("%s: %s was %s, is %s", f.Path, f.What, orNone(f.Want), orNone(f.Have))
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
-}
 
 // Verify compares a tree with the seal in the file path, whose text must have
 // the given digest, and returns the first findings, at most limit. It writes
-// nothing. Without a seal nothing is known of the tree: see ErrUnsealed.
-func Verify(ctx context.Context, root, path, digest string, limit int) ([]Finding, error) {
-	return verify(ctx, root, path, digest, limit, Reading{})
+// nothing. differences documents what is compared, and what may change without harm. A
+// name that the disk cannot read is a finding and ends the comparison.
+//
+// An error means that nothing is known of the tree. It wraps mtree.ErrUnsealed when
+// the reason is the seal, tree.ErrMounted when a mount covers part of the tree.
+func Verify(ctx context.Context, root, path, digest string, limit int) ([]finding.Finding, error) {
+	return verify(ctx, root, path, digest, limit, false)
 }
 
 // VerifyIdle is Verify at idle I/O priority.
-func VerifyIdle(ctx context.Context, root, path, digest string, limit int) ([]Finding, error) {
-	return verify(ctx, root, path, digest, limit, Reading{Idle: true})
+func VerifyIdle(ctx context.Context, root, path, digest string, limit int) ([]finding.Finding, error) {
+	return verify(ctx, root, path, digest, limit, true)
 }
 
-func verify(ctx context.Context, root, path, digest string, limit int, how Reading) ([]Finding, error) {
-	seal, err := open(path)
+func verify(ctx context.Context, root, path, digest string, limit int, idle bool) ([]finding.Finding, error) {
+	seal, err := mtree.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer seal.close()
+	defer seal.Close()
 	v := verifier{seal: seal, limit: limit}
-	switch err := walk(ctx, root, nil, how, v.compare); {
+	w := walker{idle: idle, attrs: attributes{limit: maxRead}}
+	err = w.walk(ctx, root, v.compare)
+	switch {
 	case err == nil:
-		for seal.next() && v.room() {
+		for seal.Next() && v.room() {
 			v.missing()
 		}
-	case errors.Is(err, errEnough):
-	case errors.Is(err, fs.ErrNotExist) && !exists(root):
+	case errors.Is(err, errEnough), seal.Err() != nil:
+	case tree.Missing(err) && tree.Gone(root):
 		v.add(".", "missing", "", "")
 	default:
-		return nil, err
+		f := v.unreadable(root, err)
+		if f == nil {
+			return nil, err
+		}
+		v.found = append(v.found, *f)
 	}
-	// A damaged seal must not make the tree look damaged.
-	if err := seal.check(digest); err != nil {
+	// A damaged seal is no evidence against the tree.
+	if err := seal.Check(digest); err != nil {
 		return nil, err
 	}
 	return v.found, nil
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
+// unreadable is the finding of an error that a walk ended with, nil when it
+// proves nothing.
+func (v *verifier) unreadable(root string, err error) *finding.Finding {
+	var path *os.PathError
+	if !errors.As(err, &path) || !tree.Unreadable(tree.Evidence(err, filepath.Dir(root))) {
+		return nil
+	}
+	rel, relErr := filepath.Rel(root, path.Path)
+	if relErr != nil {
+		return nil
+	}
+	return finding.Unreadable(rel, err)
 }
 
 var errEnough = errors.New("enough findings")
 
 type verifier struct {
-	seal  *reader
+	seal  *mtree.Reader
 	limit int
-	found []Finding
+	found []finding.Finding
 }
 
 func (v *verifier) room() bool { return len(v.found) < v.limit }
 
 func (v *verifier) add(path, what, want, have string) {
-	v.found = append(v.found, Finding{Path: path, What: what, Want: want, Have: have})
+	v.found = append(v.found, finding.Finding{Path: path, What: what, Want: want, Have: have})
 }
 
 // compare takes entries of the tree, in order, and as many lines of the seal.
@@ -108,22 +101,22 @@ func (v *verifier) compare(entries []Entry, lines []byte) error {
 }
 
 func (v *verifier) entry(path string, line []byte) error {
-	for v.seal.next() {
-		if bytes.Equal(v.seal.line, line) {
-			v.seal.take()
+	for v.seal.Next() {
+		if bytes.Equal(v.seal.Line(), line) {
+			v.seal.Take()
 			return nil
 		}
-		sealed, err := pathOf(v.seal.line)
+		sealed, err := mtree.PathOf(v.seal.Line())
 		if err != nil {
 			return err
 		}
-		order := comparePaths(sealed, path)
+		order := mtree.ComparePaths(sealed, path)
 		if order > 0 {
 			break
 		}
 		if order == 0 {
-			v.differ(path, v.seal.line, line)
-			v.seal.take()
+			v.differ(path, v.seal.Line(), line)
+			v.seal.Take()
 			return v.enough()
 		}
 		v.missing()
@@ -131,7 +124,7 @@ func (v *verifier) entry(path string, line []byte) error {
 			return err
 		}
 	}
-	if err := v.seal.err; err != nil {
+	if err := v.seal.Err(); err != nil {
 		return err
 	}
 	v.add(path, "extra", "", "")
@@ -147,91 +140,17 @@ func (v *verifier) enough() error {
 
 // missing reports the entry of the seal's next line.
 func (v *verifier) missing() {
-	if path, err := pathOf(v.seal.line); err == nil {
+	if path, err := mtree.PathOf(v.seal.Line()); err == nil {
 		v.add(path, "missing", "", "")
 	}
-	v.seal.take()
+	v.seal.Take()
 }
 
-// differ says in what two lines of one path differ. What does not matter after
-// a change of type is left out.
+// differ adds in what two lines of one path differ.
 func (v *verifier) differ(path string, want, have []byte) {
-	w, h := keywords(want), keywords(have)
-	if w["type"] != h["type"] {
-		v.add(path, "type", w["type"], h["type"])
-		return
-	}
-	var keys []string
-	for k := range w {
-		keys = append(keys, k)
-	}
-	for k := range h {
-		if _, both := w[k]; !both {
-			keys = append(keys, k)
+	for _, f := range differences(path, want, have) {
+		if v.room() {
+			v.found = append(v.found, f)
 		}
 	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		if w[k] != h[k] && v.room() {
-			v.add(path, k, w[k], h[k])
-		}
-	}
-}
-
-// keywords takes a line apart, for people: values of xattrs are quoted text.
-func keywords(line []byte) map[string]string {
-	m := map[string]string{}
-	for _, field := range strings.Fields(string(line))[1:] {
-		key, value, _ := strings.Cut(field, "=")
-		if strings.HasPrefix(key, "xattr.") {
-			if decoded, err := base64.StdEncoding.DecodeString(value); err == nil {
-				value = strconv.Quote(string(decoded))
-			}
-		}
-		if plain, err := unvis(key); err == nil {
-			key = plain
-		}
-		m[key] = value
-	}
-	return m
-}
-
-// pathOf returns the path that a line is about.
-func pathOf(line []byte) (string, error) {
-	word, _, _ := bytes.Cut(line, []byte(" "))
-	path, err := unvis(string(word))
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrUnsealed, err)
-	}
-	rel, ok := strings.CutPrefix(path, "./")
-	if !ok && path != "." {
-		return "", fmt.Errorf("%w: path %q", ErrUnsealed, path)
-	}
-	return rel, nil
-}
-
-// comparePaths is the order of a seal: a directory comes right before what is
-// in it, so a slash sorts before every other byte.
-func comparePaths(a, b string) int {
-	if a == "." || b == "." {
-		switch {
-		case a == b:
-			return 0
-		case a == ".":
-			return -1
-		}
-		return 1
-	}
-	for i := range min(len(a), len(b)) {
-		switch x, y := a[i], b[i]; {
-		case x == y:
-		case x == '/':
-			return -1
-		case y == '/' || x > y:
-			return 1
-		default:
-			return -1
-		}
-	}
-	return len(a) - len(b)
 }

@@ -2,46 +2,90 @@ package seal
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 )
 
-// A Hook sees every entry before it is counted, and may change it on disk: then
-// it returns true, and the entry is read again. It is called for the root
-// first, and for directories one after another, each before anything that is in
-// it. For everything else it is called from several goroutines.
-type Hook func(ctx context.Context, path string, e *Entry) (changed bool, err error)
+// A Change may change an entry of the tree on disk before it is counted and sealed: then
+// it returns true, and the entry is read again. It gets the entry with all extended
+// attributes, also those that are not recorded. It is called for the root first, and for
+// directories one after another, each before anything that is in it. For everything else
+// it is called from several goroutines.
+type Change func(ctx context.Context, path string, e *Entry) (changed bool, err error)
+
+// walk visits a tree and calls fn in the order of a seal: fn gets runs of entries,
+// without their extended attributes, together with their lines. Entries
+// are read by several workers; fn is called from one goroutine. A walk that
+// meets a mount point ends with tree.ErrMounted, one that meets an entry of more than
+// MaxEntry bytes with mtree.ErrTooLarge.
+func walk(ctx context.Context, root string, change Change, fn func(entries []Entry, lines []byte) error) error {
+	w := walker{change: change, attrs: attributes{all: change != nil, limit: MaxEntry}}
+	return w.walk(ctx, root, fn)
+}
+
+// walker reads entries. Its memory is bounded, whatever is in the tree: by the
+// number of entries in a batch and of batches, by heldLimit for their lines, by
+// largeEntries for attributes, and by namesLimit for names.
+type walker struct {
+	idle   bool // its goroutines read at idle I/O priority
+	change Change
+	attrs  attributes
+	root   string
+	tree   *tree.Tree // at root
+
+	held  atomic.Int64  // bytes of lines that fn has not got yet
+	freed chan struct{} // fn got some
+	large chan struct{} // holds a token for each large entry that is being read
+}
+
+const (
+	batchSize = 256
+	// ahead bounds the batches that wait for their turn.
+	ahead = 16
+
+	heldLimit = 16 << 20
+	runBytes  = 1 << 20 // of lines that fn gets at a time, about
+
+	// largeEntry is more than the attributes of an entry usually take.
+	largeEntry   = 256 << 10
+	largeEntries = 2
+)
 
 // batch is a run of entries in order, handed to one worker.
 type batch struct {
-	root    string
-	hook    Hook
-	entries []Entry // with a Path only, or complete for directories
-	read    []bool  // which of them are complete
+	w       *walker
+	entries []Entry  // with a Path only, or complete for directories
+	ready   [][]byte // the lines of those that are complete
+	next    int      // the first entry whose line is not in lines
 	lines   []byte
 	err     error
 	done    chan struct{}
 }
 
-const (
-	batchSize = 256
-	// ahead bounds the batches that wait for their turn, and with them memory.
-	ahead = 16
-)
-
-// Walk visits a tree and hands it over in the order of a seal: fn gets entries
-// together with their lines, in runs. Entries are looked at by several workers;
-// fn is called from one goroutine.
-func Walk(ctx context.Context, root string, hook Hook, fn func(entries []Entry, lines []byte) error) error {
-	return walk(ctx, root, hook, Reading{}, fn)
+func (w *walker) run(fn func() error) error {
+	if w.idle {
+		return idle.Run(fn)
+	}
+	return fn()
 }
 
-// walk is Walk; with how.Idle its goroutines read at idle I/O priority.
-func walk(ctx context.Context, root string, hook Hook, how Reading, fn func(entries []Entry, lines []byte) error) error {
+func (w *walker) walk(ctx context.Context, root string, fn func(entries []Entry, lines []byte) error) (err error) {
+	w.root = root
+	if w.tree, err = tree.Open(root); err != nil {
+		return err
+	}
+	defer w.tree.Close()
+	w.freed, w.large = make(chan struct{}, 1), make(chan struct{}, largeEntries)
 	ctx, stop := context.WithCancel(ctx)
 	var (
 		running sync.WaitGroup
@@ -56,7 +100,7 @@ func walk(ctx context.Context, root string, hook Hook, how Reading, fn func(entr
 	running.Go(func() {
 		defer close(order)
 		defer close(work)
-		w := lister{ctx: ctx, root: root, hook: hook, send: func(b *batch) error {
+		l := batcher{ctx: ctx, w: w, send: func(b *batch) error {
 			// order first: nothing waits for a batch that no worker gets.
 			for _, c := range []chan *batch{order, work} {
 				select {
@@ -67,12 +111,12 @@ func walk(ctx context.Context, root string, hook Hook, how Reading, fn func(entr
 			}
 			return nil
 		}}
-		walkErr = how.run(w.run)
+		walkErr = w.run(l.run)
 	})
 	for range runtime.GOMAXPROCS(0) {
 		running.Go(func() {
 			for b := range work {
-				b.err = how.run(func() error { return b.run(ctx) })
+				b.err = w.run(func() error { return b.run(ctx, false) })
 				close(b.done)
 			}
 		})
@@ -86,98 +130,164 @@ func walk(ctx context.Context, root string, hook Hook, how Reading, fn func(entr
 		if b.err != nil {
 			return b.err
 		}
-		if err := fn(b.entries, b.lines); err != nil {
+		if err := w.finish(ctx, b, fn); err != nil {
 			return err
 		}
 	}
 	return walkErr
 }
 
-// run looks at the entries of a batch.
-func (b *batch) run(ctx context.Context) (err error) {
-	for i := range b.entries {
+// finish hands a batch to fn, and reads what its worker has left.
+func (w *walker) finish(ctx context.Context, b *batch, fn func(entries []Entry, lines []byte) error) error {
+	for first := 0; ; {
+		if b.next > first {
+			if err := fn(b.entries[first:b.next], b.lines); err != nil {
+				return err
+			}
+			w.held.Add(-int64(len(b.lines)))
+			select {
+			case w.freed <- struct{}{}:
+			default:
+			}
+			first, b.lines = b.next, nil
+		}
+		if first == len(b.entries) {
+			return nil
+		}
+		if err := w.run(func() error { return b.run(ctx, true) }); err != nil {
+			return err
+		}
+	}
+}
+
+// run reads the entries of a batch. A worker leaves the rest of it when too much
+// is waiting already; it does not wait itself, as all may wait for this batch.
+// When it is its turn, the rest is read in pieces.
+func (b *batch) run(ctx context.Context, turn bool) error {
+	for ; b.next < len(b.entries); b.next++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		e := &b.entries[i]
-		if !b.read[i] {
-			if *e, err = readHooked(ctx, filepath.Join(b.root, e.Path), e.Path, b.hook); err != nil {
-				return err
-			}
+		if turn && len(b.lines) >= runBytes || !turn && b.w.held.Load() > heldLimit {
+			return nil
 		}
-		b.lines = e.appendLine(b.lines)
+		if line := b.ready[b.next]; line != nil {
+			b.lines, b.ready[b.next] = append(b.lines, line...), nil
+			continue
+		}
+		before := len(b.lines)
+		e, lines, err := b.w.read(ctx, b.entries[b.next].Path, b.lines)
+		if err != nil {
+			return err
+		}
+		b.entries[b.next], b.lines = e, lines
+		b.w.held.Add(int64(len(lines) - before))
 	}
 	return nil
 }
 
-func readHooked(ctx context.Context, path, rel string, hook Hook) (Entry, error) {
-	e, err := Read(path, rel)
-	if err != nil || hook == nil {
-		return e, err
+// read reads an entry, has it changed, and appends its line.
+func (w *walker) read(ctx context.Context, rel string, lines []byte) (e Entry, _ []byte, err error) {
+	e, err = w.entry(rel, min(largeEntry, w.attrs.limit))
+	if errors.Is(err, mtree.ErrTooLarge) {
+		select {
+		case w.large <- struct{}{}:
+		case <-ctx.Done():
+			return e, nil, ctx.Err()
+		}
+		defer func() { <-w.large }()
+		e, err = w.entry(rel, w.attrs.limit)
 	}
-	changed, err := hook(ctx, path, &e)
-	if err != nil || !changed {
-		return e, err
+	if err == nil && w.change != nil {
+		var changed bool
+		if changed, err = w.change(ctx, filepath.Join(w.root, rel), &e); changed && err == nil {
+			e, err = w.entry(rel, w.attrs.limit)
+		}
 	}
-	return Read(path, rel)
+	if err != nil {
+		return e, nil, err
+	}
+	start := len(lines)
+	if lines = e.appendLine(lines); len(lines)-start > mtree.MaxLine {
+		return e, nil, tooLarge(filepath.Join(w.root, rel), w.attrs.limit)
+	}
+	e.Xattrs = nil
+	return e, lines, nil
 }
 
-// lister walks through the directories, in order, and makes batches.
-type lister struct {
+// entry is Read within the tree's own mount.
+func (w *walker) entry(rel string, limit int) (Entry, error) {
+	e := Entry{Path: rel}
+	var err error
+	if e.Stat, err = w.tree.Lstat(rel); err != nil {
+		return e, err
+	}
+	path := filepath.Join(w.root, rel)
+	if e.Type() == unix.S_IFLNK {
+		if e.Link, err = os.Readlink(path); err != nil {
+			return e, err
+		}
+	}
+	attrs := w.attrs
+	attrs.limit = limit
+	e.Xattrs, err = attrs.read(path)
+	return e, err
+}
+
+// batcher makes batches of the entries that a walk through the directories visits.
+type batcher struct {
 	ctx   context.Context
-	root  string
-	hook  Hook
+	w     *walker
 	send  func(*batch) error
 	batch *batch
 }
 
-func (l *lister) run() error {
-	err := l.dir(".")
-	if err == nil && l.batch != nil {
-		err = l.send(l.batch)
+func (b *batcher) run() error {
+	err := b.w.tree.Walk(b.ctx, b.dir, func(rel string) error { return b.add(Entry{Path: rel}, nil) })
+	if err == nil {
+		err = b.flush()
 	}
 	return err
 }
 
-func (l *lister) add(e Entry, read bool) error {
-	if l.batch == nil {
-		l.batch = &batch{root: l.root, hook: l.hook, done: make(chan struct{})}
-	}
-	b := l.batch
-	b.entries, b.read = append(b.entries, e), append(b.read, read)
-	if len(b.entries) < batchSize {
+func (b *batcher) flush() error {
+	full := b.batch
+	if full == nil {
 		return nil
 	}
-	l.batch = nil
-	return l.send(b)
+	b.batch = nil
+	return b.send(full)
 }
 
-func (l *lister) dir(rel string) error {
-	path := filepath.Join(l.root, rel)
-	e, err := readHooked(l.ctx, path, rel, l.hook)
-	if err != nil {
-		return err
+func (b *batcher) add(e Entry, line []byte) error {
+	if b.batch == nil {
+		b.batch = &batch{w: b.w, done: make(chan struct{})}
 	}
-	if err := l.add(e, true); err != nil || e.Type() != unix.S_IFDIR {
-		return err
-	}
-	names, err := os.ReadDir(path) // sorted
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		child := n.Name()
-		if rel != "." {
-			child = rel + "/" + child
-		}
-		if n.IsDir() {
-			err = l.dir(child)
-		} else {
-			err = l.add(Entry{Path: child}, false)
-		}
-		if err != nil {
-			return err
-		}
+	b.batch.entries, b.batch.ready = append(b.batch.entries, e), append(b.batch.ready, line)
+	if len(b.batch.entries) == batchSize {
+		return b.flush()
 	}
 	return nil
+}
+
+// dir adds a directory, or anything of which the type is not known yet.
+func (b *batcher) dir(rel string) (dir bool, err error) {
+	w := b.w
+	// The lines of directories wait too, and nothing but what was sent goes on.
+	for w.held.Load() > heldLimit {
+		if err := b.flush(); err != nil {
+			return false, err
+		}
+		select {
+		case <-w.freed:
+		case <-b.ctx.Done():
+			return false, b.ctx.Err()
+		}
+	}
+	e, line, err := w.read(b.ctx, rel, nil)
+	if err != nil {
+		return false, err
+	}
+	w.held.Add(int64(len(line)))
+	return e.Type() == unix.S_IFDIR, b.add(e, line)
 }

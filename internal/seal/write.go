@@ -1,21 +1,13 @@
 package seal
 
 import (
-	"bufio"
-	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"hash"
-	"io"
-	"os"
 
 	"golang.org/x/sys/unix"
-)
 
-// header is the first line of a seal.
-const header = "#mtree v2.0\n"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
+)
 
 // Summary is what a walk counts.
 type Summary struct {
@@ -26,16 +18,27 @@ type Summary struct {
 	Digest  string // of the seal's text, "sha256:…"
 }
 
-// Write walks the tree below root and writes its seal to path. The file is not
-// synced.
-func Write(ctx context.Context, root, path string, hook Hook) (_ Summary, err error) {
-	out, err := create(path)
+// Write walks the tree below root and writes its seal to path. It does not change the
+// tree. The file is not synced.
+func Write(ctx context.Context, root, path string) (Summary, error) {
+	return write(ctx, root, path, nil)
+}
+
+// ChangeAndWrite is Write, but calls change for every entry first: what is counted and
+// sealed is the entry as change leaves it. After an error the tree may be changed in
+// part, and there is no seal of it.
+func ChangeAndWrite(ctx context.Context, root, path string, change Change) (Summary, error) {
+	return write(ctx, root, path, change)
+}
+
+func write(ctx context.Context, root, path string, change Change) (_ Summary, err error) {
+	out, err := mtree.Create(path)
 	if err != nil {
 		return Summary{}, err
 	}
-	defer func() { err = errors.Join(err, out.close()) }()
+	defer func() { err = errors.Join(err, out.Close()) }()
 	c := counter{seen: map[inode]struct{}{}}
-	if err := Walk(ctx, root, hook, func(entries []Entry, lines []byte) error {
+	if err := walk(ctx, root, change, func(entries []Entry, lines []byte) error {
 		for i := range entries {
 			c.count(&entries[i])
 		}
@@ -44,40 +47,9 @@ func Write(ctx context.Context, root, path string, hook Hook) (_ Summary, err er
 	}); err != nil {
 		return Summary{}, err
 	}
-	c.Digest = out.digest()
+	c.Digest = out.Digest()
 	return c.Summary, nil
 }
-
-// writer is a seal that is being written.
-type writer struct {
-	io.Writer
-	file     *os.File
-	buffered *bufio.Writer
-	packed   *gzip.Writer
-	hash     hash.Hash
-}
-
-func create(path string) (*writer, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	w := &writer{file: f, buffered: bufio.NewWriterSize(f, 64<<10), hash: sha256.New()}
-	// The fastest level: a Commit waits for it.
-	w.packed, _ = gzip.NewWriterLevel(w.buffered, gzip.BestSpeed) // fails for unknown levels only
-	w.Writer = io.MultiWriter(w.packed, w.hash)
-	if _, err := io.WriteString(w, header); err != nil {
-		return nil, errors.Join(err, w.close())
-	}
-	return w, nil
-}
-
-func (w *writer) close() error {
-	return errors.Join(w.packed.Close(), w.buffered.Flush(), w.file.Close())
-}
-
-// digest is that of what was written so far.
-func (w *writer) digest() string { return "sha256:" + hex.EncodeToString(w.hash.Sum(nil)) }
 
 type inode struct{ dev, ino uint64 }
 

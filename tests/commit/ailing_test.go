@@ -18,6 +18,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // ailing is a disk that fails on request, with a daemon's root on it. Every pass
@@ -78,7 +79,7 @@ func (a *ailing) boot(t *testing.T) (snapshots.Snapshotter, error) {
 	if err := a.daemon.Start(t.Context()); err != nil {
 		return nil, err
 	}
-	return connect(t, a.daemon), nil
+	return kittest.Connect(t, a.daemon), nil
 }
 
 // cut ends daemon and file system. With power, the file system may still write
@@ -88,7 +89,7 @@ func (a *ailing) cut(t *testing.T, power bool) {
 	t.Helper()
 	kill(t, a.daemon)
 	if !power && a.fs != disk.Btrfs {
-		// xfs may have shut itself down already, and says so with EIO.
+		// xfs may have shut itself down already, and reports it with EIO.
 		if err := disk.Shutdown(a.dir); err != nil && !errors.Is(err, syscall.EIO) {
 			t.Fatal(err)
 		}
@@ -97,7 +98,7 @@ func (a *ailing) cut(t *testing.T, power bool) {
 	check(t, a.Unmount())
 }
 
-// strike arms a fault; hits tells later whether anything came its way.
+// strike arms a fault; hits counts later what it has met.
 func (a *ailing) strike(t *testing.T, f disk.Fault) {
 	t.Helper()
 	must[int](t)(a.Inject(f))
@@ -113,7 +114,7 @@ func (a *ailing) hits(t *testing.T) int {
 }
 
 // blocks returns where the pages of a file lie on its disk, holes left out; it
-// asks the file system (FIBMAP of fs/ioctl.c, which ext4 and xfs answer).
+// queries the file system (FIBMAP of fs/ioctl.c, which ext4 and xfs answer).
 func blocks(t *testing.T, path string) []disk.Range {
 	t.Helper()
 	const fibmap, size = 1, 4096
@@ -154,7 +155,7 @@ func (a *ailing) free(t *testing.T) (ranges []disk.Range) {
 	return ranges
 }
 
-// freeInBitmaps asks dumpe2fs. The kernel's own map counts blocks that it keeps
+// freeInBitmaps runs dumpe2fs. The kernel's own map counts blocks that it keeps
 // ready for files that grow as used.
 func (a *ailing) freeInBitmaps(t *testing.T) (ranges []disk.Range) {
 	t.Helper()
@@ -176,7 +177,7 @@ func (a *ailing) freeInBitmaps(t *testing.T) (ranges []disk.Range) {
 	return ranges
 }
 
-// freeInMap asks the file system (FS_IOC_GETFSMAP of linux/fsmap.h).
+// freeInMap queries the file system (FS_IOC_GETFSMAP of linux/fsmap.h).
 func freeInMap(t *testing.T, f *os.File) (ranges []disk.Range) {
 	t.Helper()
 	const getfsmap, ownerFree, special, most = 0xc0c0583b, 1, 0x10, 4096

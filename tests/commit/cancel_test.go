@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // racers is a daemon on a disk of its own, for calls that meet.
@@ -62,11 +63,11 @@ func (r racers) whole(t *testing.T, name, key string) {
 		t.Fatalf("stat %s: %v, %v, want it committed", name, info.Kind, err)
 	}
 	r.absent(t, key)
-	row, ok := inspect(t, r.daemon).find(name)
+	row, ok := kittest.Inspect(t, r.daemon).Find(name)
 	if !ok {
 		t.Fatalf("%s is not on record", name)
 	}
-	sameTree(t, name, layerDir(r.daemon, row.ID), r.want[0])
+	sameTree(t, name, r.daemon.LayerDir(row.ID), r.want[0])
 }
 
 func (r racers) absent(t *testing.T, name string) {
@@ -135,7 +136,7 @@ func TestCommitAgainstRemove(t *testing.T) {
 	for i := range 60 {
 		key, name := fmt.Sprint("key-", i), fmt.Sprint("name-", i)
 		r.written(t, key)
-		// Whoever arrives first wins; a head start for each in turn lets both.
+		// The call that arrives first wins; a head start for each in turn lets both.
 		head := time.Duration(i%3) * time.Millisecond
 		errs := together(
 			func() error { time.Sleep(head); return r.sn.Commit(ctx, name, key) },
@@ -202,7 +203,7 @@ func TestCommitAgainstCleanup(t *testing.T) {
 }
 
 // TestCommitCancelled gives up on Commits, each a little later than the one
-// before. Whatever the client was told, the Commit has happened or it has not;
+// before. Whatever answer the client got, the Commit has happened or it has not;
 // in the second case the snapshot is still good for another.
 func TestCommitCancelled(t *testing.T) {
 	r := newRacers(t)
@@ -219,8 +220,8 @@ func TestCommitCancelled(t *testing.T) {
 		check(t, setTimes(dir, time.Unix(1_700_000_000, 0)))
 	}
 	write("first")
-	row, _ := inspect(t, r.daemon).find("first")
-	r.want[0] = must[kit.Tree](t)(kit.Fingerprint(layerDir(r.daemon, row.ID)))
+	row, _ := kittest.Inspect(t, r.daemon).Find("first")
+	r.want[0] = must[kit.Tree](t)(kit.Fingerprint(r.daemon.LayerDir(row.ID)))
 	begin := time.Now()
 	check(t, r.sn.Commit(ctx, "name-first", "first"))
 	takes := time.Since(begin)
@@ -233,7 +234,7 @@ func TestCommitCancelled(t *testing.T) {
 		limited, cancel := context.WithTimeout(ctx, 4*takes*time.Duration(i*i)/(rounds*rounds))
 		err := r.sn.Commit(limited, name, key)
 		cancel()
-		// The answer can be on its way to nobody while the daemon goes on. The
+		// The client can be gone while the daemon still works on the answer. The
 		// next call waits for the lock of this key, and so for its end.
 		switch again := r.sn.Commit(ctx, second, key); {
 		case again == nil && err != nil:
@@ -287,7 +288,7 @@ func TestOpenAcrossRestart(t *testing.T) {
 				t.Errorf("commit of an extraction from before the restart: %v, want failed precondition and \"extract again\"", err)
 			}
 			r.absent(t, links[1].name)
-			for _, e := range inspect(t, r.daemon).Journal.Open {
+			for _, e := range kittest.Inspect(t, r.daemon).Journal.Open {
 				if !e.CursorLost || e.Extraction == e.Abandoned.IsZero() {
 					t.Errorf("journal after the restart: %+v, want the cursor lost, and an extraction abandoned", e)
 				}
@@ -295,7 +296,7 @@ func TestOpenAcrossRestart(t *testing.T) {
 
 			check(t, r.sn.Commit(ctx, "default/901/image", container))
 			r.whole(t, "default/901/image", container)
-			for _, e := range inspect(t, r.daemon).Journal.Committed {
+			for _, e := range kittest.Inspect(t, r.daemon).Journal.Committed {
 				if lost := strings.Contains(e.Strategy, "cursor lost"); lost != (e.Name == "default/901/image") {
 					t.Errorf("journal: %s was committed with the strategy %q", e.Name, e.Strategy)
 				}

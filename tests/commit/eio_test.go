@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -106,7 +107,7 @@ func TestDiskErrorsSeeMutants(t *testing.T) {
 	want := reference(t, layers)
 	for _, mutant := range []string{"error-swallowed", "retry-after-eio", "fd-shared", "no-syncfs"} {
 		t.Run(mutant, func(t *testing.T) {
-			a := newAiling(t, disk.Ext4, kit.DaemonOptions{Binary: must[string](t)(faulty()), Env: []string{"DURABLE_MUTANT=" + mutant}})
+			a := newAiling(t, disk.Ext4, kit.DaemonOptions{Binary: must[string](t)(defective()), Env: []string{defects.Activate(mutant)}})
 			wrong := a.sweep(t, want, a.kinds()[0], 1)
 			if len(wrong) == 0 {
 				t.Error("not seen")

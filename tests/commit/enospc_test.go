@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // small is a disk that is soon full, with one layer on it that was there before.
@@ -50,7 +52,7 @@ func fill(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 		if f != nil {
-			_ = f.Close() // may say again that the disk is full
+			_ = f.Close() // may report again that the disk is full
 		}
 	}
 }
@@ -79,7 +81,7 @@ func (s *small) roomy(t *testing.T) {
 func refusesFull(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), "no space left on device") {
-		t.Errorf("%s on a full disk: %v, want an error that says so", what, err)
+		t.Errorf("%s on a full disk: %v, want an error that reports it", what, err)
 	}
 }
 
@@ -93,22 +95,22 @@ func (s *small) committed(t *testing.T, n int) {
 			continue
 		}
 		info, err := s.sn.Stat(t.Context(), l.name)
-		row, ok := inspect(t, s.daemon).find(l.name)
+		row, ok := kittest.Inspect(t, s.daemon).Find(l.name)
 		if err != nil || info.Kind != snapshots.KindCommitted || !ok {
 			t.Fatalf("stat %s: %v, %v, on record: %t; want it committed", l.name, info.Kind, err, ok)
 		}
-		sameTree(t, l.name, layerDir(s.daemon, row.ID), s.want[i])
+		sameTree(t, l.name, s.daemon.LayerDir(row.ID), s.want[i])
 	}
 }
 
-// rest unpacks what is missing of the chain, and has a look after a restart.
+// rest unpacks what is missing of the chain, and verifies it after a restart.
 func (s *small) rest(t *testing.T, n int) {
 	t.Helper()
 	for _, l := range chain(layers, "again")[n:] {
 		check(t, l.unpack(t.Context(), s.sn))
 	}
 	check(t, s.daemon.Restart(t.Context()))
-	s.sn = connect(t, s.daemon)
+	s.sn = kittest.Connect(t, s.daemon)
 	s.committed(t, layers)
 	cleanUp(t, s.sn)
 	noOrphans(t, s.daemon)
@@ -129,7 +131,7 @@ func TestFullInExtraction(t *testing.T) {
 				s.committed(t, 1)
 				if restart {
 					check(t, s.daemon.Restart(ctx))
-					s.sn = connect(t, s.daemon)
+					s.sn = kittest.Connect(t, s.daemon)
 					s.committed(t, 1)
 				}
 				if err := s.daemon.Healthy(ctx); err != nil {
@@ -146,7 +148,58 @@ func TestFullInExtraction(t *testing.T) {
 	}
 }
 
-// TestFullInCommit has somebody else take the last space between the extraction
+// TestQuota starts the daemon where a quota is used up: a btrfs subvolume whose
+// qgroup has a limit. What is there is served, and removing makes room.
+func TestQuota(t *testing.T) {
+	d := newDisk(t, kit.DiskOptions{FS: "btrfs", Size: disk.Btrfs.MinSize()})
+	btrfs := func(args ...string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "btrfs", args...).CombinedOutput(); err != nil {
+			t.Fatalf("btrfs %v: %v: %s", args, err, out)
+		}
+	}
+	btrfs("quota", "enable", d.Path())
+	btrfs("subvolume", "create", d.Path("durable"))
+	btrfs("qgroup", "limit", "32M", d.Path("durable"))
+	daemon := newDaemon(t, kit.DaemonOptions{Dir: d.Path("durable")})
+	sn, links, ctx := start(t, daemon), chain(layers, "first"), t.Context()
+	check(t, links[0].unpack(ctx, sn))
+	dir := must[string](t)(links[1].prepare(ctx, sn))
+	for size := 1 << 20; size >= 512; size /= 2 {
+		var err error
+		for i := 0; err == nil; i++ {
+			var f *os.File
+			if f, err = os.Create(filepath.Join(dir, fmt.Sprintf("fill-%d-%d", size, i))); err == nil {
+				if _, err = f.Write(make([]byte, size)); err == nil {
+					err = f.Sync()
+				}
+				_ = f.Close() // may report again that the quota is used up
+			}
+		}
+		if !errors.Is(err, syscall.EDQUOT) {
+			t.Fatalf("the quota refuses with %v", err)
+		}
+	}
+	for range 2 {
+		check(t, daemon.Kill())
+		sn = start(t, daemon)
+		if _, err := sn.Stat(ctx, links[0].name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(t, sn.Remove(ctx, links[1].key))
+	cleanUp(t, sn)
+	waitFor(t, 30*time.Second, func() error { // btrfs counts what is free when a transaction ends
+		if out, err := exec.CommandContext(ctx, "btrfs", "filesystem", "sync", d.Path()).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		_, err := chain(layers, "again")[1].prepare(ctx, sn)
+		return err
+	})
+	noOrphans(t, daemon)
+}
+
+// TestFullInCommit has another process take the last space between the extraction
 // of a layer and its Commit.
 func TestFullInCommit(t *testing.T) {
 	for _, fs := range []disk.FS{disk.Ext4, disk.XFS, disk.Btrfs} {
@@ -185,7 +238,7 @@ func TestFullInPull(t *testing.T) {
 	n := newNode(t, d.Path("durable"))
 	large := must[kit.Image](t)(kit.Runnable(t.Context()))
 	large.Layers = append(large.Layers, kit.NewLayer(kit.Gzip, kit.File("large", 0o644, strings.Repeat("large", 20<<20))))
-	tooLarge := must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, "too-large", large))
+	tooLarge := must[kit.Pushed](t)(n.Push(t.Context(), "too-large", large))
 	fits := n.push(t, "fits", must[kit.Image](t)(kit.Runnable(t.Context())))
 	start(t, n.next(t, ""))
 	check(t, unavailable(t, nil, func() error { return n.pull(t.Context(), "durable", fits) }))
@@ -194,13 +247,13 @@ func TestFullInPull(t *testing.T) {
 	room := available(t, d.Path())
 
 	refusesFull(t, "pull", n.pull(t.Context(), "durable", tooLarge))
-	if name, ok := n.believed(t)[tooLarge.Top()]; ok {
-		t.Errorf("containerd was told that %s is committed", name)
+	if name, ok := n.recorded(t)[tooLarge.Top()]; ok {
+		t.Errorf("containerd has recorded that %s is committed", name)
 	}
 	waitFor(t, 30*time.Second, func() error {
 		// containerd collects what the pull has left when it sees fit; this
-		// asks for it.
-		if _, err := n.containerd.Ctr(t.Context(), "content", "prune", "references"); err != nil {
+		// requests it.
+		if _, err := n.Containerd.Ctr(t.Context(), "content", "prune", "references"); err != nil {
 			return err
 		}
 		if now := available(t, d.Path()); now < room-1<<20 {
@@ -209,7 +262,7 @@ func TestFullInPull(t *testing.T) {
 		return nil
 	})
 	check(t, n.pull(t.Context(), "durable", fits))
-	n.whole(t, fits, n.believed(t))
+	n.whole(t, fits, n.recorded(t))
 	check(t, n.remove(t.Context(), fits))
 	n.only(t)
 }

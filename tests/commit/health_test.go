@@ -17,6 +17,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestHealthFollowsTheDisk has a disk that cannot write metadata.db, and then
@@ -41,7 +42,7 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 				t.Fatalf("commit: %v, want an input/output error", err)
 			}
 			if a.daemon.Healthy(ctx) == nil {
-				t.Error("health says SERVING while metadata.db cannot be written")
+				t.Error("health reports SERVING while metadata.db cannot be written")
 			}
 			if _, err := links[2].prepare(ctx, sn); !errdefs.IsUnavailable(err) {
 				t.Errorf("prepare: %v, want unavailable", err)
@@ -56,7 +57,7 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 				t.Errorf("I4: commit after the disk got well: %v, want failed precondition", err)
 			}
 			poisoned := ""
-			for _, e := range inspect(t, a.daemon).Journal.Open {
+			for _, e := range kittest.Inspect(t, a.daemon).Journal.Open {
 				if e.Key == links[1].key {
 					poisoned = e.Poisoned
 				}
@@ -68,9 +69,9 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 			check(t, chain(layers, "again")[1].unpack(ctx, sn))
 			check(t, chain(layers, "again")[2].unpack(ctx, sn))
 			log := must[string](t)(a.daemon.Log())
-			for _, loud := range []string{"A WRITE FAILED", "THE FILE SYSTEM TAKES NO WRITES", "takes writes again"} {
-				if n := strings.Count(log, loud); n != 1 {
-					t.Errorf("the log says %q %d times, want once", loud, n)
+			for _, event := range []string{"write_failed", "writes_blocked", "writes_resumed"} {
+				if n := strings.Count(log, `"event":"`+event+`"`); n != 1 {
+					t.Errorf("the log has the event %s %d times, want once", event, n)
 				}
 			}
 			a.cut(t, false)
@@ -89,7 +90,7 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 }
 
 // TestHealthNoticesReadOnly has the kernel make the file system read-only, as it
-// does with errors=remount-ro, under a daemon that nobody calls.
+// does with errors=remount-ro, under a daemon that no client calls.
 func TestHealthNoticesReadOnly(t *testing.T) {
 	d := newDisk(t, kit.DiskOptions{FS: "ext4", Size: 256 << 20, Mount: "errors=remount-ro"})
 	r := racers{daemon: newDaemon(t, kit.DaemonOptions{Dir: d.Path("durable")})}
@@ -99,10 +100,10 @@ func TestHealthNoticesReadOnly(t *testing.T) {
 	check(t, done.unpack(ctx, r.sn))
 
 	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(d.Device()), "trigger_fs_error")
-	check(t, os.WriteFile(trigger, []byte("a test asked for this error\n"), 0))
+	check(t, os.WriteFile(trigger, []byte("a test requested this error\n"), 0))
 	waitFor(t, 30*time.Second, func() error {
 		if r.daemon.Healthy(ctx) == nil {
-			return errors.New("health says SERVING on a file system that is read-only")
+			return errors.New("health reports SERVING on a file system that is read-only")
 		}
 		return nil
 	})
@@ -143,7 +144,7 @@ func TestReadsOutliveTheFileSystem(t *testing.T) {
 				t.Error("remove on a file system that is shut down: no error")
 			}
 			if a.daemon.Healthy(ctx) == nil {
-				t.Error("health says SERVING on a file system that is shut down")
+				t.Error("health reports SERVING on a file system that is shut down")
 			}
 			n := 0
 			if err := sn.Walk(ctx, func(context.Context, snapshots.Info) error { n++; return nil }); err != nil || n != rows+1 {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestHistoryIsBounded removes more layers than the journal may remember. Only
@@ -35,7 +36,7 @@ func TestHistoryIsBounded(t *testing.T) {
 
 	verify := func(when string) {
 		t.Helper()
-		r := inspect(t, d)
+		r := kittest.Inspect(t, d)
 		have := map[string]bool{}
 		for _, e := range r.Journal.Committed {
 			have[e.Name] = true

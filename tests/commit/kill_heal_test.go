@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestKillHealing visits the points of healing: the daemon dies of SIGKILL while
 // it extracts a damaged layer again, and the next one runs in the same boot, where
-// nobody looks at what the journal says is whole.
+// what the journal records as whole is not verified.
 func TestKillHealing(t *testing.T) {
 	s := newScene(t)
 	s.heals = true
@@ -19,21 +20,21 @@ func TestKillHealing(t *testing.T) {
 	s.connected(t)
 	l := s.lease(t)
 	check(t, unavailable(t, nil, func() error { return s.pull(l.ctx, "durable", s.image) }))
-	check(t, s.daemon.Stop())
-	names := s.believed(t)
+	check(t, s.Daemon.Stop())
+	names := s.recorded(t)
 	for _, damage := range []struct{ what, gone string }{{"tree removed", "fs"}, {"layer removed", "."}} {
 		placed := false
 		for _, point := range killPoints(t, "Healing") {
 			placed = placed || point == "heal.exchanged"
 			t.Run(damage.what+" "+point, func(t *testing.T) {
 				name := names[s.image.ChainIDs[1].String()]
-				row, ok := inspect(t, s.daemon).find(name)
+				row, ok := kittest.Inspect(t, s.Daemon).Find(name)
 				if !ok {
 					t.Fatalf("no row of %q", name)
 				}
-				tree := layerDir(s.daemon, row.ID)
+				tree := s.Daemon.LayerDir(row.ID)
 				check(t, os.RemoveAll(filepath.Join(filepath.Dir(tree), damage.gone)))
-				// It heals as soon as it starts: there is no time to ask it.
+				// It heals as soon as it starts: there is no time to call it.
 				s.dies(t, point, func(d *kit.Daemon) { check(t, d.Launch()) })
 				if _, err := os.Lstat(tree); (err == nil) != placed {
 					t.Fatalf("the tree is in its place: %t (%v), want %t", err == nil, err, placed)
@@ -45,13 +46,13 @@ func TestKillHealing(t *testing.T) {
 	check(t, l.release())
 }
 
-// healed starts the next daemon and looks at what it makes of that.
+// healed starts the next daemon and verifies what it makes of that.
 func (s *scene) healed(t *testing.T, names map[string]string) {
 	t.Helper()
 	sn := start(t, s.next(t, ""))
 	s.connected(t)
 	s.whole(t, s.image, names)
-	if left := list(t, s.daemon.Root, "healing"); len(left) > 0 {
+	if left := list(t, s.Daemon.Root, "healing"); len(left) > 0 {
 		t.Errorf("left in healing/: %v", left)
 	}
 	top := names[s.image.Top()]
@@ -64,6 +65,6 @@ func (s *scene) healed(t *testing.T, names map[string]string) {
 	check(t, sn.Remove(t.Context(), "container"))
 	cleanUp(t, sn)
 	// containerd may collect garbage at the same time.
-	waitFor(t, 20*time.Second, func() error { return orphans(t, s.daemon) })
-	check(t, s.daemon.Stop())
+	waitFor(t, 20*time.Second, func() error { return orphans(t, s.Daemon) })
+	check(t, s.Daemon.Stop())
 }

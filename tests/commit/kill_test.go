@@ -14,6 +14,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // scene is a node whose daemons die at named points, on a disk that can fail.
@@ -58,12 +59,12 @@ func newScene(t *testing.T) *scene {
 	}})
 	start(t, s.next(t, ""))
 	check(t, unavailable(t, nil, func() error { return s.pull(t.Context(), "durable", base) }))
-	check(t, s.daemon.Stop())
+	check(t, s.Daemon.Stop())
 	s.base = []kit.Pushed{base}
 	return s
 }
 
-// visit has the daemon die at a point, starts it again, and looks at what there
+// visit has the daemon die at a point, starts it again, and verifies what there
 // is, what can be had, and what can be taken away.
 func (s *scene) visit(t *testing.T, point string) {
 	l, base := s.lease(t), s.base
@@ -72,10 +73,10 @@ func (s *scene) visit(t *testing.T, point string) {
 		s.dir, base = filepath.Join(s.mount, t.Name()), nil
 	}
 	acked := s.dieAt(t, l, point)
-	believed := s.believed(t)
+	recorded := s.recorded(t)
 	for i, id := range s.image.ChainIDs {
-		if (believed[id.String()] != "") != (i < acked) {
-			t.Errorf("containerd was told of layers %v, want the first %d of %s", believed, acked, s.image.Ref)
+		if (recorded[id.String()] != "") != (i < acked) {
+			t.Errorf("containerd has recorded layers %v, want the first %d of %s", recorded, acked, s.image.Ref)
 			break
 		}
 	}
@@ -83,29 +84,29 @@ func (s *scene) visit(t *testing.T, point string) {
 	sn := start(t, s.next(t, ""))
 	cleanUp(t, sn)
 	// containerd may collect garbage at the same time.
-	waitFor(t, 20*time.Second, func() error { return orphans(t, s.daemon) })
+	waitFor(t, 20*time.Second, func() error { return orphans(t, s.Daemon) })
 	s.connected(t)
 	for _, p := range append(base, s.image) {
-		s.whole(t, p, believed)
+		s.whole(t, p, recorded)
 	}
 	if err := unavailable(t, nil, func() error { return s.pull(t.Context(), "durable", s.image) }); err != nil {
 		t.Errorf("pull again: %v", err)
 	}
-	believed = s.believed(t)
+	recorded = s.recorded(t)
 	for _, p := range append(base, s.image) {
 		for _, id := range p.ChainIDs {
-			if believed[id.String()] == "" {
+			if recorded[id.String()] == "" {
 				t.Errorf("containerd has no snapshot %s of %s", id, p.Ref)
 			}
 		}
-		s.whole(t, p, believed)
+		s.whole(t, p, recorded)
 	}
 	check(t, l.release())
 	if err := s.remove(t.Context(), s.image); err != nil {
 		t.Errorf("remove the image: %v", err)
 	}
 	s.only(t, base...)
-	check(t, s.daemon.Stop())
+	check(t, s.Daemon.Stop())
 }
 
 // dieAt brings a daemon to a point and sees it die there. It returns how many
@@ -131,7 +132,7 @@ func (s *scene) dieAt(t *testing.T, l lease, point string) (acked int) {
 			check(t, sn.Remove(t.Context(), "orphan"))
 			s.live(t, l)
 		})
-		if rows, dirs := inspect(t, s.daemon).Snapshots, list(t, s.daemon.Root, "snapshots"); len(dirs) <= len(rows) {
+		if rows, dirs := kittest.Inspect(t, s.Daemon).Snapshots, list(t, s.Daemon.Root, "snapshots"); len(dirs) <= len(rows) {
 			t.Fatalf("directories %v for %d rows: there is no orphan", dirs, len(rows))
 		}
 		s.dies(t, point, func(d *kit.Daemon) { check(t, d.Launch()) })
@@ -164,7 +165,7 @@ func (s *scene) dies(t *testing.T, point string, work func(*kit.Daemon)) {
 	t.Helper()
 	d := s.next(t, must[string](t)(faulty()), "DURABLE_KILL_AT="+point)
 	work(d)
-	if code, err := d.Wait(30 * time.Second); err != nil || code != -int(syscall.SIGKILL) {
+	if code, err := d.Wait(2 * time.Minute); err != nil || code != -int(syscall.SIGKILL) {
 		t.Fatalf("the daemon was not killed at %s: code %d, %v", point, code, err)
 	}
 	check(t, s.disk.Heal())
@@ -193,9 +194,9 @@ func (s *scene) live(t *testing.T, l lease) {
 		{"release", l.release},
 		{"remove", func() error { return s.remove(ctx, s.image) }},
 	} {
-		if err := unavailable(t, s.daemon.Done(), step.do); err != nil {
+		if err := unavailable(t, s.Daemon.Done(), step.do); err != nil {
 			// The daemon has ended, or will not.
-			if _, gone := s.daemon.Wait(time.Second); gone != nil {
+			if _, gone := s.Daemon.Wait(time.Minute); gone != nil {
 				t.Fatalf("%s: %v", step.what, err)
 			}
 			return

@@ -1,23 +1,20 @@
 package commit
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -27,10 +24,15 @@ func TestMain(m *testing.M) {
 	os.Exit(kit.Main(m.Run))
 }
 
-// faulty is the daemon with faults that a test can ask for, built at the first use.
-var faulty = sync.OnceValues(func() (string, error) {
-	return kit.BuildDaemon(context.Background(), "durable-snapshotter-faults", "-tags", "faults")
-})
+// Variants of the daemon, each built at its first use.
+var (
+	// faulty has the kill points.
+	faulty = sync.OnceValues(func() (string, error) {
+		return kit.BuildDaemon(context.Background(), "durable-snapshotter-faults", "-tags", "faults")
+	})
+	// defective has the planted defects, too.
+	defective = sync.OnceValues(func() (string, error) { return defects.Build(context.Background()) })
+)
 
 var (
 	check   = kittest.Check
@@ -79,16 +81,7 @@ func kill(t *testing.T, d *kit.Daemon) {
 func start(t *testing.T, d *kit.Daemon) snapshots.Snapshotter {
 	t.Helper()
 	check(t, d.Start(t.Context()))
-	return connect(t, d)
-}
-
-// connect opens a client of its own: one that had a connection to an earlier
-// process would first wait out grpc's backoff.
-func connect(t *testing.T, d *kit.Daemon) snapshots.Snapshotter {
-	t.Helper()
-	sn := must[snapshots.Snapshotter](t)(d.Snapshotter())
-	t.Cleanup(func() { sn.Close() })
-	return sn
+	return kittest.Connect(t, d)
 }
 
 func cleanUp(t *testing.T, sn snapshots.Snapshotter) {
@@ -100,77 +93,11 @@ func cleanUp(t *testing.T, sn snapshots.Snapshotter) {
 // its standard output. The error holds its standard error.
 func program(t *testing.T, d *kit.Daemon, args ...string) (string, error) {
 	t.Helper()
-	argv := append(args, "--config", filepath.Join(filepath.Dir(d.LogPath()), "config.toml"), "--root", d.Root, "--address", d.Address)
-	cmd := exec.CommandContext(t.Context(), kittest.Binaries(t).Daemon, argv...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, stderr.Bytes())
+	stdout, stderr, status, err := d.Verb(t.Context(), args...)
+	if err == nil && status != 0 {
+		err = fmt.Errorf("%s: status %d: %s", strings.Join(args, " "), status, stderr)
 	}
-	return stdout.String(), nil
-}
-
-// report is the part of inspect --json that the tests read.
-type report struct {
-	Snapshots []row `json:"snapshots"`
-	Journal   struct {
-		Open      []openEntry   `json:"open"`
-		Committed []commitEntry `json:"committed"`
-		History   []commitEntry `json:"history"`
-	} `json:"journal"`
-}
-
-type row struct {
-	ID     uint64 `json:"id"`
-	Kind   string `json:"kind"`
-	Name   string `json:"name"`
-	Parent string `json:"parent"`
-}
-
-type openEntry struct {
-	ID         uint64    `json:"id"`
-	Key        string    `json:"key"`
-	Extraction bool      `json:"extraction"`
-	Abandoned  time.Time `json:"abandoned"`
-	Poisoned   string    `json:"poisoned"`
-	CursorLost bool      `json:"cursor_lost"`
-}
-
-type commitEntry struct {
-	Sequence uint64 `json:"sequence"`
-	ID       uint64 `json:"id"`
-	Name     string `json:"name"`
-	Strategy string `json:"strategy"`
-}
-
-// inspect asks a running or a stopped daemon what it has on record.
-func inspect(t *testing.T, d *kit.Daemon) report {
-	t.Helper()
-	return must[report](t)(tryInspect(t, d))
-}
-
-func tryInspect(t *testing.T, d *kit.Daemon) (r report, err error) {
-	t.Helper()
-	out, err := program(t, d, "inspect", "--json")
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal([]byte(out), &r)
-}
-
-// find returns the row of a key or a name.
-func (r report) find(name string) (row, bool) {
-	for _, s := range r.Snapshots {
-		if s.Name == name {
-			return s, true
-		}
-	}
-	return row{}, false
-}
-
-// layerDir is where the content of a snapshot lies.
-func layerDir(d *kit.Daemon, id uint64) string {
-	return filepath.Join(d.Root, "snapshots", fmt.Sprint(id), "fs")
+	return stdout, err
 }
 
 // noOrphans is I5 after a Cleanup, with nobody else at work.
@@ -186,7 +113,7 @@ func noOrphans(t *testing.T, d *kit.Daemon) {
 func orphans(t *testing.T, d *kit.Daemon) error {
 	t.Helper()
 	rows, wrong := map[string]string{}, []error(nil)
-	for _, s := range inspect(t, d).Snapshots {
+	for _, s := range kittest.Inspect(t, d).Snapshots {
 		rows[fmt.Sprint(s.ID)] = s.Name
 	}
 	for _, name := range list(t, d.Root, "snapshots") {

@@ -12,47 +12,41 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/transfer/image"
-	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-// node is a containerd with a registry, and a place for daemons: one after
-// another, each with its own environment, at the same address and root.
+// node is a node with a place for daemons: one after another, each with its own
+// environment, at the same address and root. containerd is not on their disk.
 type node struct {
-	dir, run   string // of the daemons
-	daemon     *kit.Daemon
-	containerd *kit.Containerd
-	registry   *kit.Registry
-	client     *client.Client
-	trees      map[string]kit.Tree // what a view of a chain ID shows under the built-in overlayfs
-	heals      bool                // daemons know containerd's content store
+	*kit.Node
+	dir, run string // of the daemons
+	client   *client.Client
+	pullers  map[string]*kit.Puller // by snapshotter
+	trees    map[string]kit.Tree    // what a view of a chain ID shows under the built-in overlayfs
+	heals    bool                   // daemons know containerd's content store
 }
 
 // newNode starts containerd and the registry; dir is where daemons have their
 // root.
 func newNode(t *testing.T, dir string) *node {
 	t.Helper()
-	n := &node{dir: dir, run: kittest.Scratch(t), trees: map[string]kit.Tree{}}
-	n.registry = must[*kit.Registry](t)(kit.StartRegistry(t.TempDir()))
-	t.Cleanup(func() {
-		if err := n.registry.Close(); err != nil {
-			t.Error(err)
-		}
+	n := &node{dir: dir, run: kittest.Scratch(t), pullers: map[string]*kit.Puller{}, trees: map[string]kit.Tree{}}
+	n.Node = kittest.NewNode(t, kit.NodeOptions{
+		Volume: dir, Registry: must[*kit.Registry](t)(kit.StartRegistry(t.TempDir())),
+		Daemon:     kit.DaemonOptions{Dir: n.dir, RunDir: n.run},
+		Containerd: kit.ContainerdOptions{Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd")},
 	})
-	n.daemon = must[*kit.Daemon](t)(kit.NewDaemon(kit.DaemonOptions{Dir: n.dir, RunDir: n.run}))
-	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{
-		Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd"), Daemon: n.daemon,
-	})
-	n.client = must[*client.Client](t)(n.containerd.Client())
+	kittest.StartContainerd(t, n.Node)
+	n.client = must[*client.Client](t)(n.Containerd.Client())
 	t.Cleanup(func() { n.client.Close() })
+	for _, name := range []string{"durable", "overlayfs"} {
+		n.pullers[name] = &kit.Puller{Client: n.client, Snapshotter: name}
+	}
 	return n
 }
 
@@ -62,19 +56,19 @@ func (n *node) next(t *testing.T, binary string, env ...string) *kit.Daemon {
 	// What is lost must be seen: mostly there is nothing to heal it with.
 	content := ""
 	if n.heals {
-		content = filepath.Join(n.containerd.Root, "io.containerd.content.v1.content")
+		content = n.ContentRoot()
 	}
-	n.daemon = newDaemon(t, kit.DaemonOptions{
+	n.Daemon = newDaemon(t, kit.DaemonOptions{
 		Binary: binary, Dir: n.dir, RunDir: n.run, Env: env, Config: fmt.Sprintf("content_root = %q\n", content),
 	})
-	return n.daemon
+	return n.Daemon
 }
 
-// push builds an image and learns from the built-in overlayfs what it must look
-// like.
+// push builds an image and learns from the built-in overlayfs what it must
+// contain.
 func (n *node) push(t *testing.T, name string, img kit.Image) kit.Pushed {
 	t.Helper()
-	p := must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, img))
+	p := must[kit.Pushed](t)(n.Push(t.Context(), name, img))
 	check(t, n.pull(t.Context(), "overlayfs", p))
 	for _, id := range p.ChainIDs {
 		n.trees[id.String()] = n.tree(t, "overlayfs", p, id.String())
@@ -84,40 +78,24 @@ func (n *node) push(t *testing.T, name string, img kit.Image) kit.Pushed {
 
 // pull pulls an image by the transfer service, as ctr does.
 func (n *node) pull(ctx context.Context, snapshotter string, p kit.Pushed) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	source, err := registry.NewOCIRegistry(ctx, p.Ref, registry.WithDefaultScheme("http"))
-	if err != nil {
-		return err
-	}
-	store := image.NewStore(p.Ref, image.WithPlatforms(platforms.DefaultSpec()), image.WithAllMetadata,
-		image.WithUnpack(platforms.DefaultSpec(), snapshotter))
-	return n.client.Transfer(ctx, source, store)
+	return n.pullers[snapshotter].Pull(ctx, kit.ByTransfer, n.Namespace(), p.Ref)
 }
 
 // tree mounts a view of a chain ID, as a container would, and reads all of it.
-func (n *node) tree(t *testing.T, snapshotter string, p kit.Pushed, chainID string) (tree kit.Tree) {
+func (n *node) tree(t *testing.T, snapshotter string, p kit.Pushed, chainID string) kit.Tree {
 	t.Helper()
-	// The lease keeps containerd's garbage collection from the view.
-	ctx, release, err := n.client.WithLease(t.Context())
+	tree, _, err := n.pullers[snapshotter].View(t.Context(), n.Namespace(), chainID)
 	check(t, err)
-	sn := n.client.SnapshotService(snapshotter)
-	key := fmt.Sprintf("view-%d", time.Now().UnixNano())
-	m := must[mounts](t)(sn.View(ctx, key, chainID))
-	check(t, mount.WithTempMount(ctx, m, func(dir string) (err error) {
-		tree, err = kit.Fingerprint(dir)
-		return err
-	}))
-	check(t, sn.Remove(ctx, key))
-	check(t, release(ctx))
 	tree.Untime(p.Untimed...)
 	return tree
 }
 
-// whole checks every layer of an image that containerd believes in.
+// whole checks every layer of an image that containerd has recorded as committed.
 func (n *node) whole(t *testing.T, p kit.Pushed, names map[string]string) {
 	t.Helper()
-	sn := connect(t, n.daemon)
+	sn := kittest.Connect(t, n.Daemon)
 	for _, id := range p.ChainIDs {
 		name, ok := names[id.String()]
 		if !ok {
@@ -133,15 +111,15 @@ func (n *node) whole(t *testing.T, p kit.Pushed, names map[string]string) {
 	}
 }
 
-// believed reads from containerd's own database which layers it was told are
-// committed: names in the daemon, by chain ID. Asked for a snapshot, containerd
-// would ask the daemon.
-func (n *node) believed(t *testing.T) map[string]string {
+// recorded reads from containerd's own database which layers it has recorded as
+// committed: names in the daemon, by chain ID. A Stat of containerd
+// would call the daemon.
+func (n *node) recorded(t *testing.T) map[string]string {
 	t.Helper()
 	names := map[string]string{}
-	check(t, viewCopy(t, filepath.Join(n.containerd.Root, "io.containerd.metadata.v1.bolt/meta.db"), func(_ *bolt.DB, tx *bolt.Tx) error {
+	check(t, viewCopy(t, filepath.Join(n.Containerd.Root, "io.containerd.metadata.v1.bolt/meta.db"), func(_ *bolt.DB, tx *bolt.Tx) error {
 		b := tx.Bucket([]byte("v1"))
-		for _, name := range []string{n.containerd.Namespace, "snapshots", "durable"} {
+		for _, name := range []string{n.Containerd.Namespace, "snapshots", "durable"} {
 			if b = b.Bucket([]byte(name)); b == nil {
 				return nil // nothing was ever prepared
 			}
@@ -178,7 +156,7 @@ func viewCopy(t *testing.T, database string, fn func(*bolt.DB, *bolt.Tx) error) 
 }
 
 // connected waits until containerd, which backs off for up to 3 s, has found the
-// new daemon. It asks it for every snapshot that it lists.
+// new daemon. It calls Stat of it for every snapshot that it lists.
 func (n *node) connected(t *testing.T) {
 	t.Helper()
 	waitFor(t, 30*time.Second, func() error {
@@ -190,7 +168,7 @@ func (n *node) connected(t *testing.T) {
 // ends otherwise or stop is closed.
 func unavailable(t *testing.T, stop <-chan struct{}, do func() error) error {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		err := do()
 		if !errdefs.IsUnavailable(err) || time.Now().After(deadline) {
 			return err
@@ -205,7 +183,7 @@ func unavailable(t *testing.T, stop <-chan struct{}, do func() error) error {
 
 // remove removes an image and has containerd collect its garbage.
 func (n *node) remove(ctx context.Context, p kit.Pushed) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	return n.client.ImageService().Delete(ctx, p.Ref, images.SynchronousDelete())
 }
@@ -221,11 +199,11 @@ func (n *node) only(t *testing.T, images ...kit.Pushed) {
 		}
 	}
 	waitFor(t, 20*time.Second, func() error {
-		for _, r := range inspect(t, n.daemon).Snapshots {
+		for _, r := range kittest.Inspect(t, n.Daemon).Snapshots {
 			if !want[r.Name[strings.LastIndex(r.Name, "/")+1:]] {
 				return fmt.Errorf("containerd's garbage collection left %s, %s", r.Kind, r.Name)
 			}
 		}
-		return orphans(t, n.daemon)
+		return orphans(t, n.Daemon)
 	})
 }

@@ -46,7 +46,7 @@ var bystander = link{number: 0, key: "default/50/bystander", name: "default/51/b
 // run returns how many requests the fault has hit.
 func (p *pass) run(t *testing.T, f disk.Fault) (hits int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	sn := p.begin(t)
 	check(t, writeLayer(upper(t, must[mounts](t)(sn.Prepare(ctx, bystander.key, ""))), bystander.number))
@@ -63,7 +63,7 @@ func (p *pass) run(t *testing.T, f disk.Fault) (hits int) {
 			p.errorf("I4: %s was committed after its Commit had failed", l.key)
 		}
 	}
-	// A Commit that failed concerns everybody who had data in flight.
+	// A Commit that failed concerns every client that had data in flight.
 	switch err := p.commit(ctx, sn, bystander); {
 	case err == nil && len(refused) > 0:
 		p.errorf("I4: the bystander was committed although the Commit of %s had failed", refused[0].key)
@@ -108,8 +108,8 @@ func (p *pass) commit(ctx context.Context, sn snapshots.Snapshotter, l link) err
 	return err
 }
 
-// answers checks that the daemon lives, and says the same of its health as of
-// its willingness to write.
+// answers checks that the daemon lives, and that its health agrees with
+// whether it takes writes.
 func (p *pass) answers(t *testing.T, ctx context.Context, sn snapshots.Snapshotter) {
 	t.Helper()
 	log := must[string](t)(p.daemon.Log())
@@ -134,7 +134,7 @@ func (p *pass) answers(t *testing.T, ctx context.Context, sn snapshots.Snapshott
 			p.errorf("I3: walk does not list %s", name)
 		}
 	}
-	// Cleanup asks first whether anything may be written, and changes nothing
+	// Cleanup checks first whether anything may be written, and changes nothing
 	// that matters here.
 	err := sn.(snapshots.Cleaner).Cleanup(ctx)
 	health := p.daemon.Healthy(ctx)
@@ -146,18 +146,18 @@ func (p *pass) answers(t *testing.T, ctx context.Context, sn snapshots.Snapshott
 // whole checks that every acknowledged layer is there and is what was written.
 func (p *pass) whole(t *testing.T, ctx context.Context, sn snapshots.Snapshotter, when string) {
 	t.Helper()
-	r, err := tryInspect(t, p.daemon)
+	r, err := p.daemon.Inspect(t.Context())
 	if err != nil {
 		p.errorf("%s: %v", when, err)
 	}
 	for name, n := range p.acked {
 		info, err := sn.Stat(ctx, name)
-		row, ok := r.find(name)
+		row, ok := r.Find(name)
 		if err != nil || info.Kind != snapshots.KindCommitted || !ok {
 			p.errorf("I1: %s: %s is %v, %v, on record: %t; want it committed", when, name, info.Kind, err, ok)
 			continue
 		}
-		err = compare(layerDir(p.daemon, row.ID), p.want[n])
+		err = compare(p.daemon.LayerDir(row.ID), p.want[n])
 		if errors.Is(err, syscall.EIO) && p.daemon.Healthy(ctx) != nil {
 			continue // btrfs reads nothing that it could not write until it is mounted again
 		}

@@ -4,11 +4,8 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -74,47 +71,4 @@ func killPoints(t *testing.T, list string) []string {
 		t.Fatalf("points.go: %s lists no kill points", list)
 	}
 	return names
-}
-
-// mutants finds the names of the planted defects: the arguments of
-// faults.Mutant all over the product.
-func mutants(t *testing.T) []string {
-	t.Helper()
-	var names []string
-	check(t, filepath.WalkDir(product(t), func(path string, d os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && (d.Name() == "tests" || strings.HasPrefix(d.Name(), ".")) {
-			return filepath.SkipDir
-		}
-		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return nil
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-		if err != nil {
-			return err
-		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			call, ok := n.(*ast.CallExpr)
-			if !ok {
-				return true
-			}
-			if f, ok := call.Fun.(*ast.SelectorExpr); !ok || f.Sel.Name != "Mutant" {
-				return true
-			}
-			literal, ok := call.Args[0].(*ast.BasicLit)
-			if !ok {
-				t.Fatalf("%s: a mutant whose name is not a literal", path)
-			}
-			names = append(names, must[string](t)(strconv.Unquote(literal.Value)))
-			return true
-		})
-		return nil
-	}))
-	if len(names) == 0 {
-		t.Fatal("no mutants found")
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
 }

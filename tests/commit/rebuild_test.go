@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // library is a node with images and a running container, whose daemon is
@@ -51,14 +52,14 @@ func newLibrary(t *testing.T) *library {
 	must[mounts](t)(l.client.SnapshotService("durable").View(t.Context(), "a view", l.layered.Top(),
 		snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "of the test"})))
 	l.snapshots = l.rows(t)
-	check(t, l.daemon.Stop())
+	check(t, l.Daemon.Stop())
 	return l
 }
 
 func (l *library) ctr(t *testing.T, args ...string) string {
 	t.Helper()
 	// Not the test's context: a clean-up calls it too.
-	out, err := l.containerd.Ctr(context.WithoutCancel(t.Context()), args...)
+	out, err := l.Containerd.Ctr(context.WithoutCancel(t.Context()), args...)
 	if err != nil {
 		t.Error(err)
 	}
@@ -76,30 +77,30 @@ func (l *library) rows(t *testing.T) string {
 	var r struct {
 		Snapshots json.RawMessage `json:"snapshots"`
 	}
-	check(t, json.Unmarshal([]byte(must[string](t)(program(t, l.daemon, "inspect", "--json"))), &r))
+	check(t, json.Unmarshal([]byte(must[string](t)(program(t, l.Daemon, "inspect", "--json"))), &r))
 	return times.ReplaceAllString(string(r.Snapshots), "")
 }
 
-func (l *library) database() string { return filepath.Join(l.daemon.Root, "metadata.db") }
+func (l *library) database() string { return filepath.Join(l.Daemon.Root, "metadata.db") }
 
-// refuses starts the daemon, which must say what is wrong with which file and
+// refuses starts the daemon, which must print what is wrong with which file and
 // what can be done, and leave everything as it is.
 func (l *library) refuses(t *testing.T) {
 	t.Helper()
 	fingerprint := func() kit.Tree {
-		tree := must[kit.Tree](t)(kit.Fingerprint(l.daemon.Root))
+		tree := must[kit.Tree](t)(kit.Fingerprint(l.Daemon.Root))
 		tree.Untime(".") // a probe of the file system comes and goes
 		return tree
 	}
 	before := fingerprint()
-	check(t, l.daemon.Launch())
-	code, err := l.daemon.Wait(30 * time.Second)
+	check(t, l.Daemon.Launch())
+	code, err := l.Daemon.Wait(2 * time.Minute)
 	if err != nil || code != 1 {
 		t.Errorf("serve: code %d, %v, want 1", code, err)
 	}
-	for _, says := range []string{l.database(), "repair --rebuild"} {
-		if log := l.daemon.LogTail(2000); !strings.Contains(log, says) {
-			t.Errorf("serve does not speak of %s: %s", says, log)
+	for _, want := range []string{l.database(), "repair --rebuild"} {
+		if log := l.Daemon.LogTail(2000); !strings.Contains(log, want) {
+			t.Errorf("serve does not print %s: %s", want, log)
 		}
 	}
 	if d := kit.Diff(before, fingerprint(), 5); d != "" {
@@ -110,7 +111,7 @@ func (l *library) refuses(t *testing.T) {
 // works checks that everything is there as if nothing had happened.
 func (l *library) works(t *testing.T) {
 	t.Helper()
-	start(t, l.daemon)
+	start(t, l.Daemon)
 	l.connected(t)
 	if err := l.asBefore(t); err != nil {
 		t.Error(err)
@@ -121,15 +122,15 @@ func (l *library) works(t *testing.T) {
 		}
 	}
 	for _, p := range []kit.Pushed{l.runnable, l.layered, l.kinds} {
-		l.whole(t, p, l.believed(t))
+		l.whole(t, p, l.recorded(t))
 	}
 	if out := l.ctr(t, "task", "exec", "--exec-id", "x", running, "/bin/guest", "cat", "/tmp/note"); out != "of the running container" {
 		t.Errorf("the running container has %q in its file", out)
 	}
 	// Collect what the containers have left, which containerd does some time.
 	l.ctr(t, "content", "prune", "references")
-	waitFor(t, 20*time.Second, func() error { return errors.Join(l.asBefore(t), orphans(t, l.daemon)) })
-	check(t, l.daemon.Stop())
+	waitFor(t, 20*time.Second, func() error { return errors.Join(l.asBefore(t), orphans(t, l.Daemon)) })
+	check(t, l.Daemon.Stop())
 }
 
 func (l *library) asBefore(t *testing.T) error {
@@ -141,13 +142,13 @@ func (l *library) asBefore(t *testing.T) error {
 }
 
 // TestRebuild loses metadata.db under images and a running container, in two
-// ways, and has it rebuilt from what the layers say of themselves.
+// ways, and has it rebuilt from the records of the layers themselves.
 func TestRebuild(t *testing.T) {
 	l := newLibrary(t)
 	t.Run("lost", func(t *testing.T) {
 		check(t, os.Remove(l.database()))
 		l.refuses(t)
-		out := must[string](t)(program(t, l.daemon, "repair", "--rebuild"))
+		out := must[string](t)(program(t, l.Daemon, "repair", "--rebuild"))
 		if strings.Contains(out, "set aside") || strings.Contains(out, "kept") {
 			t.Errorf("repair found something wrong: %s", out)
 		}
@@ -159,17 +160,17 @@ func TestRebuild(t *testing.T) {
 		noise.Read(garbage)
 		check(t, os.WriteFile(l.database(), garbage, 0o600))
 		l.refuses(t)
-		out := must[string](t)(program(t, l.daemon, "repair", "--rebuild"))
+		out := must[string](t)(program(t, l.Daemon, "repair", "--rebuild"))
 		_, kept, _ := strings.Cut(out, "kept: ")
 		kept, _, _ = strings.Cut(kept, "\n")
-		if now, err := os.ReadFile(kept); err != nil || !bytes.Equal(now, garbage) || filepath.Dir(kept) != l.daemon.Root {
+		if now, err := os.ReadFile(kept); err != nil || !bytes.Equal(now, garbage) || filepath.Dir(kept) != l.Daemon.Root {
 			t.Errorf("the old file is not what it was: %v; repair printed %s", err, out)
 		}
 		l.works(t)
 	})
 	t.Run("intact", func(t *testing.T) {
 		before := must[[]byte](t)(os.ReadFile(l.database()))
-		if out, err := program(t, l.daemon, "repair", "--rebuild"); err == nil || !strings.Contains(err.Error(), "whole") {
+		if out, err := program(t, l.Daemon, "repair", "--rebuild"); err == nil || !strings.Contains(err.Error(), "whole") {
 			t.Errorf("repair of a database that is whole: %v, %s", err, out)
 		}
 		if now := must[[]byte](t)(os.ReadFile(l.database())); !bytes.Equal(now, before) {
@@ -177,11 +178,11 @@ func TestRebuild(t *testing.T) {
 		}
 	})
 	t.Run("served", func(t *testing.T) {
-		start(t, l.daemon)
-		if out, err := program(t, l.daemon, "repair", "--rebuild"); err == nil || !strings.Contains(err.Error(), "in use") {
+		start(t, l.Daemon)
+		if out, err := program(t, l.Daemon, "repair", "--rebuild"); err == nil || !strings.Contains(err.Error(), "in use") {
 			t.Errorf("repair under a running daemon: %v, %s", err, out)
 		}
-		check(t, l.daemon.Stop())
+		check(t, l.Daemon.Stop())
 	})
 	t.Run("damaged layer", func(t *testing.T) { l.damagedLayer(t) })
 }
@@ -189,19 +190,19 @@ func TestRebuild(t *testing.T) {
 // damagedLayer truncates a file of a layer: the layer and what stands on it is
 // set aside, with its name; everything else is restored.
 func (l *library) damagedLayer(t *testing.T) {
-	name := l.believed(t)[l.layered.Top()]
-	row, ok := inspect(t, l.daemon).find(name)
+	name := l.recorded(t)[l.layered.Top()]
+	row, ok := kittest.Inspect(t, l.Daemon).Find(name)
 	if !ok {
 		t.Fatalf("no row of %s", name)
 	}
-	dir := filepath.Join(l.daemon.Root, "snapshots", fmt.Sprint(row.ID))
+	dir := l.Daemon.SnapshotDir(row.ID)
 	check(t, os.Truncate(filepath.Join(dir, "fs/more"), 100))
 	check(t, os.Remove(l.database()))
 	var r struct {
 		Committed int `json:"committed"`
 		SetAside  []struct{ Directory, Name, Reason string }
 	}
-	out := must[string](t)(program(t, l.daemon, "repair", "--rebuild", "--json"))
+	out := must[string](t)(program(t, l.Daemon, "repair", "--rebuild", "--json"))
 	check(t, json.Unmarshal([]byte(strings.Replace(out, "set_aside", "SetAside", 1)), &r))
 	if want := len(l.runnable.Layers) + len(l.kinds.Layers); r.Committed != want {
 		t.Errorf("%d committed layers were restored, want %d", r.Committed, want)
@@ -210,7 +211,7 @@ func (l *library) damagedLayer(t *testing.T) {
 	for _, s := range r.SetAside {
 		aside = append(aside, s.Name)
 		if _, err := os.Stat(filepath.Join(s.Directory, "fs")); err != nil {
-			t.Errorf("%s is not where repair says: %v", s.Name, err)
+			t.Errorf("%s is not where repair reports: %v", s.Name, err)
 		}
 		if s.Name == name && !strings.Contains(s.Reason, "not whole") {
 			t.Errorf("%s was set aside because %s", s.Name, s.Reason)
@@ -220,10 +221,10 @@ func (l *library) damagedLayer(t *testing.T) {
 		t.Errorf("set aside: %v, want %s and the view of it", aside, name)
 	}
 
-	sn := start(t, l.daemon)
+	sn := start(t, l.Daemon)
 	l.connected(t)
 	if _, err := sn.Stat(t.Context(), name); err == nil {
-		t.Errorf("I2: %s is said to be there", name)
+		t.Errorf("I2: %s is reported as there", name)
 	}
 	if info, err := sn.Stat(t.Context(), row.Parent); err != nil || info.Kind != snapshots.KindCommitted {
 		t.Errorf("stat of its parent: %v, %v", info.Kind, err)
@@ -231,11 +232,11 @@ func (l *library) damagedLayer(t *testing.T) {
 	if out := l.ctr(t, "run", "--rm", "--snapshotter", "durable", l.runnable.Ref, "after"); out != "hello from the image\n" {
 		t.Errorf("%s printed %q", l.runnable.Ref, out)
 	}
-	l.whole(t, l.kinds, l.believed(t))
-	check(t, l.daemon.Stop())
+	l.whole(t, l.kinds, l.recorded(t))
+	check(t, l.Daemon.Stop())
 }
 
-// TestInspectAgrees asks a live daemon and reads the file of a stopped one.
+// TestInspectAgrees queries a live daemon and reads the file of a stopped one.
 func TestInspectAgrees(t *testing.T) {
 	disk := newDisk(t, kit.DiskOptions{FS: "ext4", Size: 256 << 20})
 	d := newDaemon(t, kit.DaemonOptions{Dir: disk.Path("durable")})

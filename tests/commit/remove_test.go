@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // hold makes the first process that opens a directory wait for release: a tree
@@ -23,14 +24,14 @@ import (
 func hold(t *testing.T, dir string) (opened func() error, release func()) {
 	t.Helper()
 	fd := must[int](t)(unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_NONBLOCK|unix.FAN_CLOEXEC, unix.O_RDONLY))
-	closed := sync.OnceFunc(func() { unix.Close(fd) }) // lets everybody go on
+	closed := sync.OnceFunc(func() { unix.Close(fd) }) // lets all processes go on
 	t.Cleanup(closed)
 	check(t, unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_ONDIR, unix.AT_FDCWD, dir))
 	return func() error {
 		var event unix.FanotifyEventMetadata
 		buf := unsafe.Slice((*byte)(unsafe.Pointer(&event)), unsafe.Sizeof(event))
 		if _, err := unix.Read(fd, buf); err != nil {
-			return fmt.Errorf("nobody has opened %s: %w", dir, err)
+			return fmt.Errorf("no process has opened %s: %w", dir, err)
 		}
 		unix.Close(int(event.Fd))
 		return nil
@@ -38,18 +39,18 @@ func hold(t *testing.T, dir string) (opened func() error, release func()) {
 }
 
 // TestDeletionBlocksNobody deletes a tree that does not go away, while a layer is
-// prepared, written, committed and removed. Only who asked for the deletion waits
+// prepared, written, committed and removed. Only the caller of the deletion waits
 // for it.
 func TestDeletionBlocksNobody(t *testing.T) {
 	r, ctx := newRacers(t), t.Context()
 	r.written(t, "slow")
-	row, _ := inspect(t, r.daemon).find("slow")
-	opened, release := hold(t, filepath.Join(layerDir(r.daemon, row.ID), "dir"))
+	row, _ := kittest.Inspect(t, r.daemon).Find("slow")
+	opened, release := hold(t, filepath.Join(r.daemon.LayerDir(row.ID), "dir"))
 	check(t, r.sn.Remove(ctx, "slow"))
 	swept := make(chan error, 1)
 	go func() { swept <- r.sn.(snapshots.Cleaner).Cleanup(ctx) }()
 	waitFor(t, 30*time.Second, opened)
-	// Should it be in somebody's way after all, the test is to end.
+	// Should it block another call after all, the test is to end.
 	defer time.AfterFunc(time.Minute, release).Stop()
 
 	r.written(t, "quick")
@@ -68,7 +69,7 @@ func TestDeletionBlocksNobody(t *testing.T) {
 }
 
 // TestSyncRemove has the directory gone when Remove is answered, which the
-// configuration can ask for.
+// configuration can turn on.
 func TestSyncRemove(t *testing.T) {
 	disk := newDisk(t, kit.DiskOptions{FS: "ext4", Size: 256 << 20})
 	for _, synchronous := range []bool{false, true} {
@@ -89,7 +90,7 @@ func TestSyncRemove(t *testing.T) {
 }
 
 // TestRecoveryIsTold has one of each thing that recovery deals with, and reads
-// what it says.
+// what it logs.
 func TestRecoveryIsTold(t *testing.T) {
 	r, ctx := newRacers(t), t.Context()
 	links := chain(2, "first")
@@ -101,7 +102,7 @@ func TestRecoveryIsTold(t *testing.T) {
 	kill(t, r.daemon)
 	check(t, os.Mkdir(filepath.Join(r.daemon.Root, "snapshots/new-123"), 0o700)) // of a Prepare
 	var numbers []string
-	for _, row := range inspect(t, r.daemon).Snapshots {
+	for _, row := range kittest.Inspect(t, r.daemon).Snapshots {
 		numbers = append(numbers, fmt.Sprint(row.ID))
 	}
 
@@ -114,24 +115,24 @@ func TestRecoveryIsTold(t *testing.T) {
 		check(t, r.daemon.Start(ctx))
 		actions := 0
 		for line := range strings.Lines(must[string](t)(r.daemon.Log())[before:]) {
-			var said map[string]any
-			check(t, json.Unmarshal([]byte(line), &said))
-			switch said["msg"] {
+			var entry map[string]any
+			check(t, json.Unmarshal([]byte(line), &entry))
+			switch entry["msg"] {
 			case "recovered":
 				for field, n := range want {
-					if said[field] != n {
-						t.Errorf("recovery says %s=%v, want %v: %s", field, said[field], n, line)
+					if entry[field] != n {
+						t.Errorf("recovery logs %s=%v, want %v: %s", field, entry[field], n, line)
 					}
 				}
-				if _, ok := said["took"]; !ok {
-					t.Errorf("recovery does not say what it took: %s", line)
+				if _, ok := entry["took"]; !ok {
+					t.Errorf("recovery does not log what it took: %s", line)
 				}
 			case "open extraction closed; its layer must be extracted again", "directory without a row set aside for deletion":
 				actions++
-				if key, ok := said["key"]; ok && key != links[1].key {
+				if key, ok := entry["key"]; ok && key != links[1].key {
 					t.Errorf("closed %v, want %s", key, links[1].key)
 				}
-				if name, ok := said["directory"]; ok && slices.Contains(numbers, fmt.Sprint(name)) {
+				if name, ok := entry["directory"]; ok && slices.Contains(numbers, fmt.Sprint(name)) {
 					t.Errorf("set aside %v", name)
 				}
 			}
@@ -141,12 +142,12 @@ func TestRecoveryIsTold(t *testing.T) {
 		}
 		kill(t, r.daemon)
 	}
-	// A layer that is gone is said, and its row stays: containerd was promised it.
-	row, _ := inspect(t, r.daemon).find(links[0].name)
-	check(t, os.RemoveAll(filepath.Dir(layerDir(r.daemon, row.ID))))
+	// A layer that is gone is logged, and its row stays: containerd was promised it.
+	row, _ := kittest.Inspect(t, r.daemon).Find(links[0].name)
+	check(t, os.RemoveAll(filepath.Dir(r.daemon.LayerDir(row.ID))))
 	sn := start(t, r.daemon)
 	if log := r.daemon.LogTail(3000); !strings.Contains(log, `"directories_missing":1`) || !strings.Contains(log, "the directory of a committed snapshot is missing") {
-		t.Errorf("nothing is said of a missing layer: %s", log)
+		t.Errorf("a missing layer is not logged: %s", log)
 	}
 	check(t, sn.Remove(ctx, links[1].key))
 }

@@ -29,7 +29,7 @@ func TestAfterFailedWrite(t *testing.T) {
 }
 
 // TestRestartAfterFailedWrite has the daemon die of it, before it has drawn its
-// consequences. The next one, under the same kernel, must not believe the page
+// consequences. The next one, under the same kernel, must not trust the page
 // cache: what it reads there is not what is on disk.
 func TestRestartAfterFailedWrite(t *testing.T) {
 	for _, fs := range []disk.FS{disk.Ext4, disk.XFS, disk.Btrfs} {
@@ -79,8 +79,8 @@ func (p *pass) failUpdate(t *testing.T, f disk.Fault, died *int) (hits int) {
 	if p.failed = err != nil; hits > 0 && !p.failed {
 		p.errorf("an update whose write failed was acknowledged")
 	}
-	if errdefs.IsUnavailable(err) { // nobody has answered
-		if _, err := p.daemon.Wait(30 * time.Second); err != nil {
+	if errdefs.IsUnavailable(err) { // no daemon has answered
+		if _, err := p.daemon.Wait(2 * time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		*died++

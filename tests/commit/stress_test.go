@@ -16,9 +16,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-var stress = flag.Duration("stress", time.Minute, "how long TestStress lets its workers work")
+var stress = flag.Duration("stress", 20*time.Second, "how long TestStress lets its workers work")
 
 const (
 	workers = 200
@@ -39,8 +40,8 @@ func racing(t *testing.T) string {
 	return path
 }
 
-// TestStress has many workers at one daemon, and compares what it has with what
-// they were told: when all are done, after a SIGKILL in the middle of their work,
+// TestStress has many workers at one daemon, and compares what it has with
+// the answers they got: when all are done, after a SIGKILL in the middle of their work,
 // and when they have removed everything.
 func TestStress(t *testing.T) {
 	disk := newDisk(t, kit.DiskOptions{FS: "ext4", Size: 4 << 30})
@@ -122,7 +123,7 @@ func (c *crew) connect(t *testing.T) {
 	t.Helper()
 	c.clients = nil
 	for range 4 {
-		sn := connect(t, c.daemon)
+		sn := kittest.Connect(t, c.daemon)
 		check(t, sn.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil }))
 		c.clients = append(c.clients, sn)
 	}
@@ -186,15 +187,15 @@ func (c *crew) agrees(t *testing.T, when string) {
 		have[info.Name] = info
 		return nil
 	}))
-	r := inspect(t, c.daemon)
+	r := kittest.Inspect(t, c.daemon)
 	for name, s := range want {
 		info, ok := have[name]
 		if !ok || info.Kind != s.kind || info.Parent != s.parent {
 			t.Errorf("%s: %s is there: %t, %v on %q; want %v on %q", when, name, ok, info.Kind, info.Parent, s.kind, s.parent)
 			continue
 		}
-		if row, _ := r.find(name); s.content != "" {
-			path := filepath.Join(layerDir(c.daemon, row.ID), "content")
+		if row, _ := r.Find(name); s.content != "" {
+			path := filepath.Join(c.daemon.LayerDir(row.ID), "content")
 			if got, err := os.ReadFile(path); err != nil || string(got) != s.content {
 				t.Errorf("%s: %s holds %q, %v; want %q", when, name, got, err, s.content)
 			}
@@ -202,7 +203,7 @@ func (c *crew) agrees(t *testing.T, when string) {
 	}
 	for name, info := range have {
 		if want[name] == nil {
-			t.Errorf("%s: %v %s is there, and nobody has it", when, info.Kind, name)
+			t.Errorf("%s: %v %s is there, and no worker has it", when, info.Kind, name)
 		}
 	}
 	cleanUp(t, c.clients[0])
@@ -210,7 +211,7 @@ func (c *crew) agrees(t *testing.T, when string) {
 	t.Logf("%s: %d snapshots, %d of them active", when, len(want), c.actives())
 }
 
-// settle asks for the outcome of the calls that were not answered.
+// settle finds out the outcome of the calls that were not answered.
 func (c *crew) settle(t *testing.T) {
 	t.Helper()
 	unknown, happened := 0, 0

@@ -57,7 +57,7 @@ func (w *worker) work(ctx context.Context) {
 		case n < 88:
 			w.removeParent()
 		case n < 95:
-			w.ask()
+			w.query()
 		case n < 98:
 			w.label()
 		default:
@@ -66,7 +66,7 @@ func (w *worker) work(ctx context.Context) {
 	}
 }
 
-// call makes a call in time and says whether it succeeded. Any error but the
+// call makes a call in time and reports whether it succeeded. Any error but the
 // allowed ones, and that of a daemon that was killed, is wrong.
 func (w *worker) call(what string, p *pending, do func(context.Context) error, allowed ...func(error) bool) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -81,14 +81,14 @@ func (w *worker) call(what string, p *pending, do func(context.Context) error, a
 		}
 	}
 	if errdefs.IsUnavailable(err) {
-		// Whether the daemon was killed is seen by whoever waits for it.
+		// Whether the daemon was killed is seen by the goroutine that waits for it.
 		select {
 		case <-w.daemon.Done():
 			if w.pending = p; p == nil {
-				w.pending = &pending{} // it was only a question
+				w.pending = &pending{} // it was only a query
 			}
 			return false
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 		}
 	}
 	w.wrong = append(w.wrong, fmt.Errorf("%s: %w", what, err))
@@ -237,10 +237,10 @@ func (w *worker) removeParent() {
 	}
 }
 
-// ask asks for what is there, and for what is not.
-func (w *worker) ask() {
+// query calls Stat, Usage and Mounts of what is there, and Stat of what is not.
+func (w *worker) query() {
 	for name, s := range w.have {
-		w.call("ask", nil, func(ctx context.Context) error {
+		w.call("query", nil, func(ctx context.Context) error {
 			info, err := w.sn.Stat(ctx, name)
 			if err == nil && (info.Kind != s.kind || info.Parent != s.parent) {
 				err = fmt.Errorf("%s is %v on %q, want %v on %q", name, info.Kind, info.Parent, s.kind, s.parent)

@@ -10,8 +10,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
-// TestBroken breaks the harness in every way it is known to break, and wants to
-// be told, because a broken harness finds nothing and would pass.
+// TestBroken breaks the harness in every way it is known to break, and wants an
+// error, because a broken harness finds nothing and would pass.
 func TestBroken(t *testing.T) {
 	b := theBench(t)
 	whole := oursOn(t, disk.Ext4)
@@ -22,7 +22,7 @@ func TestBroken(t *testing.T) {
 		name string
 		try  func() error
 	}{
-		{"a disk that hears no flush", func() error {
+		{"a disk that gets no flush", func() error {
 			_, err := lab.Record(t.Context(), lab.Setup{
 				FS: disk.Ext4, Options: []string{"nobarrier"}, Seed: seed, Name: "nobarrier",
 				Layers: workload.Size{Chains: 1, Layers: 1}, Daemon: b.Daemon(b.Ours, "nobarrier"),

@@ -16,8 +16,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/report"
 )
 
-// TestCampaign interrupts a campaign on a snapshotter of somebody else, and goes
-// on with it. The built-in overlayfs is that somebody: once told where to keep
+// TestCampaign interrupts a campaign on a foreign snapshotter, and goes
+// on with it. The built-in overlayfs is the foreign one: once configured where to keep
 // its data, once insisting on a directory and a socket of its own.
 func TestCampaign(t *testing.T) {
 	b := theBench(t)
@@ -26,7 +26,7 @@ func TestCampaign(t *testing.T) {
 		name    string
 		foreign campaign.Foreign
 	}{
-		{"told", campaign.Foreign{Start: b.Stock + " --root {root} --address {address}"}},
+		{"configured", campaign.Foreign{Start: b.Stock + " --root {root} --address {address}"}},
 		{"insisting", campaign.Foreign{
 			Start:   b.Stock + " --root " + here + " --address " + filepath.Join(b.Dir, "own.sock"),
 			Address: filepath.Join(b.Dir, "own.sock"), Roots: []string{here},
@@ -70,7 +70,7 @@ func TestCampaign(t *testing.T) {
 			seen := map[string]bool{}
 			for _, l := range store.Lines {
 				if seen[l.ID] {
-					t.Errorf("%s was looked at twice", l.ID)
+					t.Errorf("%s was examined twice", l.ID)
 				}
 				seen[l.ID] = true
 			}
@@ -136,20 +136,20 @@ func again(t *testing.T, dir string, line campaign.Line) {
 	}
 }
 
-// TestOptions: what cannot be done is said at once.
+// TestOptions: what cannot be done is reported at once.
 func TestOptions(t *testing.T) {
 	good := campaign.Options{Workload: campaign.API, Seed: 1, FS: []disk.FS{disk.Ext4}, States: 1}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*campaign.Options){
-		"workload":             func(o *campaign.Options) { o.Workload = "half" },
-		"no states":            func(o *campaign.Options) { o.States = 0 },
-		"no file system":       func(o *campaign.Options) { o.FS = nil },
-		"unknown file system":  func(o *campaign.Options) { o.FS = []disk.FS{"vfat"} },
-		"a file system twice":  func(o *campaign.Options) { o.FS = []disk.FS{disk.XFS, disk.XFS} },
-		"no command":           func(o *campaign.Options) { o.Foreign = &campaign.Foreign{Address: "/s", Roots: []string{"/r"}} },
-		"neither told nor not": func(o *campaign.Options) { o.Foreign = &campaign.Foreign{Start: "x"} },
+		"workload":                func(o *campaign.Options) { o.Workload = "half" },
+		"no states":               func(o *campaign.Options) { o.States = 0 },
+		"no file system":          func(o *campaign.Options) { o.FS = nil },
+		"unknown file system":     func(o *campaign.Options) { o.FS = []disk.FS{"vfat"} },
+		"a file system twice":     func(o *campaign.Options) { o.FS = []disk.FS{disk.XFS, disk.XFS} },
+		"no command":              func(o *campaign.Options) { o.Foreign = &campaign.Foreign{Address: "/s", Roots: []string{"/r"}} },
+		"neither movable nor not": func(o *campaign.Options) { o.Foreign = &campaign.Foreign{Start: "x"} },
 		"both": func(o *campaign.Options) {
 			o.Foreign = &campaign.Foreign{Start: "x {root} {address}", Address: "/s", Roots: []string{"/r"}}
 		},

@@ -27,12 +27,12 @@ func TestControl(t *testing.T) {
 
 // TestControlWithSync is the other way round: with a sync at the end of each
 // extraction, which is all that a layer needs before its row is written, the
-// built-in overlayfs loses nothing and tells no lies. A harness that says so
+// built-in overlayfs loses nothing and has no lies. A harness that reports some
 // would find what is not there.
 //
 // It is not without flaws even then. Prepare is not durable there: the row of a
 // container can be on disk without its directories. And a directory without a
-// row is in the way of the next Prepare or View until somebody calls Cleanup.
+// row is in the way of the next Prepare or View until a client calls Cleanup.
 // Those are counted, not forbidden.
 func TestControlWithSync(t *testing.T) {
 	b := theBench(t)
@@ -42,7 +42,7 @@ func TestControlWithSync(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(t, tally)
+			logTally(t, tally)
 			if tally.Lost != 0 || tally.Lies != 0 {
 				t.Errorf("%d lost, %d lies", tally.Lost, tally.Lies)
 			}
@@ -66,14 +66,14 @@ func TestControlGeneric(t *testing.T) {
 	cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed})
 	check := lab.Check{
 		Recording: r, Cases: lab.Some(cases, 100), Workers: 1,
-		Subject: func(int) oracle.Subject { return native("look-native") },
+		Subject: func(int) oracle.Subject { return native("boot-native") },
 		Until:   func(r lab.Result) bool { return oracle.Has(r.Findings, oracle.Lost) },
 	}
 	tally, err := check.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	say(t, tally)
+	logTally(t, tally)
 	if tally.Lost == 0 {
 		t.Error("nothing was lost")
 	}

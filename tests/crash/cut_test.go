@@ -30,7 +30,7 @@ func TestCut(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(t, tally)
+			logTally(t, tally)
 			if tally.Survived != cut.Times {
 				t.Errorf("%d of %d survived", tally.Survived, cut.Times)
 			}
@@ -54,7 +54,7 @@ func TestCutControl(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(t, tally)
+			logTally(t, tally)
 			if tally.Lost == 0 {
 				t.Error("nothing was lost")
 			}

@@ -8,26 +8,28 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
-// TestHeal cuts the power while damaged layers are looked at and healed, and
+// TestHeal cuts the power while damaged layers are verified and healed, and
 // others are unpacked and removed. Whatever has a blob must be whole as soon as
-// somebody asks, nothing may be answered for before it is, and what has no blob
+// a client calls, nothing may be answered for before it is, and what has no blob
 // must be refused, by name, in the way of nothing else.
 func TestHeal(t *testing.T) {
 	b := theBench(t)
 	for _, c := range []struct {
-		fs         disk.FS
-		everything bool // is damaged
-		states     int
-	}{{disk.Ext4, false, 200}, {disk.XFS, false, 100}, {disk.Btrfs, false, 100}, {disk.Ext4, true, 60}} {
-		name := "heal"
-		if c.everything {
-			name = "heal-everything"
-		}
+		fs     disk.FS
+		name   string
+		harm   workload.Harm
+		states int
+	}{
+		{disk.Ext4, "heal", workload.Wounds, 90}, {disk.XFS, "heal", workload.Wounds, 50}, {disk.Btrfs, "heal", workload.Wounds, 50},
+		{disk.Ext4, "heal-corrupt", workload.Corruption, 40}, {disk.Ext4, "heal-everything", workload.Everything, 50},
+	} {
+		name := c.name
 		t.Run(string(c.fs)+"/"+name, func(t *testing.T) {
 			r, err := lab.Record(t.Context(), lab.Setup{
-				FS: c.fs, Seed: seed, Name: name, Heal: &lab.Heal{Everything: c.everything},
+				FS: c.fs, Seed: seed, Name: name, Heal: &lab.Heal{Harm: c.harm},
 				Daemon: b.Daemon(b.Ours, name+"-"+string(c.fs)),
 			})
 			if err != nil {
@@ -40,14 +42,14 @@ func TestHeal(t *testing.T) {
 			t.Logf("%d cases; damaged: %v; removed in the middle of a healing: %t", len(cases), slices.Sorted(maps.Values(r.Record.Damaged)), r.Record.Midway)
 			check := lab.Check{
 				Recording: r, Cases: lab.Some(cases, c.states),
-				Subject: inProcess, Sample: daemons(b, "look-"+name+"-"+string(c.fs)), Every: 25,
-				Deep: 25, Nested: 60, Strict: true,
+				Subject: inProcess, Sample: daemons(b, "boot-"+name+"-"+string(c.fs)), Every: 25,
+				Deep: 25, Nested: 30, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			say(t, tally)
+			logTally(t, tally)
 			if tally.Lost != 0 || tally.Lies != 0 || tally.Flawed != 0 {
 				t.Errorf("%d lost, %d lies, %d flawed", tally.Lost, tally.Lies, tally.Flawed)
 			}
@@ -66,11 +68,11 @@ func TestHeal(t *testing.T) {
 
 // TestHealOnFailingDisk fails one write after another while damaged layers heal.
 // Nothing may be answered for that did not arrive, and the next boot heals it:
-// the daemon had stopped in order, so whatever it took for healed is not looked
-// at again.
+// the daemon had stopped in order, so whatever it took for healed is not verified
+// again.
 func TestHealOnFailingDisk(t *testing.T) {
 	b := theBench(t)
-	for fs, step := range map[disk.FS]int{disk.Ext4: 14, disk.XFS: 30, disk.Btrfs: 30} {
+	for fs, step := range map[disk.FS]int{disk.Ext4: 28, disk.XFS: 45, disk.Btrfs: 45} {
 		t.Run(string(fs), func(t *testing.T) {
 			all, struck := &lab.Tally{}, 0
 			for skip := 0; ; skip += step {
@@ -84,7 +86,7 @@ func TestHealOnFailingDisk(t *testing.T) {
 				}
 				struck += hits
 			}
-			say(t, all)
+			logTally(t, all)
 			t.Logf("%d writes have failed", struck)
 			if struck == 0 {
 				t.Error("no write has failed")

@@ -60,7 +60,7 @@ var ours = sync.OnceValues(func() (map[disk.FS]*lab.Recording, error) {
 			s := lab.Setup{FS: fs, Seed: seed, Name: "ours", Daemon: b.Daemon(b.Ours, "ours-"+string(fs)), Idle: true}
 			if fs == disk.Btrfs {
 				// It writes three times as much for the same work, and every
-				// point is looked at.
+				// point is examined.
 				s.Layers = workload.Size{Chains: 2, Layers: 3}
 			}
 			r, err := lab.Record(context.Background(), s)
@@ -90,8 +90,8 @@ func daemons(b *lab.Bench, who string) func(int) oracle.Subject {
 	return func(n int) oracle.Subject { return b.Daemon(b.Ours, fmt.Sprintf("%s-%d", who, n)) }
 }
 
-// say logs the counts and the worst states.
-func say(t *testing.T, tally *lab.Tally) {
+// logTally logs the counts and the worst states.
+func logTally(t *testing.T, tally *lab.Tally) {
 	t.Helper()
 	t.Log(tally.Counts)
 	for _, r := range tally.Worst(5) {

@@ -39,7 +39,7 @@ func TestNoMutant(t *testing.T) {
 				t.Errorf("found without a defect: %s", c.First)
 			}
 			if c.States == 0 {
-				t.Error("nothing was looked at")
+				t.Error("nothing was examined")
 			}
 		})
 	}

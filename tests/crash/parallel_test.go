@@ -22,13 +22,13 @@ func TestParallelUnpack(t *testing.T) {
 	}
 	check := lab.Check{
 		Recording: r, Cases: lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed}), 300),
-		Subject: inProcess, Sample: daemons(b, "look-parallel"), Every: 50, Deep: 25, Strict: true,
+		Subject: inProcess, Sample: daemons(b, "boot-parallel"), Every: 50, Deep: 25, Strict: true,
 	}
 	tally, err := check.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	say(t, tally)
+	logTally(t, tally)
 	if !tally.Clean() {
 		t.Error("not everything survived")
 	}

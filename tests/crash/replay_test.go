@@ -59,13 +59,13 @@ func TestReplay(t *testing.T) {
 				t.Errorf("%s was %s, and %s is %s", before.ID, before.Verdict, again.ID, again.Verdict)
 			}
 			if !held {
-				t.Error("it was not mounted for a look")
+				t.Error("it was not mounted and held")
 			}
 		})
 	}
 }
 
-// findBad looks for a state of so many cuts with a lost layer or a lie, and
+// findBad searches for a state of so many cuts with a lost layer or a lie, and
 // returns it with the log of the recovery before a second cut.
 func findBad(t *testing.T, r *lab.Recording, subject func(int) oracle.Subject, cuts int) (lab.Result, []disk.Entry) {
 	t.Helper()

@@ -2,7 +2,6 @@ package damage
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // container runs the program witness on the image; see there.
@@ -22,13 +23,6 @@ type container struct {
 	log  string // what it prints
 }
 
-// observation is what the witness prints in a round.
-type observation struct {
-	Round      int
-	Held, Seen map[string]string
-	Count      string
-}
-
 func witnessArgs(rounds string) []string {
 	return append([]string{"/bin/witness", rounds}, slices.Sorted(maps.Keys(watched))...)
 }
@@ -36,7 +30,7 @@ func witnessArgs(rounds string) []string {
 // run starts a container that observes until it is stopped, after the test.
 func (n *node) run(t *testing.T, name string) *container {
 	t.Helper()
-	name = fmt.Sprintf("%s-%d", name, n.number)
+	name = fmt.Sprintf("%s-%d", name, n.Number)
 	c := &container{node: n, name: name, log: filepath.Join(scratch(t), "log")}
 	n.ctr(t, append([]string{"run", "-d", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, name}, witnessArgs("0")...)...)
 	t.Cleanup(func() { c.remove(t) })
@@ -63,10 +57,10 @@ func (c *container) restart(t *testing.T) {
 func (c *container) remove(t *testing.T) {
 	t.Helper()
 	ctx := context.Background() // the test's own has ended
-	if _, err := c.node.tryCtr(ctx, "task", "rm", "--force", c.name); err != nil {
+	if _, err := c.node.Ctr(ctx, "task", "rm", "--force", c.name); err != nil {
 		t.Error(err)
 	}
-	if _, err := c.node.tryCtr(ctx, "container", "rm", c.name); err != nil {
+	if _, err := c.node.Ctr(ctx, "container", "rm", c.name); err != nil {
 		t.Error(err)
 	}
 }
@@ -86,19 +80,9 @@ func (c *container) running(t *testing.T) (pid string, err error) {
 }
 
 // observations returns all the witness has printed, in order.
-func (c *container) observations(t *testing.T) []observation {
+func (c *container) observations(t *testing.T) []kit.Observation {
 	t.Helper()
-	text := string(must[[]byte](t)(os.ReadFile(c.log)))
-	end := strings.LastIndexByte(text, '\n') // of the last line that is complete
-	var all []observation
-	for line := range strings.Lines(text[:end+1]) {
-		var o observation
-		if err := json.Unmarshal([]byte(line), &o); err != nil {
-			t.Fatalf("container %s printed %q: %v", c.name, line, err)
-		}
-		all = append(all, o)
-	}
-	return all
+	return must[[]kit.Observation](t)(kit.Observations(c.log))
 }
 
 // mark is the number of the last observation so far.
@@ -109,13 +93,13 @@ func (c *container) mark(t *testing.T) int {
 
 // alive fails unless the container is the same process as ever, and counts on
 // and reads its open files as it always did since the mark.
-func (c *container) alive(t *testing.T, mark int) { c.went(t, mark, observation.heldOnly) }
+func (c *container) alive(t *testing.T, mark int) { c.went(t, mark, heldOnly) }
 
 // undisturbed fails unless in addition everything that it sees and writes is as
 // it should be, in each single observation since the mark.
-func (c *container) undisturbed(t *testing.T, mark int) { c.went(t, mark, observation.all) }
+func (c *container) undisturbed(t *testing.T, mark int) { c.went(t, mark, all) }
 
-func (c *container) went(t *testing.T, mark int, right func(observation) error) {
+func (c *container) went(t *testing.T, mark int, right func(kit.Observation) error) {
 	t.Helper()
 	// Three more rounds: it must be alive now, not only have been.
 	until := c.mark(t) + 3
@@ -140,7 +124,7 @@ func (c *container) went(t *testing.T, mark int, right func(observation) error) 
 	}
 }
 
-func (o observation) heldOnly() error {
+func heldOnly(o kit.Observation) error {
 	for path, want := range watched {
 		have, ok := o.Held[path]
 		if ok && have != want || !ok && strings.HasSuffix(path, "/held") {
@@ -150,14 +134,14 @@ func (o observation) heldOnly() error {
 	return nil
 }
 
-func (o observation) all() error {
+func all(o kit.Observation) error {
 	if !maps.Equal(o.Seen, watched) {
 		return fmt.Errorf("saw %q, want %q", o.Seen, watched)
 	}
 	if o.Count != strconv.Itoa(o.Round) {
 		return fmt.Errorf("counted %q in its own file, want %d", o.Count, o.Round)
 	}
-	return o.heldOnly()
+	return heldOnly(o)
 }
 
 // startsAnew starts another container, which must see what it should, and end.
@@ -170,11 +154,11 @@ func (n *node) startsAnew(t *testing.T) {
 // is sometimes nothing, when the container ends at once.
 func (n *node) tryStart(t *testing.T) error {
 	t.Helper()
-	c := &container{name: fmt.Sprintf("new-%d", n.number), log: filepath.Join(scratch(t), "log")}
-	_, err := n.tryCtr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
+	c := &container{name: fmt.Sprintf("new-%d", n.Number), log: filepath.Join(scratch(t), "log")}
+	_, err := n.Ctr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
 	if err != nil {
-		said, _ := os.ReadFile(c.log) // there may be none
-		return fmt.Errorf("%w\n%s", err, said)
+		printed, _ := os.ReadFile(c.log) // there may be none
+		return fmt.Errorf("%w\n%s", err, printed)
 	}
 	waitFor(t, 20*time.Second, func() error {
 		if c.mark(t) != 1 {
@@ -182,7 +166,7 @@ func (n *node) tryStart(t *testing.T) error {
 		}
 		return nil
 	})
-	if err := c.observations(t)[0].all(); err != nil {
+	if err := all(c.observations(t)[0]); err != nil {
 		return fmt.Errorf("the new container: %w", err)
 	}
 	return nil

@@ -24,7 +24,7 @@ func TestDetected(t *testing.T) {
 		t.Run(d.dir(layer), func(t *testing.T) {
 			check(t, d.inflict(n.root(layer), d.dir(layer)))
 			before := must[kit.Tree](t)(kit.Fingerprint(n.root(layer)))
-			found := map[string][]finding{layer: d.expected(d.dir(layer))}
+			found := map[string][]kit.Finding{layer: d.expected(d.dir(layer))}
 			if d.deep {
 				n.clean(t)
 				n.finds(t, found, "--deep")
@@ -73,7 +73,7 @@ func TestDetectedTogether(t *testing.T) {
 			mark := n.container.mark(t)
 			want := n.inflictAll(t)
 			n.finds(t, want)
-			check(t, n.daemon.Stop())
+			check(t, n.Daemon.Stop())
 			n.finds(t, want)
 			n.container.undisturbed(t, mark)
 			for layer, d := range damages() {
@@ -82,7 +82,7 @@ func TestDetectedTogether(t *testing.T) {
 			n.clean(t)
 			n.whole(t)
 			n.losesLayers(t)
-			check(t, n.daemon.Start(t.Context()))
+			check(t, n.Daemon.Start(t.Context()))
 			n.container.alive(t, mark)
 			n.startsAnew(t)
 		})
@@ -91,9 +91,9 @@ func TestDetectedTogether(t *testing.T) {
 
 // inflictAll does every damage to every layer, and returns what check must find
 // without --deep.
-func (n *node) inflictAll(t *testing.T) map[string][]finding {
+func (n *node) inflictAll(t *testing.T) map[string][]kit.Finding {
 	t.Helper()
-	want := map[string][]finding{}
+	want := map[string][]kit.Finding{}
 	for layer, d := range damages() {
 		check(t, d.inflict(n.root(layer), d.dir(layer)))
 		if !d.deep {
@@ -104,7 +104,7 @@ func (n *node) inflictAll(t *testing.T) map[string][]finding {
 }
 
 // gone is what is found of a layer that is not there.
-var gone = []finding{{Path: ".", What: "missing"}}
+var gone = []kit.Finding{{Path: ".", What: "missing"}}
 
 // losesLayers removes the directories of layers, from below a container, while
 // there is no daemon that would heal them.
@@ -114,9 +114,9 @@ func (n *node) losesLayers(t *testing.T) {
 		t.Run(layer, func(t *testing.T) {
 			mark := n.container.mark(t)
 			check(t, os.RemoveAll(n.root(layer)))
-			n.finds(t, map[string][]finding{layer: gone})
-			check(t, os.RemoveAll(n.dir(layer)))
-			n.finds(t, map[string][]finding{layer: gone})
+			n.finds(t, map[string][]kit.Finding{layer: gone})
+			n.remove(t, n.dir(layer))
+			n.finds(t, map[string][]kit.Finding{layer: gone})
 			n.container.alive(t, mark)
 			n.putBackLayer(t, layer)
 			n.clean(t)
@@ -124,8 +124,8 @@ func (n *node) losesLayers(t *testing.T) {
 	}
 	t.Run("snapshots", func(t *testing.T) {
 		mark := n.container.mark(t)
-		check(t, os.RemoveAll(n.daemon.Root+"/snapshots"))
-		all := map[string][]finding{}
+		n.remove(t, n.Daemon.Root+"/snapshots")
+		all := map[string][]kit.Finding{}
 		for _, layer := range layerNames {
 			all[layer] = gone
 		}

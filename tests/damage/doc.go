@@ -1,5 +1,5 @@
 // Package damage takes layers of an image in use apart, in every way that
-// catalogue_test.go lists, and looks at what the daemon's verbs say and do about
+// catalogue_test.go lists, and verifies what the daemon's verbs report and do about
 // it: a node of containerd, daemon and a container that runs on the image, for
 // each file system.
 //
@@ -8,7 +8,7 @@
 // Its layers are base, middle, top, and an empty one. In each of the first three
 // every damage of the catalogue has a directory of its own, such as
 // middle/file-emptied, with victims that fit; so any number of damages can be
-// done at once, and each finding says by its path which one it is about.
+// done at once, and each finding names by its path which one it is about.
 //
 // # The damages
 //
@@ -18,7 +18,7 @@
 //
 // # The container
 //
-// Its only process, package witness, holds a file of each layer open, looks at
+// Its only process, package witness, holds a file of each layer open, reads
 // others by path, and counts in a file of its own. It runs through all cases.
 //
 // # The boot
@@ -32,10 +32,10 @@
 // # What is where
 //
 //	detect_test.go    check finds the damage, and nothing else
-//	heal_test.go      repair, or whoever asks, gets the layer back in place
-//	gate_test.go      after a power cut nobody is told of a layer that is damaged
+//	heal_test.go      repair, or any call that needs it, gets the layer back in place
+//	gate_test.go      after a power cut no caller gets a layer that is damaged
 //	blob_test.go      without a good blob it stays damaged, and is refused
 //	contents_test.go  content is compared although blobs are gone
-//	scrub_test.go     the daemon looks by itself, when it is told to
+//	scrub_test.go     the daemon verifies by itself, when it is configured to
 //	healthy_test.go   1,000 layers that are whole are never called anything else
 package damage

@@ -11,22 +11,22 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// uncleanBoot is what daemon and containerd see of a power cut that took nothing:
+// uncleanShutdown is what daemon and containerd see of a power cut that took nothing:
 // they had no time to end, and the next ones run in another boot.
-func (n *node) uncleanBoot(t *testing.T) {
+func (n *node) uncleanShutdown(t *testing.T) {
 	t.Helper()
-	check(t, n.containerd.Kill())
-	check(t, n.daemon.Kill())
+	check(t, n.Containerd.Kill())
+	check(t, n.Daemon.Kill())
 	check(t, kit.NewBoot())
-	check(t, n.daemon.Start(t.Context()))
-	check(t, n.containerd.Start(t.Context()))
+	check(t, n.Daemon.Start(t.Context()))
+	check(t, n.Containerd.Start(t.Context()))
 }
 
-// TestHealedAtBoot does each damage to all layers, and cuts the power. Whoever
-// asks for the image in the next boot gets layers that are whole. No container
+// TestHealedAtBoot does each damage to all layers, and cuts the power. Each call
+// for the image in the next boot gets layers that are whole. No container
 // runs: it would not have survived the cut.
 //
-// The damages of the content are missing: nobody reads all content at a boot,
+// The damages of the content are missing: not all content is read at a boot,
 // but TestNotReadAtBoot.
 func TestHealedAtBoot(t *testing.T) {
 	n := newNode(t, "ext4")
@@ -39,7 +39,7 @@ func TestHealedAtBoot(t *testing.T) {
 			for _, layer := range d.layers {
 				check(t, d.inflict(n.root(layer), d.dir(layer)))
 			}
-			n.uncleanBoot(t)
+			n.uncleanShutdown(t)
 			n.startsAnew(t)
 			n.wholeAfterBoot(t)
 		})
@@ -47,41 +47,41 @@ func TestHealedAtBoot(t *testing.T) {
 }
 
 // TestGate does all damages at once to all layers, on each file system, or loses
-// them, and cuts the power. Then it asks the first question in each way that
+// them, and cuts the power. Then it makes the first call in each way that
 // containerd has.
 func TestGate(t *testing.T) {
-	questions := []struct {
+	queries := []struct {
 		name string
-		ask  func(t *testing.T, n *node)
+		call func(t *testing.T, n *node)
 	}{
 		{"stat", func(t *testing.T, n *node) { n.readyToContainerd(t, len(layerNames)-1) }},
 		{"prepare", func(t *testing.T, n *node) { n.startsAnew(t) }},
 		{"view", func(t *testing.T, n *node) {
-			n.ctr(t, "snapshot", "--snapshotter", "durable", "view", "looking", n.image.Top())
-			n.ctr(t, "snapshot", "--snapshotter", "durable", "rm", "looking")
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "view", "first-view", n.image.Top())
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "rm", "first-view")
 		}},
 		{"mounts", func(t *testing.T, n *node) {
-			n.ctr(t, "snapshot", "--snapshotter", "durable", "mounts", t.TempDir(), "asked before")
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "mounts", t.TempDir(), "prepared before")
 		}},
 	}
 	losses := map[string]func(t *testing.T, n *node){
 		"damaged": func(t *testing.T, n *node) { n.inflictAll(t) },
 		"gone": func(t *testing.T, n *node) {
 			for _, layer := range layerNames {
-				check(t, os.RemoveAll(n.dir(layer)))
+				n.remove(t, n.dir(layer))
 			}
 		},
 	}
 	for _, fs := range fileSystems {
 		t.Run(fs, func(t *testing.T) {
 			n := newNode(t, fs)
-			n.ctr(t, "snapshot", "--snapshotter", "durable", "prepare", "asked before", n.image.Top())
-			for _, q := range questions {
+			n.ctr(t, "snapshot", "--snapshotter", "durable", "prepare", "prepared before", n.image.Top())
+			for _, q := range queries {
 				for name, lose := range losses {
 					t.Run(q.name+" "+name, func(t *testing.T) {
 						lose(t, n)
-						n.uncleanBoot(t)
-						q.ask(t, n)
+						n.uncleanShutdown(t)
+						q.call(t, n)
 						n.wholeAfterBoot(t)
 					})
 				}
@@ -90,53 +90,55 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestGateForMany lets many ask at once about layers that are all damaged. All
+// TestGateForMany makes many calls at once for layers that are all damaged. All
 // get layers that are whole, and each layer is extracted once.
 func TestGateForMany(t *testing.T) {
 	n := newNode(t, "ext4")
-	sn := connect(t, n.daemon)
+	sn := connect(t, n.Daemon)
 	var names []string
 	for _, r := range n.check(t, 0) {
 		names = append(names, r.Name)
 	}
 	check(t, sn.Close())
 	damaged := n.inflictAll(t)
-	start := len(must[string](t)(n.daemon.Log()))
-	n.uncleanBoot(t)
+	start := len(must[string](t)(n.Daemon.Log()))
+	n.uncleanShutdown(t)
 
-	sn = connect(t, n.daemon)
+	sn = connect(t, n.Daemon)
 	errs := make([]error, 40)
-	var asking sync.WaitGroup
+	var callers sync.WaitGroup
 	for i := range errs {
-		asking.Go(func() {
+		callers.Go(func() {
 			name := names[i/4%len(names)]
 			switch i % 4 {
 			case 0, 1:
 				_, errs[i] = sn.Stat(t.Context(), name)
 			case 2:
-				_, errs[i] = sn.Prepare(t.Context(), fmt.Sprintf("asking-%d", i), name)
+				_, errs[i] = sn.Prepare(t.Context(), fmt.Sprintf("caller-%d", i), name)
 			case 3:
-				_, errs[i] = sn.View(t.Context(), fmt.Sprintf("asking-%d", i), name)
+				_, errs[i] = sn.View(t.Context(), fmt.Sprintf("caller-%d", i), name)
 			}
 		})
 	}
-	asking.Wait()
+	callers.Wait()
 	check(t, errors.Join(errs...))
 	n.wholeAfterBoot(t)
-	if healed := strings.Count(must[string](t)(n.daemon.Log())[start:], "extracted again from its blob"); healed != len(damaged) {
+	if healed := strings.Count(must[string](t)(n.Daemon.Log())[start:], "extracted again from its blob"); healed != len(damaged) {
 		t.Errorf("%d layers were extracted again, want %d", healed, len(damaged))
 	}
 }
 
-// wholeAfterBoot: the layers of the image are whole and said to be so, and
+// wholeAfterBoot: the layers of the image are whole and reported as ready, and
 // nothing of earlier boots is kept.
 func (n *node) wholeAfterBoot(t *testing.T) {
 	t.Helper()
 	n.whole(t)
 	n.clean(t, "--cached")
 	n.clean(t)
-	replaced, err := os.ReadDir(n.daemon.Root + "/replaced")
-	check(t, err)
+	replaced, err := os.ReadDir(n.Daemon.Root + "/replaced")
+	if !os.IsNotExist(err) { // nothing was there to be replaced
+		check(t, err)
+	}
 	boot := strings.TrimSpace(string(must[[]byte](t)(os.ReadFile("/proc/sys/kernel/random/boot_id"))))
 	for _, e := range replaced {
 		if !strings.Contains(e.Name(), boot) {
@@ -146,18 +148,18 @@ func (n *node) wholeAfterBoot(t *testing.T) {
 }
 
 // TestNotReadAtBoot: damages of the content are not found at a boot, by which
-// digests are not lost, and are found by whoever reads the content.
+// digests are not lost, and are found by a verb that reads the content.
 func TestNotReadAtBoot(t *testing.T) {
 	n := newNode(t, "ext4")
 	n.digested(t)
-	want := map[string][]finding{}
+	want := map[string][]kit.Finding{}
 	for layer, d := range damages() {
 		if d.deep {
 			check(t, d.inflict(n.root(layer), d.dir(layer)))
 			want[layer] = append(want[layer], d.expected(d.dir(layer))...)
 		}
 	}
-	n.uncleanBoot(t)
+	n.uncleanShutdown(t)
 	n.startsAnew(t)
 	n.clean(t, "--cached")
 	n.digested(t)

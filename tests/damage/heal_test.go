@@ -6,8 +6,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestHealed does the damages of the catalogue one by one to each layer of an
@@ -23,7 +25,7 @@ func TestHealed(t *testing.T) {
 		}
 		t.Run(d.dir(layer), func(t *testing.T) {
 			check(t, d.inflict(n.root(layer), d.dir(layer)))
-			want := map[string][]finding{layer: d.expected(d.dir(layer))}
+			want := map[string][]kit.Finding{layer: d.expected(d.dir(layer))}
 			n.plans(t, want)
 			n.heals(t, want)
 			n.clean(t)
@@ -42,7 +44,7 @@ func TestHealedDeep(t *testing.T) {
 	n := newNodeInUse(t, "ext4")
 	mark := n.container.mark(t)
 	heal := func(t *testing.T) {
-		want := map[string][]finding{}
+		want := map[string][]kit.Finding{}
 		for layer, d := range damages() {
 			if d.deep {
 				check(t, d.inflict(n.root(layer), d.dir(layer)))
@@ -67,7 +69,7 @@ func TestHealedDeep(t *testing.T) {
 
 // TestHealedTogether does all damages at once to all layers, on each file
 // system, with the daemon running and stopped. Then whole layers go, and come
-// back for whoever asks for them first.
+// back at the first call that needs them.
 func TestHealedTogether(t *testing.T) {
 	t.Parallel()
 	for _, fs := range fileSystems {
@@ -83,9 +85,10 @@ func TestHealedTogether(t *testing.T) {
 			}
 			all()
 			n.startsAnew(t)
-			check(t, n.daemon.Stop())
+			check(t, n.Daemon.Stop())
 			all()
-			check(t, n.daemon.Start(t.Context()))
+			check(t, n.Daemon.Start(t.Context()))
+			n.reached(t)
 			n.startsAnew(t)
 			n.container.undisturbed(t, mark)
 			n.container.restart(t)
@@ -106,19 +109,19 @@ func (n *node) regainsLayers(t *testing.T) {
 		n.startsAnew(t)
 	}
 	for i, layer := range layerNames {
-		t.Run(layer+" looked at", func(t *testing.T) {
+		t.Run(layer+" verified", func(t *testing.T) {
 			check(t, os.RemoveAll(n.root(layer)))
 			n.readyToContainerd(t, i)
 			whole(t)
 		})
 		t.Run(layer+" started from", func(t *testing.T) {
-			check(t, os.RemoveAll(n.dir(layer)))
+			n.remove(t, n.dir(layer))
 			n.startsAnew(t)
 			whole(t)
 		})
 	}
 	t.Run("snapshots", func(t *testing.T) {
-		check(t, os.RemoveAll(n.daemon.Root+"/snapshots"))
+		n.remove(t, n.Daemon.Root+"/snapshots")
 		n.readyToContainerd(t, len(layerNames)-1)
 		n.startsAnew(t)
 		whole(t)
@@ -126,12 +129,22 @@ func (n *node) regainsLayers(t *testing.T) {
 	n.container.alive(t, mark)
 }
 
-// readyToContainerd asks containerd for a layer of the image, which asks us.
+// reached waits until containerd has reached a daemon that was down: calls fail
+// with the error of its last attempt until it makes the next one.
+func (n *node) reached(t *testing.T) {
+	t.Helper()
+	waitFor(t, 30*time.Second, func() error {
+		_, err := n.Ctr(t.Context(), "snapshot", "--snapshotter", "durable", "info", n.image.Top())
+		return err
+	})
+}
+
+// readyToContainerd calls Stat of containerd for a layer of the image, which calls the daemon.
 func (n *node) readyToContainerd(t *testing.T, i int) {
 	t.Helper()
 	info := n.ctr(t, "snapshot", "--snapshotter", "durable", "info", n.image.ChainIDs[i].String())
 	if !strings.Contains(info, `"durable-snapshotter/state": "ready"`) {
-		t.Errorf("containerd says of layer %s: %s", layerNames[i], info)
+		t.Errorf("containerd reports of layer %s: %s", layerNames[i], info)
 	}
 }
 
@@ -144,7 +157,7 @@ func TestHealedSeal(t *testing.T) {
 	for name, damage := range sealDamages(n) {
 		t.Run(name, func(t *testing.T) {
 			check(t, damage(n.dir("middle")+"/seal"))
-			if results := n.repair(t, 0, "--apply"); !slices.ContainsFunc(results, func(r repaired) bool { return r.ID == n.ids["middle"] && r.Healed }) {
+			if results := n.repair(t, 0, "--apply"); !slices.ContainsFunc(results, func(r kit.Verdict) bool { return r.ID == n.ids["middle"] && r.Healed }) {
 				t.Errorf("repair has not healed layer middle, but %+v", results)
 			}
 			n.clean(t)
@@ -157,7 +170,7 @@ func TestHealedSeal(t *testing.T) {
 
 // plans fails unless repair plans to extract exactly the given layers from
 // their blobs, and changes nothing.
-func (n *node) plans(t *testing.T, want map[string][]finding, args ...string) {
+func (n *node) plans(t *testing.T, want map[string][]kit.Finding, args ...string) {
 	t.Helper()
 	before := map[string]kit.Tree{}
 	for layer := range want {
@@ -176,30 +189,30 @@ func (n *node) plans(t *testing.T, want map[string][]finding, args ...string) {
 }
 
 // heals fails unless repair heals exactly the given layers.
-func (n *node) heals(t *testing.T, want map[string][]finding, args ...string) {
+func (n *node) heals(t *testing.T, want map[string][]kit.Finding, args ...string) {
 	t.Helper()
 	for layer, r := range n.repairs(t, 0, want, append([]string{"--apply"}, args...)...) {
 		if !r.Healed || r.State != "ready" || r.Reason != "" {
 			t.Errorf("layer %s was not healed: %+v", layer, r)
 		}
 	}
-	for _, e := range inspect(t, n.daemon).Journal.Committed {
+	for _, e := range kittest.Inspect(t, n.Daemon).Journal.Committed {
 		for layer := range want {
 			if e.ID == n.ids[layer] && e.Strategy != "healed" {
-				t.Errorf("the journal says that layer %s was made with %q", layer, e.Strategy)
+				t.Errorf("the journal records that layer %s was made with %q", layer, e.Strategy)
 			}
 		}
 	}
-	if left, err := os.ReadDir(n.daemon.Root + "/healing"); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(n.Daemon.Root + "/healing"); err != nil || len(left) > 0 {
 		t.Errorf("healing has left %v, %v", left, err)
 	}
 }
 
-// repairs returns what repair says of each layer, which must have the given
+// repairs returns what repair reports of each layer, which must have the given
 // findings and no other layer any.
-func (n *node) repairs(t *testing.T, status int, want map[string][]finding, args ...string) map[string]repaired {
+func (n *node) repairs(t *testing.T, status int, want map[string][]kit.Finding, args ...string) map[string]kit.Verdict {
 	t.Helper()
-	byLayer := map[string]repaired{}
+	byLayer := map[string]kit.Verdict{}
 	for _, r := range n.repair(t, status, args...) {
 		layer := n.layerOf(t, r.ID)
 		byLayer[layer] = r
@@ -207,7 +220,7 @@ func (n *node) repairs(t *testing.T, status int, want map[string][]finding, args
 	}
 	for layer := range want {
 		if _, ok := byLayer[layer]; !ok {
-			t.Errorf("repair %q says nothing of layer %s, which is damaged", args, layer)
+			t.Errorf("repair %q reports nothing of layer %s, which is damaged", args, layer)
 		}
 	}
 	return byLayer

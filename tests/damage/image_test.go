@@ -23,7 +23,7 @@ var image = sync.OnceValues(func() (kit.Pushed, error) {
 })
 
 func buildImage() (kit.Image, error) {
-	program, err := witnessBinary()
+	program, err := kit.Witness(context.Background())
 	if err != nil {
 		return kit.Image{}, err
 	}
@@ -81,7 +81,7 @@ func entriesBelow(layer string) []kit.Entry {
 // dir is where a layer has the victims of the damage.
 func (d *damage) dir(layer string) string { return layer + "/" + d.name }
 
-// watched are the paths that the container looks at, with what it must see.
+// watched are the paths that the container reads, with what it must see.
 var watched = func() map[string]string {
 	paths := map[string]string{}
 	for _, layer := range everyLayer {
@@ -91,7 +91,7 @@ var watched = func() map[string]string {
 	return paths
 }()
 
-// TestCatalogue: a damage says what is found of it, which is about content when
+// TestCatalogue: a damage lists what is found of it, which is about content when
 // it is deep, and about metadata when it is not.
 func TestCatalogue(t *testing.T) {
 	names := map[string]bool{}

@@ -1,18 +1,13 @@
 package damage
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,20 +15,15 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-// node is a machine: a disk with a daemon and a containerd on it, the image
-// pulled through both, and, when it is in use, a container that runs on it.
+// node is a node with the image pulled through the daemon, and, when it is in use,
+// a container that runs on it.
 type node struct {
-	disk       *kit.Disk
-	daemon     *kit.Daemon
-	containerd *kit.Containerd
-	image      kit.Pushed
-	ids        map[string]uint64   // directory numbers by layer name
-	trees      map[string]kit.Tree // fresh unpackings by layer name
-	container  *container
-	number     int64 // names of containers name cgroups, too, and these are the machine's
+	*kit.Node
+	image     kit.Pushed
+	ids       map[string]uint64   // directory numbers by layer name
+	trees     map[string]kit.Tree // fresh unpackings by layer name
+	container *container
 }
-
-var nodes atomic.Int64
 
 // newNodeInUse is newNode with a container that runs on the image.
 func newNodeInUse(t *testing.T, fileSystem string) *node {
@@ -54,48 +44,34 @@ func newNode(t *testing.T, fileSystem string) *node {
 // daemon.
 func newNodeWith(t *testing.T, fileSystem string, image kit.Pushed, config string) *node {
 	t.Helper()
-	n := &node{disk: newDisk(t, fileSystem), image: image, number: nodes.Add(1)}
-	n.daemon = startDaemon(t, n.disk, kit.DaemonOptions{ContentRoot: n.contentRoot(), Config: config})
-	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{Dir: n.disk.Path("containerd"), Daemon: n.daemon})
-	n.ctr(t, "image", "pull", "--plain-http", "--snapshotter", "durable", n.image.Ref)
+	// The daemon does not know containerd's socket: where a blob is bad, it would have
+	// containerd drop the image, and nothing would be left to verify.
+	n := &node{image: image, Node: kittest.StartNode(t, kit.NodeOptions{
+		Disk: kit.DiskOptions{FS: fileSystem}, Heals: true, Daemon: kit.DaemonOptions{Config: config},
+	})}
+	kittest.Pull(t, n.Node, "durable", n.image.Ref)
 	return n
-}
-
-// contentRoot is where containerd keeps blobs.
-func (n *node) contentRoot() string {
-	return n.disk.Path("containerd", "root", "io.containerd.content.v1.content")
 }
 
 // blob is the file of a layer's blob.
 func (n *node) blob(layer string) string {
-	d := n.image.Layers[slices.Index(layerNames, layer)].Digest
-	return filepath.Join(n.contentRoot(), "blobs", d.Algorithm().String(), d.Encoded())
+	return n.Blob(n.image.Layers[slices.Index(layerNames, layer)].Digest)
 }
 
 // ctr runs ctr and fails the test when it fails.
 func (n *node) ctr(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := n.tryCtr(t.Context(), args...)
-	check(t, err)
-	return out
-}
-
-// tryCtr gives ctr time for the slowest answer, so that a hang shows up as this
-// call and not as a time-out of the whole run.
-func (n *node) tryCtr(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	return n.containerd.Ctr(ctx, args...)
+	return kittest.Ctr(t, n.Node, args...)
 }
 
 // learn finds the directories of the layers, and keeps a copy and a fingerprint
-// of each: what a fresh unpacking looks like.
+// of each: the result of a fresh unpacking.
 func (n *node) learn(t *testing.T) {
 	t.Helper()
 	n.ids, n.trees = map[string]uint64{}, map[string]kit.Tree{}
 	results := n.check(t, 0)
 	for i, layer := range layerNames {
-		at := slices.IndexFunc(results, func(r result) bool { return r.ChainID == n.image.ChainIDs[i].String() })
+		at := slices.IndexFunc(results, func(r kit.Verdict) bool { return r.ChainID == n.image.ChainIDs[i].String() })
 		if at < 0 {
 			t.Fatalf("no snapshot of layer %s in %+v", layer, results)
 		}
@@ -107,11 +83,11 @@ func (n *node) learn(t *testing.T) {
 
 // dir is the directory of a layer's snapshot; root is the layer itself.
 func (n *node) dir(layer string) string {
-	return filepath.Join(n.daemon.Root, "snapshots", strconv.FormatUint(n.ids[layer], 10))
+	return n.Daemon.SnapshotDir(n.ids[layer])
 }
 
 func (n *node) root(layer string) string     { return filepath.Join(n.dir(layer), "fs") }
-func (n *node) pristine(layer string) string { return n.disk.Path("pristine", layer) }
+func (n *node) pristine(layer string) string { return n.Path("pristine", layer) }
 
 // tree is the fingerprint of a layer.
 func (n *node) tree(t *testing.T, layer string) kit.Tree {
@@ -119,18 +95,8 @@ func (n *node) tree(t *testing.T, layer string) kit.Tree {
 	return must[kit.Tree](t)(n.tryTree(layer))
 }
 
-// tryTree leaves out what depends on the time of the unpacking: times of
-// directories that the layer has no entry for, and of whiteouts, which are made
-// for an entry that is no file.
 func (n *node) tryTree(layer string) (kit.Tree, error) {
-	tree, err := kit.Fingerprint(n.root(layer))
-	tree.Untime(n.image.Untimed...)
-	for name, e := range tree {
-		if e.Mode&fs.ModeCharDevice != 0 && e.Rdev == 0 {
-			tree.Untime(name)
-		}
-	}
-	return tree, err
+	return kit.FingerprintLayer(n.root(layer), n.image)
 }
 
 // whole fails unless every layer is what a fresh unpacking of it is.
@@ -147,7 +113,7 @@ func (n *node) whole(t *testing.T) {
 // content damage may be taken for what was committed.
 func (n *node) digested(t *testing.T) {
 	t.Helper()
-	waitDigested(t, n.daemon, len(layerNames))
+	waitDigested(t, n.Daemon, len(layerNames))
 }
 
 // copyTree copies a directory with all its attributes.
@@ -187,9 +153,25 @@ func sameAttributes(from, to string) error {
 	return nil
 }
 
+// remove removes a directory in which the daemon may be writing content digests.
+func (n *node) remove(t *testing.T, dir string) {
+	t.Helper()
+	n.quietly(t, func() error { return os.RemoveAll(dir) })
+}
+
+// quietly does something to layers while the daemon, if it runs, stands still.
+func (n *node) quietly(t *testing.T, do func() error) {
+	t.Helper()
+	if n.Daemon.Running() {
+		check(t, n.Daemon.While(do))
+	} else {
+		check(t, do())
+	}
+}
+
 // putBackLayer brings the whole directory of a layer back.
 func (n *node) putBackLayer(t *testing.T, layer string) {
 	t.Helper()
-	check(t, os.RemoveAll(n.dir(layer)))
+	n.remove(t, n.dir(layer))
 	copyTree(t, n.pristine(layer), n.dir(layer))
 }

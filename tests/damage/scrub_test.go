@@ -3,6 +3,7 @@ package damage
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,10 +11,11 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-// TestScrub: a daemon that is told to scrub finds and heals by itself what
-// nobody has asked for.
+// TestScrub: a daemon that is configured to scrub finds and heals by itself what
+// no call has needed.
 func TestScrub(t *testing.T) {
 	t.Parallel()
 	n := newNodeWith(t, "ext4", must[kit.Pushed](t)(image()), "[scrub]\ninterval = '500ms'\ndepth = 'content'\n")
@@ -23,11 +25,16 @@ func TestScrub(t *testing.T) {
 	for _, depth := range []string{"content", "metadata"} {
 		t.Run(depth, func(t *testing.T) {
 			n.digested(t)
-			for layer, d := range damages() {
-				if d.deep == (depth == "content") {
-					check(t, d.inflict(n.root(layer), d.dir(layer)))
+			// Not while a layer is healed, and other directories take the place of
+			// those that are being damaged.
+			n.quietly(t, func() (err error) {
+				for layer, d := range damages() {
+					if d.deep == (depth == "content") {
+						err = errors.Join(err, d.inflict(n.root(layer), d.dir(layer)))
+					}
 				}
-			}
+				return err
+			})
 			waitFor(t, time.Minute, func() error {
 				for _, layer := range layerNames {
 					tree, err := n.tryTree(layer)
@@ -48,13 +55,13 @@ func TestScrub(t *testing.T) {
 	n.container.undisturbed(t, mark)
 }
 
-// settled waits until the daemon has looked at its layers in a whole round and
+// settled waits until the daemon has verified its layers in a whole round and
 // found nothing.
 func (n *node) settled(t *testing.T) {
 	t.Helper()
 	now := time.Now()
 	waitFor(t, time.Minute, func() error {
-		s := inspect(t, n.daemon).Journal.Scrub
+		s := kittest.Inspect(t, n.Daemon).Journal.Scrub
 		if s.Started.Before(now) || s.Finished.IsZero() || s.Damaged > 0 {
 			return fmt.Errorf("no round without findings since %v: %+v", now, s)
 		}
@@ -67,7 +74,7 @@ func (n *node) settled(t *testing.T) {
 const scrubbedLayers = 8
 
 // TestScrubResumed kills the daemon in the middle of a round. The next one goes
-// on where it was, and looks at no layer twice.
+// on where it was, and verifies no layer twice.
 func TestScrubResumed(t *testing.T) {
 	t.Parallel()
 	var layers []kit.Layer
@@ -84,10 +91,10 @@ func TestScrubResumed(t *testing.T) {
 	n := newNodeWith(t, "ext4", img, fmt.Sprintf("[scrub]\ninterval = '1s'\ndepth = 'content'\nrate = %d\n", 4<<20))
 
 	cut := n.killInRound(t)
-	check(t, n.daemon.Start(t.Context()))
+	check(t, n.Daemon.Start(t.Context()))
 	rounds := n.waitForRound(t, cut.Started)
 	if rounds.Looked != scrubbedLayers || rounds.Damaged != 0 || rounds.Next <= cut.Next {
-		t.Errorf("a round that was cut short at %+v ended as %+v, want %d looks in all", cut, rounds, scrubbedLayers)
+		t.Errorf("a round that was cut short at %+v ended as %+v, want %d verifications in all", cut, rounds, scrubbedLayers)
 	}
 	resumed := n.logged(t, "scrub: round begins", func(l logLine) bool { return l.From == cut.Next })
 	if resumed.Layers != scrubbedLayers-cut.Looked {
@@ -95,35 +102,35 @@ func TestScrubResumed(t *testing.T) {
 	}
 }
 
-// killInRound kills the daemon when it has looked at some layers but not all.
-func (n *node) killInRound(t *testing.T) scrub {
+// killInRound kills the daemon when it has verified some layers but not all.
+func (n *node) killInRound(t *testing.T) kit.ScrubRound {
 	t.Helper()
 	pulled := time.Now()
-	within := func(s scrub) bool {
+	within := func(s kit.ScrubRound) bool {
 		return s.Started.After(pulled) && s.Finished.IsZero() && s.Looked > 0 && s.Looked < scrubbedLayers
 	}
 	for range 5 {
 		waitFor(t, time.Minute, func() error {
-			if s := inspect(t, n.daemon).Journal.Scrub; !within(s) {
+			if s := kittest.Inspect(t, n.Daemon).Journal.Scrub; !within(s) {
 				return fmt.Errorf("not in the middle of a round: %+v", s)
 			}
 			return nil
 		})
-		check(t, n.daemon.Kill())
-		if s := inspect(t, n.daemon).Journal.Scrub; within(s) {
+		check(t, n.Daemon.Kill())
+		if s := kittest.Inspect(t, n.Daemon).Journal.Scrub; within(s) {
 			return s
 		}
-		check(t, n.daemon.Start(t.Context())) // the round was over meanwhile
+		check(t, n.Daemon.Start(t.Context())) // the round was over meanwhile
 	}
 	t.Fatal("the daemon could not be killed in the middle of a round")
-	return scrub{}
+	return kit.ScrubRound{}
 }
 
 // waitForRound returns the journal's last word on the round that began then.
-func (n *node) waitForRound(t *testing.T, started time.Time) (round scrub) {
+func (n *node) waitForRound(t *testing.T, started time.Time) (round kit.ScrubRound) {
 	t.Helper()
 	waitFor(t, time.Minute, func() error {
-		switch s := inspect(t, n.daemon).Journal.Scrub; {
+		switch s := kittest.Inspect(t, n.Daemon).Journal.Scrub; {
 		case s.Started.Equal(started):
 			round = s
 			if s.Finished.IsZero() {
@@ -137,7 +144,7 @@ func (n *node) waitForRound(t *testing.T, started time.Time) (round scrub) {
 	return round
 }
 
-// logLine is what the daemon's log says of scrubbing.
+// logLine is what the daemon's log has of scrubbing.
 type logLine struct {
 	Msg    string
 	From   uint64
@@ -146,7 +153,7 @@ type logLine struct {
 
 func (n *node) logged(t *testing.T, msg string, ok func(logLine) bool) logLine {
 	t.Helper()
-	for line := range strings.Lines(string(must[[]byte](t)(os.ReadFile(n.daemon.LogPath())))) {
+	for line := range strings.Lines(string(must[[]byte](t)(os.ReadFile(n.Daemon.LogPath())))) {
 		var l logLine
 		if json.Unmarshal([]byte(line), &l) == nil && l.Msg == msg && ok(l) {
 			return l

@@ -26,7 +26,7 @@ var coverBootID = sync.OnceValues(func() (*os.File, error) {
 	if err := unix.Mount(f.Name(), bootIDPath, "", unix.MS_BIND, ""); err != nil {
 		return nil, os.NewSyscallError("mount "+bootIDPath, err)
 	}
-	// All that is called an unclean boot in the tests hangs on this.
+	// Every unclean shutdown in the tests depends on this.
 	seen, err := os.ReadFile(bootIDPath)
 	if err == nil && string(seen) != id {
 		err = fmt.Errorf("%s reads %q, not %q", bootIDPath, seen, id)
@@ -34,7 +34,7 @@ var coverBootID = sync.OnceValues(func() (*os.File, error) {
 	return f, err
 })
 
-// newBootID is random, as the kernel's is: a disk may be looked at by another
+// newBootID is random, as the kernel's is: a disk may be verified by another
 // process than the one that has recorded it.
 func newBootID() string {
 	var b [16]byte
@@ -42,14 +42,14 @@ func newBootID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x\n", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// NewBoot makes this another boot for every process that asks from now on. After
-// a Kill it is what a power cut that took nothing from the disk looks like. Two
+// NewBoot makes this another boot for every process that reads the boot ID from now on. After
+// a Kill it is equal to a power cut that took nothing from the disk. Two
 // callers that do it at once both get a boot that no disk has seen. It must be
 // called in a mount namespace of one's own, such as that of [Main].
 func NewBoot() error {
 	f, err := coverBootID()
 	if err == nil {
-		// In place and of the same length: nobody may read half of it.
+		// In place and of the same length: no process may read half of it.
 		_, err = f.WriteAt([]byte(newBootID()), 0)
 	}
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestNewBoot: another process sees another boot, whose name looks like one of
+// TestNewBoot: another process sees another boot, whose name has the form of
 // the kernel's.
 func TestNewBoot(t *testing.T) {
 	seen := map[string]bool{}

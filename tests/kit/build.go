@@ -28,7 +28,7 @@ type Binaries struct {
 }
 
 // Build compiles containerd, ctr and the runc shim at the version tests/go.mod
-// asks for, and the daemon from the tree. Go's build cache makes all but the
+// requires, and the daemon from the tree. Go's build cache makes all but the
 // first call cheap.
 func Build(ctx context.Context) (Binaries, error) {
 	tests, bin, unlock, err := binDir(ctx)
@@ -70,6 +70,21 @@ func BuildDaemon(ctx context.Context, name string, flags ...string) (string, err
 	path := filepath.Join(bin, name)
 	if err := goBuild(ctx, filepath.Dir(tests), path, append(flags, "./cmd/durable-snapshotter")...); err != nil {
 		return "", fmt.Errorf("build %s: %w", name, err)
+	}
+	return path, nil
+}
+
+// BuildTool compiles a program of the tests module, named by its directory there,
+// without symbols, and returns its path.
+func BuildTool(ctx context.Context, dir string) (string, error) {
+	tests, bin, unlock, err := binDir(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	path := filepath.Join(bin, filepath.Base(dir))
+	if err := goBuild(ctx, tests, path, "-ldflags=-s -w", "./"+dir); err != nil {
+		return "", fmt.Errorf("build %s: %w", dir, err)
 	}
 	return path, nil
 }

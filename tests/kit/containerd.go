@@ -21,6 +21,7 @@ type ContainerdOptions struct {
 	Daemon        *Daemon     // the proxy plugin "durable"; none when nil
 	CRI           *CRIOptions // of its CRI plugin, which is disabled when nil
 	ConfigVersion int         // 3 unless set; 2 for containerd before 2.0
+	Unpacks       int         // layers that it unpacks at a time, with the capability rebase; one after another when 0
 	Extra         string      // further text for the configuration file
 }
 
@@ -56,10 +57,20 @@ func StartContainerd(ctx context.Context, opts ContainerdOptions) (*Containerd, 
 			return nil, fmt.Errorf("containerd: %w", err)
 		}
 	}
-	if err := os.WriteFile(c.configPath(), []byte(c.config()), 0o644); err != nil {
-		return nil, fmt.Errorf("containerd: %w", err)
+	if err := c.Use(opts.Daemon); err != nil {
+		return nil, err
 	}
 	return c, c.Start(ctx)
+}
+
+// Use writes the configuration for the next start: with d as the proxy plugin
+// "durable", or without that plugin when d is nil.
+func (c *Containerd) Use(d *Daemon) error {
+	c.opts.Daemon = d
+	if err := os.WriteFile(c.configPath(), []byte(c.config()), 0o644); err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	return nil
 }
 
 func (c *Containerd) configPath() string { return filepath.Join(c.opts.RunDir, "config.toml") }
@@ -87,6 +98,9 @@ func (c *Containerd) config() string {
 	if d := c.opts.Daemon; d != nil {
 		snapshotters = append(snapshotters, "durable")
 		fmt.Fprintf(&b, "[proxy_plugins.durable]\n  type = 'snapshot'\n  address = %q\n", d.Address)
+		if c.opts.Unpacks > 0 {
+			b.WriteString("  capabilities = ['rebase']\n")
+		}
 		if v3 {
 			// Without exports.root the CRI reports the wrong file system to the
 			// kubelet; older versions do not know the key.
@@ -98,6 +112,9 @@ func (c *Containerd) config() string {
 		for _, name := range snapshotters {
 			fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = 'walking'\n", runtime.GOARCH, name)
 		}
+	}
+	if c.opts.Unpacks > 0 {
+		fmt.Fprintf(&b, "[plugins.'io.containerd.transfer.v1.local']\n  max_concurrent_unpacks = %d\n", c.opts.Unpacks)
 	}
 	b.WriteString(c.opts.Extra)
 	if c.opts.CRI != nil {
@@ -114,7 +131,7 @@ func (c *Containerd) Start(ctx context.Context) error {
 		return err
 	}
 	c.Process = p
-	if err := c.WaitReady(ctx, 60*time.Second, c.serving); err != nil {
+	if err := c.WaitReady(ctx, slow, c.serving); err != nil {
 		return errors.Join(err, c.Kill())
 	}
 	return nil

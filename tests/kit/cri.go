@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,17 +16,18 @@ import (
 // CRINamespace is where the CRI plugin keeps what it makes in containerd.
 const CRINamespace = "k8s.io"
 
-// CRIOptions configure containerd's CRI plugin, for the snapshotter "durable".
+// CRIOptions configure containerd's CRI plugin.
 type CRIOptions struct {
-	Pause  string // name of the image of all sandboxes
-	Images string // further keys of the plugin's configuration of images
+	Pause       string // name of the image of all sandboxes
+	Images      string // further keys of the plugin's configuration of images
+	Snapshotter string // "durable" unless set
 }
 
 // config is the plugin's part of containerd's configuration.
 func (o *CRIOptions) config(runDir string) string {
 	return fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images']
-  snapshotter = 'durable'
+  snapshotter = %q
   %s
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = %q
@@ -35,14 +37,14 @@ func (o *CRIOptions) config(runDir string) string {
     conf_dir = %q
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
-`, o.Images, o.Pause, filepath.Join(runDir, "cni"))
+`, cmp.Or(o.Snapshotter, "durable"), o.Images, o.Pause, filepath.Join(runDir, "cni"))
 }
 
 // criLimit bounds each question to the CRI plugin: one that hangs shall not take
 // the whole run with it.
-const criLimit = time.Minute
+const criLimit = 3 * time.Minute
 
-// CRI asks containerd's CRI plugin what the kubelet asks. The two services are
+// CRI queries containerd's CRI plugin as the kubelet does. The two services are
 // there for what has no method here.
 type CRI struct {
 	Runtime    runtimeapi.RuntimeServiceClient
@@ -67,7 +69,7 @@ func (c *CRI) connect() (err error) {
 }
 
 // Redial connects anew after a start of containerd, and waits until the plugin
-// serves: it looks at all images before. The old connection would wait out
+// serves: it reads all images before. The old connection would wait out
 // grpc's backoff.
 func (c *CRI) Redial(ctx context.Context) error {
 	if err := errors.Join(c.Close(), c.connect()); err != nil {
@@ -90,7 +92,7 @@ func (c *CRI) Pull(ctx context.Context, ref string) error {
 	return err
 }
 
-// Known tells whether the plugin knows an image, which the kubelet asks before it
+// Known reports whether the plugin knows an image, which the kubelet checks before it
 // pulls (IfNotPresent).
 func (c *CRI) Known(ctx context.Context, ref string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, criLimit)
@@ -99,15 +101,15 @@ func (c *CRI) Known(ctx context.Context, ref string) (bool, error) {
 	return r.GetImage() != nil, err
 }
 
-// WaitKnown waits until the plugin has heard of what containerd did with an image.
+// WaitKnown waits until the plugin has been notified of what containerd did with an image.
 func (c *CRI) WaitKnown(ctx context.Context, ref string, want bool) error {
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(slow); ; time.Sleep(20 * time.Millisecond) {
 		known, err := c.Known(ctx, ref)
 		if err != nil || known == want {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("after 30 s, the CRI plugin knows %s: %v", ref, known)
+			return fmt.Errorf("after %v, the CRI plugin knows %s: %v", slow, ref, known)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -26,10 +26,11 @@ type DaemonOptions struct {
 	Config string // text of the configuration file
 	// ContentRoot and Containerd are the content store and the socket of the
 	// containerd that the daemon serves. Without them it heals from nothing of
-	// these tests, and tells nobody.
+	// these tests, and notifies no containerd.
 	ContentRoot, Containerd string
 	Wrapper                 []string // argv to put in front, such as strace and its flags
-	Env                     []string
+	Env                     []string // added to the daemon's environment
+	VerbEnv                 []string // added to that of the verbs
 }
 
 // Daemon is a running durable-snapshotter. Stop or Kill it, then Start it again:
@@ -76,6 +77,12 @@ func (o DaemonOptions) config() string {
 	return text
 }
 
+// Use makes the next start one of another program, unless binary is empty, with
+// nothing but env added to the environment.
+func (d *Daemon) Use(binary string, env ...string) {
+	d.opts.Binary, d.opts.Env = cmp.Or(binary, d.opts.Binary), env
+}
+
 // StartDaemon is NewDaemon and Start.
 func StartDaemon(ctx context.Context, opts DaemonOptions) (*Daemon, error) {
 	d, err := NewDaemon(opts)
@@ -108,7 +115,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.Launch(); err != nil {
 		return err
 	}
-	if err := d.WaitReady(ctx, 60*time.Second, d.Healthy); err != nil {
+	if err := d.WaitReady(ctx, slow, d.Healthy); err != nil {
 		return errors.Join(err, d.Kill())
 	}
 	return nil
@@ -137,7 +144,7 @@ func dial(address string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// Healthy asks the daemon's health service and is nil when it says SERVING.
+// Healthy queries the daemon's health service and is nil when the answer is SERVING.
 func (d *Daemon) Healthy(ctx context.Context) error {
 	conn, err := d.Dial()
 	if err != nil {

@@ -162,7 +162,7 @@ func (d *Disk) Unmount() error {
 	if !d.mount {
 		return nil
 	}
-	if err := unmountBelow(d.Path()); err != nil {
+	if err := UnmountBelow(d.Path()); err != nil {
 		return err
 	}
 	d.mount = false
@@ -186,10 +186,10 @@ func (d *Disk) Close() error {
 	return errors.Join(d.loop.Close(), os.Remove(filepath.Join(d.dir, "disk.img")))
 }
 
-// unmountBelow unmounts top and all mounts under it, innermost first. Processes
+// UnmountBelow unmounts top and all mounts under it, innermost first. Processes
 // that were just killed let go of a mount a moment later, so EBUSY is given time.
-func unmountBelow(top string) error {
-	deadline := time.Now().Add(20 * time.Second)
+func UnmountBelow(top string) error {
+	deadline := time.Now().Add(slow)
 	for {
 		points, err := mountsBelow(top)
 		if err != nil {

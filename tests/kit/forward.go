@@ -55,8 +55,8 @@ func (f *Forwarder) Close() error {
 	return errors.Join(err, f.conn.Close())
 }
 
-// onward is the context of a call to the snapshotter. gRPC hands metadata that
-// arrived to nobody by itself; containerd's are the namespace and the lease.
+// onward is the context of a call to the snapshotter. gRPC does not
+// forward the metadata of a request by itself; containerd's are the namespace and the lease.
 func onward(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
 	out := metadata.MD{}

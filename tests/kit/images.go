@@ -10,6 +10,22 @@ import (
 	"time"
 )
 
+// Standard returns the image of a name: "all-kinds", "empty-layers", "runnable" or
+// "large".
+func Standard(ctx context.Context, name string, b Binaries) (Image, error) {
+	switch name {
+	case "all-kinds":
+		return AllKinds(), nil
+	case "empty-layers":
+		return EmptyLayers(), nil
+	case "runnable":
+		return Runnable(ctx)
+	case "large":
+		return Large(ctx, b)
+	}
+	return Image{}, fmt.Errorf("no standard image is called %q", name)
+}
+
 // AllKinds is an image with every kind of entry and every way in which a layer
 // can change the one below: six layers in all three compressions.
 func AllKinds() Image {
@@ -185,14 +201,9 @@ func EmptyLayers() Image {
 // Runnable is an image of three layers whose containers can do what the program
 // in kit/guest can: wait, echo, print, write and sum files.
 func Runnable(ctx context.Context) (Image, error) {
-	tests, bin, unlock, err := binDir(ctx)
+	file, err := BuildTool(ctx, "kit/guest")
 	if err != nil {
 		return Image{}, err
-	}
-	defer unlock()
-	file := filepath.Join(bin, "guest")
-	if err := goBuild(ctx, tests, file, "-ldflags=-s -w", "./kit/guest"); err != nil {
-		return Image{}, fmt.Errorf("build guest: %w", err)
 	}
 	body, err := os.ReadFile(file)
 	if err != nil {

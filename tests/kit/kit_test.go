@@ -82,7 +82,7 @@ func TestBtrfsDisk(t *testing.T) {
 	}
 }
 
-// TestDiff changes one property at a time and expects the fingerprint to tell.
+// TestDiff changes one property at a time and expects the fingerprint to show it.
 func TestDiff(t *testing.T) {
 	changes := map[string]func(file string) error{
 		"content": func(f string) error { return os.WriteFile(f, []byte("other"), 0o644) },
@@ -127,7 +127,7 @@ func TestDiff(t *testing.T) {
 }
 
 // TestImagesAreDeterministic builds each fixed image twice and compares digests,
-// so that what fails on one machine can be looked for on another.
+// so that what fails on one machine can be reproduced on another.
 func TestImagesAreDeterministic(t *testing.T) {
 	reg, err := StartRegistry(t.TempDir())
 	if err != nil {
@@ -167,7 +167,7 @@ func fingerprint(t *testing.T, dir string) Tree {
 
 func waitUntil(t *testing.T, ok func() bool, what string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(slow); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(what)
 		}
@@ -184,4 +184,39 @@ func TestAbsoluteNames(t *testing.T) {
 	if !untimed["a/b"] || !untimed["."] || untimed["a"] {
 		t.Errorf("untimed %v", untimed)
 	}
+}
+
+// TestWhile: a process does nothing while it stands still, and goes on afterwards.
+func TestWhile(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	p, err := StartProcess("writer", log, nil, "/bin/sh", "-c", "while :; do echo x; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	size := func() int64 {
+		info, err := os.Stat(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	waitUntil(t, func() bool { return size() > 0 }, "nothing was written")
+	var before, after int64
+	if err := p.While(func() error {
+		before = size()
+		time.Sleep(100 * time.Millisecond)
+		after = size()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if before != after {
+		t.Errorf("%d bytes were written by a process that stands still", after-before)
+	}
+	waitUntil(t, func() bool { return size() > after }, "the process does not go on")
 }

@@ -25,7 +25,7 @@ const (
 	Zstd  Compression = "zstd"
 )
 
-// layerTime is the modification time of every entry that does not say another.
+// layerTime is the modification time of every entry that does not set another.
 // It has nanoseconds, because a time cut to seconds is a difference too.
 var layerTime = time.Unix(1700000000, 123456789)
 
@@ -70,7 +70,7 @@ func Symlink(name, target string) Entry {
 }
 
 // Hardlink is another name of an entry of the same layer. It repeats the mode,
-// as tar writes it: whoever unpacks sets the mode of both names to it.
+// as tar writes it: an unpacker sets the mode of both names to it.
 func Hardlink(name, target string, mode int64) Entry {
 	e := entry(tar.TypeLink, name, mode)
 	e.Linkname = target
@@ -154,7 +154,7 @@ func DirLayer(c Compression, places []Place) Layer {
 	}}
 }
 
-// Place says where a directory of this machine appears in an image.
+// Place is where a directory of this machine appears in an image.
 type Place struct{ Dir, In string }
 
 func yieldParents(name string, made map[string]bool, yield func(Entry) error) error {
@@ -213,28 +213,34 @@ func yieldTree(p Place, yield func(Entry) error) error {
 // directories get the time of unpacking, see Image.Untimed.
 func (l Layer) write(w io.Writer, untimed map[string]bool) error {
 	tw := tar.NewWriter(w)
-	timed := map[string]bool{}
-	touched := map[string]bool{}
+	var all []Entry // their headers
 	err := l.entries(func(e Entry) error {
-		name := path.Clean("./" + path.Clean("/"+e.Name)) // a tar may say /bin, too
+		all = append(all, Entry{Header: e.Header})
+		return e.write(tw)
+	})
+	noteUntimed(all, untimed)
+	return errors.Join(err, tw.Close())
+}
+
+// noteUntimed notes which directories get the time of unpacking from the entries
+// of a layer, see Pushed.Untimed.
+func noteUntimed(all []Entry, untimed map[string]bool) {
+	timed := map[string]bool{}
+	for _, e := range all {
+		name := path.Clean("./" + path.Clean("/"+e.Name)) // a tar may have /bin, too
 		if e.Typeflag == tar.TypeDir {
 			timed[name] = true
 		}
 		for dir := path.Dir(name); ; dir = path.Dir(dir) {
-			touched[dir] = true
+			untimed[dir] = true
 			if dir == "." {
 				break
 			}
 		}
-		return e.write(tw)
-	})
-	for dir := range touched {
-		untimed[dir] = true
 	}
 	for dir := range timed {
 		delete(untimed, dir)
 	}
-	return errors.Join(err, tw.Close())
 }
 
 func (e Entry) write(tw *tar.Writer) error {

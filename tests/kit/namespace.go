@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stageVar tells a re-executed process which part it plays: absent for the one
+// stageVar is the part that a re-executed process plays: absent for the one
 // the user started, then stageInit, then stageWork.
 const (
 	stageVar  = "DURABLE_KIT_STAGE"
@@ -85,7 +85,7 @@ func outside() (code int, err error) {
 	}()
 	// It stays afterwards: removing a directory takes away what other runs have
 	// mounted on it in their namespaces (rmdir(2) detaches since Linux 3.18), and
-	// an empty one in /run harms nobody.
+	// an empty one in /run does no harm.
 	if err := os.Mkdir(shimSockets, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return 1, fmt.Errorf("namespace: %w", err)
 	}
@@ -108,7 +108,7 @@ func outside() (code int, err error) {
 		return 1, errors.New("namespace: clone: not possible here")
 	}
 	defer stop()
-	// Whoever is the last in a mount namespace unmounts what is left. If that
+	// The last process in a mount namespace unmounts what is left. If that
 	// were a FUSE server that was killed, it would wait for its own answer, and
 	// its end would never come: so it is we who are the last.
 	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid))
@@ -141,8 +141,8 @@ func initProcess() (int, error) {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 1, fmt.Errorf("namespace: mount /proc: %w", err)
 	}
-	// Shims put their sockets under this path whatever containerd's config
-	// says. A private tmpfs keeps runs apart from each other and from the host.
+	// Shims put their sockets under this path whatever containerd's configuration
+	// is. A private tmpfs keeps runs apart from each other and from the host.
 	if err := unix.Mount("tmpfs", shimSockets, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711"); err != nil {
 		return 1, fmt.Errorf("namespace: mount %s: %w", shimSockets, err)
 	}

@@ -36,7 +36,7 @@ func TestMess(t *testing.T) {
 }
 
 // TestNothingOutlivesTheNamespace kills a run in each of the ways a run can die
-// and looks for what it had.
+// and searches for what it had.
 func TestNothingOutlivesTheNamespace(t *testing.T) {
 	for _, kill := range []string{"KILL", "TERM", "INT", "QUIT"} {
 		t.Run(kill, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestNothingOutlivesTheNamespace(t *testing.T) {
 				fmt.Sscanf(lines.Text(), "MESS %s %s", &run, &device)
 			}
 			if run == "" {
-				t.Fatalf("the run said nothing: %v", cmd.Wait())
+				t.Fatalf("the run printed nothing: %v", cmd.Wait())
 			}
 			backing := "/sys/block/" + filepath.Base(device) + "/loop/backing_file"
 			if !holds(backing, run) {
@@ -73,7 +73,7 @@ func TestNothingOutlivesTheNamespace(t *testing.T) {
 			waitUntil(t, func() bool { return !holds(backing, run) }, device+" is still attached")
 			waitUntil(t, func() bool { return processesOf(t, run) == "" }, "processes are left")
 			if kill == "KILL" {
-				// Nobody was left to remove the files. The next run does.
+				// No process was left to remove the files. The next run does.
 				again := exec.Command("/proc/self/exe", "-test.run=^TestMess$")
 				again.Env = append(cmd.Env, leakVar+"=")
 				if out, err := again.CombinedOutput(); err != nil {

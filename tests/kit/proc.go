@@ -23,6 +23,10 @@ type Process struct {
 	err  error
 }
 
+// slow is what anything may take on a machine with other work beside the tests.
+// What is never going to happen is seen that much later, and nothing else is.
+const slow = 2 * time.Minute
+
 // StartProcess runs argv with its output appended to the file log.
 func StartProcess(name, log string, env []string, argv ...string) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -66,7 +70,7 @@ func (p *Process) Running() bool {
 }
 
 // WaitReady polls ready until it returns nil. It gives up at the deadline or as
-// soon as the child ends, and then says what the child had logged.
+// soon as the child ends, and then returns what the child had logged.
 func (p *Process) WaitReady(ctx context.Context, limit time.Duration, ready func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -85,7 +89,7 @@ func (p *Process) WaitReady(ctx context.Context, limit time.Duration, ready func
 	}
 }
 
-// Stop asks the child to end with SIGTERM and waits. An exit status other than
+// Stop sends SIGTERM to the child and waits. An exit status other than
 // zero is an error; a child that does not end in time is killed, and that is an
 // error too.
 func (p *Process) Stop() error {
@@ -97,13 +101,61 @@ func (p *Process) Stop() error {
 	}
 	select {
 	case <-p.done:
-	case <-time.After(30 * time.Second):
-		return errors.Join(fmt.Errorf("stop %s: still running 30 s after SIGTERM\n%s", p.name, p.LogTail(4096)), p.Kill())
+	case <-time.After(slow):
+		return errors.Join(fmt.Errorf("stop %s: still running %v after SIGTERM\n%s", p.name, slow, p.LogTail(4096)), p.Kill())
 	}
 	if p.err != nil {
 		return fmt.Errorf("stop %s: %w\n%s", p.name, p.err, p.LogTail(4096))
 	}
 	return nil
+}
+
+// While runs do while the child is stopped by SIGSTOP, in all its threads: so that
+// it changes nothing in a directory that do changes, and sees nothing half done.
+func (p *Process) While(do func() error) (err error) {
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("stop %s for a while: %w", p.name, err)
+	}
+	defer func() {
+		if e := p.cmd.Process.Signal(syscall.SIGCONT); e != nil {
+			err = errors.Join(err, fmt.Errorf("continue %s: %w", p.name, e))
+		}
+	}()
+	for deadline := time.Now().Add(slow); ; time.Sleep(time.Millisecond) {
+		stopped, err := p.stopped()
+		if err != nil {
+			return err
+		}
+		if stopped {
+			return do()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has not stopped %v after SIGSTOP", p.name, slow)
+		}
+	}
+}
+
+// stopped reports whether every thread of the child is stopped (proc_pid_stat(5)):
+// one that is in a system call ends that first.
+func (p *Process) stopped() (bool, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+	if err != nil || len(files) == 0 {
+		return false, fmt.Errorf("%s has no threads: %v", p.name, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // a thread that has ended
+		}
+		if err != nil {
+			return false, err
+		}
+		// The name of the program, in parentheses, may hold anything.
+		if _, state, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')'):]), " "); state[0] != 'T' {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // Kill ends the child with SIGKILL and waits until it is gone. Killing one that

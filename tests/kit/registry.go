@@ -18,6 +18,7 @@ import (
 // Registry is the reference registry implementation, in process, on loopback.
 type Registry struct {
 	Host   string // host:port, the first part of an image name
+	Dir    string // of the blobs
 	server *http.Server
 	done   chan error
 }
@@ -33,8 +34,8 @@ func StartRegistry(dir string) (*Registry, error) {
 		},
 	}
 	config.HTTP.Secret = "loopback"
-	// The registry logs through the global logger, and a client that asks
-	// whether a blob is there already would look like an error on every push.
+	// The registry logs through the global logger, and a client that checks
+	// whether a blob is there already would appear as an error on every push.
 	logrus.SetLevel(logrus.FatalLevel)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -42,6 +43,7 @@ func StartRegistry(dir string) (*Registry, error) {
 	}
 	r := &Registry{
 		Host:   listener.Addr().String(),
+		Dir:    dir,
 		server: &http.Server{Handler: handlers.NewApp(context.Background(), config)},
 		done:   make(chan error, 1),
 	}

@@ -18,10 +18,10 @@ import (
 
 // Tree is the fingerprint of everything below a directory: one text per entry,
 // by path relative to the top, which is ".".
-type Tree map[string]Node
+type Tree map[string]Inode
 
-// Node is what is known of one entry.
-type Node struct {
+// Inode is what is known of one entry.
+type Inode struct {
 	Mode   fs.FileMode
 	Uid    uint32
 	Gid    uint32
@@ -64,7 +64,7 @@ func Fingerprint(dir string, skip ...string) (Tree, error) {
 			}
 			return nil
 		}
-		t[rel], err = readNode(name)
+		t[rel], err = readInode(name)
 		return err
 	})
 	if err != nil {
@@ -73,16 +73,30 @@ func Fingerprint(dir string, skip ...string) (Tree, error) {
 	return t, nil
 }
 
-func readNode(name string) (Node, error) {
+// FingerprintLayer is Fingerprint of a layer of an image, without what depends on
+// the time of the unpacking: the times of directories that the layer has no entry
+// for, and of whiteouts, which are made for an entry that is no file.
+func FingerprintLayer(dir string, img Pushed) (Tree, error) {
+	t, err := Fingerprint(dir)
+	t.Untime(img.Untimed...)
+	for name, e := range t {
+		if e.Mode&fs.ModeCharDevice != 0 && e.Rdev == 0 {
+			t.Untime(name)
+		}
+	}
+	return t, err
+}
+
+func readInode(name string) (Inode, error) {
 	info, err := os.Lstat(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return Node{Phantom: true}, nil
+		return Inode{Phantom: true}, nil
 	}
 	if err != nil {
-		return Node{}, err
+		return Inode{}, err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	n := Node{Mode: info.Mode(), Uid: st.Uid, Gid: st.Gid, Mtime: info.ModTime()}
+	n := Inode{Mode: info.Mode(), Uid: st.Uid, Gid: st.Gid, Mtime: info.ModTime()}
 	if !info.IsDir() {
 		n.Nlink = uint64(st.Nlink)
 	}
@@ -96,7 +110,7 @@ func readNode(name string) (Node, error) {
 		n.Rdev = st.Rdev
 	}
 	if err != nil {
-		return Node{}, err
+		return Inode{}, err
 	}
 	n.Xattrs, err = readXattrs(name)
 	return n, err
@@ -150,7 +164,7 @@ func (t Tree) Untime(names ...string) {
 	}
 }
 
-func (n Node) String() string {
+func (n Inode) String() string {
 	if n.Phantom {
 		return "listed, but not there"
 	}
@@ -175,7 +189,7 @@ func (n Node) String() string {
 }
 
 // same compares what String may shorten, too.
-func (n Node) same(m Node) bool {
+func (n Inode) same(m Inode) bool {
 	if !n.Mtime.Equal(m.Mtime) {
 		return false
 	}

@@ -12,12 +12,12 @@ import (
 )
 
 // This file knows what containerd's applier makes of a tar in the directory of
-// a layer (pkg/archive, 2.4.2): which entries it refuses or gets wrong whoever
+// a layer (pkg/archive, 2.4.2): which entries it refuses or gets wrong whatever snapshotter
 // keeps the layer, and what it gives to directories that have no entry.
 
 // made is one name in the directory of a layer.
 type made struct {
-	kit.Node
+	kit.Inode
 	keys    []string // of the xattrs
 	kind    kind
 	entry   entry
@@ -46,7 +46,7 @@ func unpacked(img image, parallel bool) ([]upper, error) {
 	for i, l := range img {
 		u := upper{}
 		lower := slices.Clone(uppers)
-		slices.Reverse(lower) // the applier looks from the top down
+		slices.Reverse(lower) // the applier searches from the top down
 		if parallel {
 			lower = nil
 		}
@@ -133,7 +133,7 @@ func (u upper) apply(e entry, lower []upper, lowest bool) error {
 	}
 	n := inode{}
 	n.set(e)
-	u[e.path] = &made{Node: n.Node, keys: keys(e), kind: e.kind, entry: e}
+	u[e.path] = &made{Inode: n.Inode, keys: keys(e), kind: e.kind, entry: e}
 	return nil
 }
 
@@ -146,7 +146,7 @@ func (u upper) parent(name string, lower []upper) error {
 		}
 		return nil
 	}
-	m := &made{Node: newDirectory().Node, kind: dir, implied: true}
+	m := &made{Inode: newDirectory().Inode, kind: dir, implied: true}
 	u[name] = m
 	for _, l := range lower {
 		found, err := l.resolve(name)
@@ -156,14 +156,14 @@ func (u upper) parent(name string, lower []upper) error {
 		case found == nil:
 			continue
 		case found.kind == dir:
-			m.Node, m.keys = found.Node, found.keys
+			m.Inode, m.keys = found.Inode, found.keys
 		}
 		return nil
 	}
 	return nil
 }
 
-// resolve looks a name up as continuity's fs.RootPath and Lstat do: symlinks
+// resolve looks up a name as continuity's fs.RootPath and Lstat do: symlinks
 // are followed within this one layer, at the end of the path, too.
 func (u upper) resolve(name string) (*made, error) {
 	at, rest := ".", parts(name)
@@ -188,7 +188,7 @@ func (u upper) resolve(name string) (*made, error) {
 		at, rest = ".", strings.FieldsFunc(whole, func(r rune) bool { return r == '/' })
 	}
 	if at == "." {
-		return &made{Node: newDirectory().Node, kind: dir}, nil
+		return &made{Inode: newDirectory().Inode, kind: dir}, nil
 	}
 	if m := u[path.Dir(at)]; m != nil && m.kind != dir {
 		return nil, errNotDirectory

@@ -21,7 +21,7 @@ func TestCRIUnpacksAtCreate(t *testing.T) {
 	waiting.Cmd = []string{"/bin/guest", "wait"}
 	pause := must[kit.Pushed](t)(kit.Push(t.Context(), registry, "pause", waiting))
 	p := newPuller(t, 1, &kit.CRIOptions{Pause: pause.Ref})
-	cri := must[*kit.CRI](t)(kit.DialCRI(p.cd))
+	cri := must[*kit.CRI](t)(kit.DialCRI(p.Containerd))
 	defer cri.Close()
 	check(t, cri.Pull(t.Context(), pause.Ref))
 	pod := must[*kit.Pod](t)(cri.StartPod(t.Context()))
@@ -31,20 +31,20 @@ func TestCRIUnpacksAtCreate(t *testing.T) {
 	// the CRI's snapshotter could use.
 	img := p.push(t, eightLayers)
 	ctx := namespaces.WithNamespace(t.Context(), kit.CRINamespace)
-	_, err := p.cd.Ctr(t.Context(), "--namespace", kit.CRINamespace, "image", "pull", "--plain-http", "--snapshotter", overlayfs, img.Ref)
+	_, err := p.Containerd.Ctr(t.Context(), "--namespace", kit.CRINamespace, "image", "pull", "--plain-http", "--snapshotter", overlayfs, img.Ref)
 	check(t, err)
 	check(t, cri.WaitKnown(t.Context(), img.Ref, true))
 	before := p.unpacked(t, true)
 	container := must[string](t)(pod.Create(t.Context(), img.Ref, "/bin/tool"))
 	if n := p.unpacked(t, true); n != before+1 {
-		t.Errorf("containerd's log tells of %d parallel unpackings, want one", n-before)
+		t.Errorf("containerd's log has %d parallel unpackings, want one", n-before)
 	}
-	cl := must[*client.Client](t)(client.New(p.cd.Address))
+	cl := must[*client.Client](t)(client.New(p.Containerd.Address))
 	defer cl.Close()
 	mounts := must[[]mount.Mount](t)(cl.SnapshotService(durable).Mounts(ctx, container))
 	dir := must[string](t)(os.MkdirTemp(scratch(t), "root"))
 	check(t, mount.All(mounts, dir))
-	got, err := look(dir)
+	got, err := readView(dir)
 	check(t, mount.UnmountAll(dir, 0))
 	check(t, err)
 	if text := reference(eightLayers).view().diff(got, eightLayers); text != "" {

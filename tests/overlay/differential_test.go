@@ -32,7 +32,7 @@ var ways = []way{
 func right(img image) (view, error) { return reference(img).view(), nil }
 
 // TestDifferential unpacks generated images in every way. Durable must show
-// what the specification says, the built-in snapshotter that or a deviation
+// what the specification defines, the built-in snapshotter that or a deviation
 // with a name.
 func TestDifferential(t *testing.T) {
 	if *single >= 0 {
@@ -166,7 +166,7 @@ func (want view) diff(got view, img image) string {
 	return text
 }
 
-// shrink makes an image smaller as long as fails says that it still fails:
+// shrink makes an image smaller as long as fails reports that it still fails:
 // without a layer, without an entry, without anything unusual about an entry.
 func shrink(img image, limit time.Duration, fails func(image) bool) image {
 	deadline := time.Now().Add(limit)

@@ -1,4 +1,4 @@
-// Package overlay shows that a layer means on disk what its tar says.
+// Package overlay shows that a layer means on disk what its tar means.
 //
 // Generated images are unpacked by containerd's own code through its own
 // metadata database, sequentially and in parallel, into the daemon under test

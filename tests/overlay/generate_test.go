@@ -142,7 +142,7 @@ func (g *generator) existing() string {
 
 func (g *generator) existingDirectory() string {
 	tree := g.root.view().Tree
-	maps.DeleteFunc(tree, func(_ string, n kit.Node) bool { return !n.Mode.IsDir() })
+	maps.DeleteFunc(tree, func(_ string, n kit.Inode) bool { return !n.Mode.IsDir() })
 	return pick(g, slices.Sorted(maps.Keys(tree)))
 }
 

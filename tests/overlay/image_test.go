@@ -47,7 +47,7 @@ type entry struct {
 	xattrs       map[string]string
 }
 
-// marker reports whether the entry says something of the layers below rather
+// marker reports whether the entry concerns the layers below rather
 // than adding something.
 func (e entry) marker() bool { return e.kind == whiteout || e.kind == opaque }
 

@@ -128,7 +128,7 @@ func TestCopiedUpOpaque(t *testing.T) {
 		expect(t, "and d", u.shows(t, "with d", "D"), "b", "c", "d")
 
 		// The same trace in the layer is right when D really was made anew, so a
-		// sound kernel's marks have to be believed.
+		// sound kernel's marks have to be trusted.
 		u.write(t, u.top(), "again", func(dir string) error {
 			if err := os.RemoveAll(filepath.Join(dir, "D")); err != nil {
 				return err
@@ -149,7 +149,7 @@ func TestCopiedUpOpaque(t *testing.T) {
 	}
 }
 
-// TestWhiteoutsInParallel is containerd#13030 for everybody whose name is not
+// TestWhiteoutsInParallel is containerd#13030 for every snapshotter whose name is not
 // "overlayfs": a layer that is prepared without parent gets a bind mount, into
 // which the applier writes no whiteouts.
 func TestWhiteoutsInParallel(t *testing.T) {
@@ -165,7 +165,7 @@ func TestWhiteoutsInParallel(t *testing.T) {
 	}
 }
 
-// TestOpaqueRoot: the kernel does not look at the marks of a layer's root.
+// TestOpaqueRoot: the kernel does not read the marks of a layer's root.
 func TestOpaqueRoot(t *testing.T) {
 	n := newNode(t, "ext4", "")
 	img := image{{mkfile("old"), mkfile("d/old"), mkfile("dir/old")}, {empty("."), mkfile("new"), mkfile("d/new")}}
@@ -176,7 +176,7 @@ func TestOpaqueRoot(t *testing.T) {
 		u := start(t, n, img, durable, limit)
 		expect(t, "durable", u.shows(t, u.top(), "."), "d", "new")
 		expect(t, "durable", u.shows(t, u.top(), "d"), "new")
-		// What is said once is enough: a container and a layer above see it, too.
+		// One mark is enough: a container and a layer above see it, too.
 		u.write(t, u.top(), "next", func(dir string) error { return touchFile(dir, "d/third") }, nil)
 		expect(t, "durable, above", u.shows(t, "next", "d"), "new", "third")
 		expect(t, "durable, above", u.shows(t, "next", "."), "d", "new")
@@ -185,7 +185,7 @@ func TestOpaqueRoot(t *testing.T) {
 
 // TestMarksOfBothKinds is stargz-snapshotter#681. Each kind of mount takes the
 // other kind's marks for ordinary attributes, and copies them up with their
-// directory: D of layer 3 then looks opaque to a mount of the other kind, and
+// directory: D of layer 3 is then opaque to a mount of the other kind, and
 // that hides b. On this kernel a mount of the same kind loses nothing; what it
 // shows there is an attribute that no image should have.
 func TestMarksOfBothKinds(t *testing.T) {

@@ -55,7 +55,7 @@ func TestSmuggledMarks(t *testing.T) {
 	text := must[string](t)(n.daemon.Log())
 	for path, m := range marks {
 		if !logged(text, "/fs/"+path, "user.overlay."+m[0]) {
-			t.Errorf("the log does not say that user.overlay.%s of %s was removed", m[0], path)
+			t.Errorf("the log does not record that user.overlay.%s of %s was removed", m[0], path)
 		}
 	}
 }
@@ -110,7 +110,7 @@ func TestMarksThatAreRefused(t *testing.T) {
 			}
 			for _, word := range []string{attr, "fs/" + c.path} {
 				if !strings.Contains(err.Error(), word) {
-					t.Errorf("the error does not say %q: %v", word, err)
+					t.Errorf("the error does not name %q: %v", word, err)
 				}
 			}
 			if _, err := u.sn.Stat(u.ctx, name); !errdefs.IsNotFound(err) {
@@ -122,7 +122,7 @@ func TestMarksThatAreRefused(t *testing.T) {
 	}
 }
 
-// TestUnannouncedParent: containerd before 2.3 unpacks in parallel without saying
+// TestUnannouncedParent: containerd before 2.3 unpacks in parallel without announcing
 // at Prepare that there will be a parent. It then gets a bind mount, into which
 // its applier writes no whiteouts. The loss is refused, and the cure is named.
 func TestUnannouncedParent(t *testing.T) {
@@ -171,7 +171,7 @@ func TestWritableMounts(t *testing.T) {
 		}
 		check(t, mount.WithTempMount(u.ctx, mounts, func(dir string) error {
 			if err := os.Rename(filepath.Join(dir, "D"), filepath.Join(dir, "moved")); !errors.Is(err, unix.EXDEV) {
-				t.Errorf("rename of a lower directory: %v, want EXDEV, which tells mv to copy", err)
+				t.Errorf("rename of a lower directory: %v, want EXDEV, at which mv copies", err)
 			}
 			return os.Chmod(filepath.Join(dir, "f"), 0o600)
 		}))

@@ -20,7 +20,7 @@ type deviation struct {
 	sequential *outcome
 	parallel   *outcome
 	durable    fate
-	rejects    error // what accepted says, for images that are not generated
+	rejects    error // what accepted returns, for images that are not generated
 }
 
 // outcome is what comes of an image instead of what should.
@@ -43,7 +43,7 @@ var odd = mkdir("d/sub").withMode(0o700).withOwner(1000, 50).withXattr("user.not
 var deviations = []deviation{
 	{
 		name:       "opaque root",
-		why:        "the kernel does not look at the marks of a layer's root",
+		why:        "the kernel does not read the marks of a layer's root",
 		image:      image{{mkfile("old"), mkfile("d/old")}, {empty("."), mkfile("new"), mkfile("d/new")}},
 		sequential: &outcome{like: image{{mkfile("old"), mkfile("d/old"), mkfile("new"), mkfile("d/new")}}},
 		parallel:   &outcome{like: image{{mkfile("old"), mkfile("d/old"), mkfile("new"), mkfile("d/new")}}},
@@ -51,14 +51,14 @@ var deviations = []deviation{
 	},
 	{
 		name:     "parent without an entry, in parallel",
-		why:      "the applier is not told of the layers below, so it cannot copy the attributes of the directory it makes",
+		why:      "the applier does not know the layers below, so it cannot copy the attributes of the directory it makes",
 		image:    image{{odd}, {mkfile("d/sub/f")}},
 		parallel: &outcome{like: image{{mkdir("d/sub"), mkfile("d/sub/f")}}},
 		durable:  cured,
 	},
 	{
 		name:       "parent hidden by an opaque directory of a middle layer",
-		why:        "the applier looks for the directory's name in one layer after the other and does not see that the opaque parent hides it",
+		why:        "the applier searches for the directory's name in one layer after the other and does not see that the opaque parent hides it",
 		image:      image{{odd}, {empty("d"), mkfile("d/f")}, {mkfile("d/sub/f")}},
 		sequential: &outcome{like: image{{odd, mkfile("d/f"), mkfile("d/sub/f")}}},
 		durable:    cured,
@@ -110,7 +110,7 @@ var deviations = []deviation{
 	// These come about in the applier, and only when it knows the layers below.
 	{
 		name:       "two parents below what a middle layer removed",
-		why:        "the applier looks into every layer for the parents; below a whiteout the kernel answers ENOTDIR, and it gives up",
+		why:        "the applier searches every layer for the parents; below a whiteout the kernel answers ENOTDIR, and it gives up",
 		image:      image{{mkfile("d/sub/f")}, {rm("d")}, {mkfile("d/sub/g")}},
 		sequential: &outcome{refused: "not a directory"},
 		durable:    cured,
@@ -126,7 +126,7 @@ var deviations = []deviation{
 	},
 
 	// The rest comes about in the applier, which runs in containerd, or in the
-	// kernel, whoever keeps the layers.
+	// kernel, whatever snapshotter keeps the layers.
 	{
 		name:       "opaque mark in the lowest layer after a directory without an entry",
 		why:        "the lowest layer is unpacked without marks: a mark deletes what is there and was no entry of the tar, with all in it",
@@ -152,7 +152,7 @@ var deviations = []deviation{
 		rejects:    errIllegal,
 	},
 	{
-		name:       "hardlink whose entry says nothing of a capability",
+		name:       "hardlink whose entry has no capability",
 		why:        "the applier gives the attributes of the link's entry to the file, and the change of owner takes the capability",
 		image:      image{{mkfile("f").withXattr("security.capability", kit.Capability(1)), mklink("g", "f")}},
 		sequential: &outcome{like: image{{mkfile("f"), mklink("g", "f")}}},
@@ -185,7 +185,7 @@ var deviations = []deviation{
 	},
 	{
 		name:       "whiteout in a directory that no lower layer has",
-		why:        "the kernel lists a directory that is not merged as it is, and looks for whiteouts only when a name is looked up",
+		why:        "the kernel lists a directory that is not merged as it is, and searches for whiteouts only when a name is looked up",
 		image:      image{{}, {mkdir("d"), rm("d/f")}},
 		sequential: &outcome{listed: "d/f"},
 		parallel:   &outcome{listed: "d/f"},
@@ -225,19 +225,19 @@ func TestNamedDeviations(t *testing.T) {
 // time lies within the extraction of its layer.
 func TestTimesFromTheExtraction(t *testing.T) {
 	n := newNode(t, "ext4", "")
+	n.pause = 2 * time.Second // while those instants pass
 	for _, limit := range []int{0, 3} {
 		var lower, upper layer
 		began := time.Now()
 		for i := range 400 {
 			d := mkdir(fmt.Sprintf("d%03d", i))
 			lower = append(lower, d.withMode(0o700).withOwner(1000, 50))
-			upper = append(upper, d.withTime(began.Add(time.Duration(i)*10*time.Millisecond)))
+			upper = append(upper, d.withTime(began.Add(time.Duration(i)*50*time.Millisecond)))
 			if i%2 == 1 {
 				upper = append(upper, empty(d.path))
 			}
 		}
-		// Keeps the applier busy while those instants pass.
-		upper = append(upper, mkfile("large").with(func(e *entry) { e.body = strings.Repeat("0123456789abcdef", 6<<20) }))
+		upper = append(upper, mkfile("large").with(func(e *entry) { e.body = strings.Repeat("0123456789abcdef", 1<<19) }))
 		img := image{lower, upper}
 		u := start(t, n, img, durable, limit)
 		if text := reference(img).view().diff(must[view](t)(u.view()), img); text != "" {
@@ -253,7 +253,7 @@ func (f fate) of(o *outcome) *outcome {
 	return o
 }
 
-// check unpacks an image and says how what came of it is not the outcome.
+// check unpacks an image and returns how the result differs from the outcome.
 func (o *outcome) check(t *testing.T, n *node, img image, snapshotter string, limit int) string {
 	t.Helper()
 	u, err := n.unpack(t.Context(), img, snapshotter, limit)

@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff/apply"
@@ -39,6 +41,7 @@ type node struct {
 	daemon *kit.Daemon
 	db     *metadata.DB
 	count  int
+	pause  time.Duration // of the applier in the middle of each layer
 }
 
 // The snapshotters of a node. "renamed" is the built-in one under another name,
@@ -115,7 +118,7 @@ func (n *node) unpack(ctx context.Context, img image, snapshotter string, limit 
 	cs := n.db.ContentStore()
 	p := unpack.Platform{
 		SnapshotterKey: snapshotter, Snapshotter: n.db.Snapshotter(snapshotter),
-		Applier: apply.NewFileSystemApplier(cs), SnapshotterCapabilities: []string{snapshots.RebaseCap},
+		Applier: apply.NewFileSystemApplier(pausing{cs, n.pause}), SnapshotterCapabilities: []string{snapshots.RebaseCap},
 	}
 	opts := []unpack.UnpackerOpt{unpack.WithUnpackPlatform(p)}
 	if limit > 0 {
@@ -133,6 +136,33 @@ func (n *node) unpack(ctx context.Context, img image, snapshotter string, limit 
 		return nil, fmt.Errorf("unpack with %s, limit %d: %w", snapshotter, limit, err)
 	}
 	return &unpacking{ctx: ctx, sn: p.Snapshotter, chain: identity.ChainIDs(diffIDs)}, nil
+}
+
+// pausing reads blobs as from a disk that stalls once, in the middle of each.
+type pausing struct {
+	content.Provider
+	pause time.Duration
+}
+
+func (p pausing) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	r, err := p.Provider.ReaderAt(ctx, desc)
+	if err != nil || p.pause == 0 {
+		return r, err
+	}
+	var once sync.Once
+	return &pausingReader{r, func() { once.Do(func() { time.Sleep(p.pause) }) }}, nil
+}
+
+type pausingReader struct {
+	content.ReaderAt
+	pause func()
+}
+
+func (r *pausingReader) ReadAt(b []byte, off int64) (int, error) {
+	if off > r.Size()/2 {
+		r.pause()
+	}
+	return r.ReaderAt.ReadAt(b, off)
 }
 
 // store puts the blobs of an image into the content store.
@@ -183,19 +213,24 @@ func (n *node) blob(ctx context.Context, mediaType string, body []byte) (ocispec
 // all of it.
 func (u *unpacking) view() (v view, err error) {
 	key := "view"
-	mounts, err := u.sn.View(u.ctx, key, u.chain[len(u.chain)-1].String())
+	top := u.chain[len(u.chain)-1].String()
+	// It waits until the image is whole, which View does not.
+	if _, err := u.sn.Stat(u.ctx, top); err != nil {
+		return v, err
+	}
+	mounts, err := u.sn.View(u.ctx, key, top)
 	if err != nil {
 		return v, err
 	}
 	defer func() { err = errors.Join(err, u.sn.Remove(u.ctx, key)) }()
 	return v, mount.WithReadonlyTempMount(u.ctx, mounts, func(dir string) (err error) {
-		v, err = look(dir)
+		v, err = readView(dir)
 		return err
 	})
 }
 
-// look reads a directory in the terms of the reference.
-func look(root string) (view, error) {
+// readView reads a directory in the terms of the reference.
+func readView(root string) (view, error) {
 	tree, err := kit.Fingerprint(root)
 	if err != nil {
 		return view{}, err
@@ -220,15 +255,17 @@ func look(root string) (view, error) {
 	return v, nil
 }
 
-// lose deletes the directories of all snapshots of the daemon. Whoever asks for
-// an image afterwards gets layers that were extracted again.
+// lose takes the directories of all snapshots away from the daemon, each in one
+// step: it may be writing content digests into them. A client that uses an
+// image afterwards gets layers that were extracted again.
 func (n *node) lose() error {
-	dir := filepath.Join(n.daemon.Root, "snapshots")
+	dir, lost := filepath.Join(n.daemon.Root, "snapshots"), n.daemon.Root+".lost"
 	entries, err := os.ReadDir(dir)
+	err = errors.Join(err, os.MkdirAll(lost, 0o700))
 	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		err = errors.Join(err, os.Rename(filepath.Join(dir, e.Name()), filepath.Join(lost, e.Name())))
 	}
-	return err
+	return errors.Join(err, os.RemoveAll(lost))
 }
 
 // remove gives the space of an unpacked image back.

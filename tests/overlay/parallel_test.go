@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -29,44 +28,23 @@ var eightLayers = image{
 	{rm("srv/data"), mkdir("home/user").withMode(0o750).withOwner(1000, 1000), mkfile("home/user/sub/d"), mkfile("etc/deep/er/file")},
 }
 
-// puller is a containerd that pulls from a registry, with the daemon as one of
-// its snapshotters.
+// puller is a node that pulls from its registry, with the daemon as one of
+// containerd's snapshotters.
 type puller struct {
-	cd       *kit.Containerd
-	client   *client.Client
-	registry *kit.Registry
-	count    int
+	*kit.Node
+	client *client.Client
+	count  int
 }
 
-// newPuller starts a containerd that unpacks so many layers at a time. The
-// daemon declares that a parent may come as late as Commit.
+// newPuller starts a node that unpacks so many layers at a time. The daemon
+// declares that a parent may come as late as Commit.
 func newPuller(t *testing.T, unpacks int, cri *kit.CRIOptions) *puller {
 	t.Helper()
-	disk := newDisk(t, "ext4")
-	d := startDaemon(t, "", disk.Path("durable"), "")
-	config := fmt.Sprintf(`
-[proxy_plugins.durable]
-  type = 'snapshot'
-  address = %q
-  capabilities = ['rebase']
-  [proxy_plugins.durable.exports]
-    root = %q
-[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = 'linux/%s'
-  snapshotter = 'durable'
-  differ = 'walking'
-[plugins.'io.containerd.transfer.v1.local']
-  max_concurrent_unpacks = %d
-`, d.Address, d.Root, runtime.GOARCH, unpacks)
-	p := &puller{}
-	p.registry = must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))
-	t.Cleanup(func() {
-		if err := p.registry.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	p.cd = kittest.StartContainerd(t, kit.ContainerdOptions{Dir: disk.Path("containerd"), CRI: cri, Extra: config})
-	p.client = must[*client.Client](t)(p.cd.Client())
+	p := &puller{Node: kittest.StartNode(t, kit.NodeOptions{
+		Registry:   must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry"))),
+		Containerd: kit.ContainerdOptions{CRI: cri, Unpacks: unpacks},
+	})}
+	p.client = must[*client.Client](t)(p.Containerd.Client())
 	t.Cleanup(func() { p.client.Close() })
 	return p
 }
@@ -74,14 +52,14 @@ func newPuller(t *testing.T, unpacks int, cri *kit.CRIOptions) *puller {
 func (p *puller) push(t *testing.T, img image) kit.Pushed {
 	t.Helper()
 	p.count++
-	return must[kit.Pushed](t)(kit.Push(t.Context(), p.registry, fmt.Sprintf("image%d", p.count), img.kit()))
+	return must[kit.Pushed](t)(p.Push(t.Context(), fmt.Sprintf("image%d", p.count), img.kit()))
 }
 
 func (p *puller) pull(t *testing.T, img kit.Pushed, snapshotter string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	_, err := p.cd.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", snapshotter, img.Ref)
+	_, err := p.Containerd.Ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", snapshotter, img.Ref)
 	check(t, err)
 }
 
@@ -94,7 +72,7 @@ func (p *puller) view(t *testing.T, img kit.Pushed, snapshotter string) (v view)
 	key := fmt.Sprintf("view-%d", time.Now().UnixNano())
 	mounts := must[[]mount.Mount](t)(sn.View(ctx, key, img.Top()))
 	check(t, mount.WithReadonlyTempMount(ctx, mounts, func(dir string) (err error) {
-		v, err = look(dir)
+		v, err = readView(dir)
 		return err
 	}))
 	check(t, sn.Remove(ctx, key))
@@ -106,7 +84,7 @@ func (p *puller) view(t *testing.T, img kit.Pushed, snapshotter string) (v view)
 func (p *puller) unpacked(t *testing.T, parallel bool) int {
 	t.Helper()
 	n := 0
-	for line := range strings.Lines(must[string](t)(p.cd.Log())) {
+	for line := range strings.Lines(must[string](t)(p.Containerd.Log())) {
 		if strings.Contains(line, "image unpacked") && strings.Contains(line, fmt.Sprintf("parallel=%v", parallel)) {
 			n++
 		}
@@ -152,7 +130,7 @@ func TestPullInParallel(t *testing.T) {
 				}
 			}
 			if n := p.unpacked(t, unpacks > 1); n < 20 {
-				t.Errorf("containerd's log tells of %d unpackings with parallel=%v", n, unpacks > 1)
+				t.Errorf("containerd's log has %d unpackings with parallel=%v", n, unpacks > 1)
 			}
 		})
 	}

@@ -25,12 +25,12 @@ import (
 
 // inode is a file of the reference. Hardlinks are names of one inode.
 type inode struct {
-	kit.Node
+	kit.Inode
 	names map[string]*inode // of a directory, nil for everything else
 }
 
 func newDirectory() *inode {
-	return &inode{Node: kit.Node{Mode: fs.ModeDir | 0o755}, names: map[string]*inode{}}
+	return &inode{Inode: kit.Inode{Mode: fs.ModeDir | 0o755}, names: map[string]*inode{}}
 }
 
 // reference applies the layers of an image, lowest first.
@@ -142,7 +142,7 @@ func (root *inode) find(name string) *inode {
 }
 
 // directory returns a directory that something of the layer lies in, and makes
-// it if it has to. Its time is no longer known: a tar does not tell it.
+// it if it has to. Its time is no longer known: a tar does not have it.
 func (root *inode) directory(name string) *inode {
 	n := root
 	n.Mtime = time.Time{}
@@ -179,7 +179,7 @@ func (root *inode) view() view {
 	names := map[*inode][]string{}
 	var list func(name string, n *inode)
 	list = func(name string, n *inode) {
-		v.Tree[name] = n.Node
+		v.Tree[name] = n.Inode
 		if n.names == nil {
 			names[n] = append(names[n], name)
 		}

@@ -35,8 +35,8 @@ func stockView(img image, parallel bool) (view, error) {
 
 // phantom reports whether a name that is listed and not found can be the
 // whiteout of a directory that is not merged. The kernel lists such a directory
-// without looking for whiteouts in it (ovl_dir_is_real in fs/overlayfs/readdir.c);
-// looking a name up finds it absent, as it should.
+// without a search for whiteouts in it (ovl_dir_is_real in fs/overlayfs/readdir.c);
+// a lookup of a name finds it absent, as it should.
 func phantom(img image, name string) bool {
 	for _, l := range slices.Backward(img) {
 		has, removes := false, false

@@ -35,7 +35,7 @@ func TestUserNamespace(t *testing.T) {
 	for _, d := range []string{dir, tmp} {
 		check(t, os.Chown(d, first, first))
 	}
-	// Root of the namespace is nobody outside: it must be let through to its
+	// Root of the namespace is an unprivileged user outside: it must be let through to its
 	// directories, and have programs where it can reach them.
 	for _, d := range []string{dir, tmp} {
 		for ; d != path.Dir(os.TempDir()); d = path.Dir(d) {
@@ -74,7 +74,7 @@ func inUserNamespace(t *testing.T, dir string) {
 		_, err := n.unpack(t.Context(), eightLayers, durable, 3)
 		for _, word := range []string{"user namespace", "rebase"} {
 			if err == nil || !strings.Contains(err.Error(), word) {
-				t.Errorf("want a refusal that says %q, got: %v", word, err)
+				t.Errorf("want a refusal that contains %q, got: %v", word, err)
 			}
 		}
 	})

@@ -37,7 +37,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// notes is what was seen in one situation: a line per question.
+// notes is what was seen in one situation: a line per call.
 type notes struct {
 	n    *node
 	t    *testing.T
@@ -107,7 +107,7 @@ func answers(t *testing.T, code codes.Code, seen map[string]string) {
 	check(t, p.run(t, n.app))
 
 	bad := n.backend(t, n.app)[1:]
-	n.between.say(code, bad...)
+	n.between.answerWith(code, bad...)
 	group("containerd was running before", func(o *notes) {
 		o.seePresent("ImageStatus", n.app)
 		o.seeError("CreateContainer", p.run(o.t, n.app))
@@ -132,7 +132,7 @@ func answers(t *testing.T, code codes.Code, seen map[string]string) {
 		o.seeError("CreateContainer", p.run(o.t, n.app))
 	})
 	n.restart(t)
-	n.between.say(codes.OK)
+	n.between.answerWith(codes.OK)
 	group("healed while containerd runs", func(o *notes) {
 		o.seePresent("ImageStatus", n.app)
 		o.seeError("CreateContainer", p.run(o.t, n.app))
@@ -142,13 +142,13 @@ func answers(t *testing.T, code codes.Code, seen map[string]string) {
 	})
 
 	p.remove(t)
-	n.between.say(code, n.backend(t, n.pause)[1:]...)
+	n.between.answerWith(code, n.backend(t, n.pause)[1:]...)
 	n.restart(t)
 	group("the pause image", func(o *notes) {
 		o.seePresent("ImageStatus", n.pause)
 		o.seeError("RunPodSandbox", n.pod(o.t))
 		o.seePresent("ImageStatus after it", n.pause)
-		n.between.say(codes.OK)
+		n.between.answerWith(codes.OK)
 		o.seeError("RunPodSandbox when healed", n.pod(o.t))
 		o.seePresent("ImageStatus after it", n.pause)
 	})
@@ -157,9 +157,9 @@ func answers(t *testing.T, code codes.Code, seen map[string]string) {
 	group("ways out that a container bars", func(o *notes) { barred(o, code) })
 
 	n.spoil(t, code)
-	check(t, n.stopRegistry())
+	check(t, n.GoOffline())
 	group("healed without a registry", func(o *notes) {
-		n.between.say(codes.OK)
+		n.between.answerWith(codes.OK)
 		o.seePresent("ImageStatus", n.app)
 		o.seeError("PullImage", n.pull(o.t, n.app))
 		o.seePresent("ImageStatus after it", n.app)
@@ -178,12 +178,12 @@ func (n *node) pod(t *testing.T) error {
 	return err
 }
 
-// checked is what `ctr images check` says of an image: its status and whether it
+// checked is what `ctr images check` reports of an image: its status and whether it
 // is unpacked, or the error.
 func (n *node) checked(t *testing.T, img kit.Pushed) string {
 	out, err := n.ctr(t, "images", "check", "--snapshotter", "durable", "name=="+img.Ref)
 	if err != nil {
-		return "error: " + saidByCtr(err).Error()
+		return "error: " + messageOfCtr(err).Error()
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	f := strings.Fields(lines[len(lines)-1])
@@ -192,16 +192,16 @@ func (n *node) checked(t *testing.T, img kit.Pushed) string {
 
 func (n *node) listed(t *testing.T) error {
 	_, err := n.ctr(t, "snapshots", "--snapshotter", "durable", "ls")
-	return saidByCtr(err)
+	return messageOfCtr(err)
 }
 
 func (n *node) ctrPull(t *testing.T, img kit.Pushed) error {
 	_, err := n.ctr(t, "images", "pull", "--plain-http", "--snapshotter", "durable", img.Ref)
-	return saidByCtr(err)
+	return messageOfCtr(err)
 }
 
-// saidByCtr leaves of an error what ctr itself says in the end.
-func saidByCtr(err error) error {
+// messageOfCtr reduces an error to the last message of ctr itself.
+func messageOfCtr(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -212,24 +212,24 @@ func saidByCtr(err error) error {
 	return errors.New(all[len(all)-1])
 }
 
-// touch changes a label of an image, which makes the CRI look at it again, and
+// touch changes a label of an image, which makes the CRI read it again, and
 // waits until it has.
 func (n *node) touch(t *testing.T, img kit.Pushed) error {
 	if _, err := n.ctr(t, "images", "label", img.Ref, "touched=yes"); err != nil {
-		return saidByCtr(err)
+		return messageOfCtr(err)
 	}
 	n.waitKnown(t, img, true)
 	return nil
 }
 
-// counted tells whether the CRI plugin can sum up the space of the snapshots. It
+// counted reports whether the CRI plugin can sum up the space of the snapshots. It
 // tries at its start; until then the answer is 0.
 func (n *node) counted(t *testing.T) (answer string) {
 	waitFor(t, 30*time.Second, func() error {
 		ctx, cancel := within(t)
 		defer cancel()
-		r := must[*runtimeapi.ImageFsInfoResponse](t)(n.cri.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}))
-		log := must[string](t)(n.containerd.Log())
+		r := must[*runtimeapi.ImageFsInfoResponse](t)(n.CRI.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}))
+		log := must[string](t)(n.Containerd.Log())
 		failed := strings.Contains(log[n.started:], "Failed to sync snapshot stats")
 		for _, fs := range r.ImageFilesystems {
 			if fs.InodesUsed.GetValue() > 0 && !failed {
@@ -246,13 +246,13 @@ func (n *node) counted(t *testing.T) (answer string) {
 	return answer
 }
 
-// spoil starts anew: the image is whole, then the snapshotter says of its upper
+// spoil starts anew: the image is whole, then the snapshotter reports of its upper
 // layers that they are not, and containerd is restarted.
 func (n *node) spoil(t *testing.T, code codes.Code) {
 	t.Helper()
-	n.between.say(codes.OK)
+	n.between.answerWith(codes.OK)
 	check(t, n.pull(t, n.app))
-	n.between.say(code, n.backend(t, n.app)[1:]...)
+	n.between.answerWith(code, n.backend(t, n.app)[1:]...)
 	n.restart(t)
 }
 
@@ -263,7 +263,7 @@ func waysOut(o *notes, code codes.Code) {
 	defer p.remove(t)
 
 	n.spoil(t, code)
-	_, err := n.cri.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: n.app.Ref}})
+	_, err := n.CRI.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: n.app.Ref}})
 	o.seeError("RemoveImage", err)
 	o.seeError("then PullImage", n.pull(t, n.app))
 
@@ -285,7 +285,7 @@ func waysOut(o *notes, code codes.Code) {
 // barred tries the same while a container that has ended holds the layers.
 func barred(o *notes, code codes.Code) {
 	n, t := o.n, o.t
-	n.between.say(codes.OK)
+	n.between.answerWith(codes.OK)
 	check(t, n.pull(t, n.app))
 	p := must[*pod](t)(n.startPod(t))
 	defer p.remove(t)
@@ -297,7 +297,7 @@ func barred(o *notes, code codes.Code) {
 	o.seeError("then PullImage", n.pull(t, n.app))
 	o.seePresent("then ImageStatus", n.app)
 	o.seeError("StartContainer of the one that is", p.start(t, id))
-	n.between.say(codes.OK)
+	n.between.answerWith(codes.OK)
 	o.seeError("PullImage when healed", n.pull(t, n.app))
 	p.removeContainer(t, id)
 }
@@ -315,7 +315,7 @@ func (n *node) removeImage(t *testing.T, img kit.Pushed) error {
 		args = append(args, i.Name)
 	}
 	if _, err = n.ctr(t, args...); err != nil {
-		return saidByCtr(err)
+		return messageOfCtr(err)
 	}
 	n.waitKnown(t, img, false)
 	return nil

@@ -12,39 +12,39 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// What the kubelet asks of the CRI plugin, one function a question.
+// The kubelet's calls of the CRI plugin, one function each.
 
 func within(t testing.TB) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), time.Minute)
+	return context.WithTimeout(t.Context(), 3*time.Minute)
 }
 
 // pull pulls as the kubelet does.
 func (n *node) pull(t testing.TB, img kit.Pushed) error {
 	t.Helper()
-	return n.cri.Pull(t.Context(), img.Ref)
+	return n.CRI.Pull(t.Context(), img.Ref)
 }
 
 func (n *node) known(t testing.TB, img kit.Pushed) bool {
 	t.Helper()
-	return must[bool](t)(n.cri.Known(t.Context(), img.Ref))
+	return must[bool](t)(n.CRI.Known(t.Context(), img.Ref))
 }
 
 func (n *node) waitKnown(t testing.TB, img kit.Pushed, want bool) {
 	t.Helper()
-	check(t, n.cri.WaitKnown(t.Context(), img.Ref, want))
+	check(t, n.CRI.WaitKnown(t.Context(), img.Ref, want))
 }
 
-// present is known, and makes sure that the list of images says the same. The
+// present is known, and verifies that the list of images agrees. The
 // two are two calls, so nothing may change meanwhile.
 func (n *node) present(t testing.TB, img kit.Pushed) bool {
 	t.Helper()
 	ctx, cancel := within(t)
 	defer cancel()
 	known := n.known(t, img)
-	list := must[*runtimeapi.ListImagesResponse](t)(n.cri.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{}))
+	list := must[*runtimeapi.ListImagesResponse](t)(n.CRI.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{}))
 	listed := slices.ContainsFunc(list.Images, func(i *runtimeapi.Image) bool { return slices.Contains(i.RepoTags, img.Ref) })
 	if known != listed {
-		t.Errorf("ImageStatus of %s says %v, ListImages %v", img.Ref, known, list.Images)
+		t.Errorf("ImageStatus of %s reports %v, ListImages %v", img.Ref, known, list.Images)
 	}
 	return known
 }
@@ -56,7 +56,7 @@ type pod struct{ *kit.Pod }
 // test.
 func (n *node) startPod(t testing.TB) (*pod, error) {
 	t.Helper()
-	p, err := n.cri.StartPod(t.Context())
+	p, err := n.CRI.StartPod(t.Context())
 	if err != nil {
 		return nil, err
 	}

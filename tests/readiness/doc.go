@@ -1,4 +1,4 @@
-// Package readiness shows what containerd does with a snapshotter that says "this
+// Package readiness shows what containerd does with a snapshotter that reports "this
 // layer is not whole", and that an image whose layers and blobs are both bad is
 // dropped so that the next pull is clean.
 //
@@ -11,5 +11,9 @@
 //	go test ./readiness -run Answers
 //	go test ./readiness -run Answers -update    writes the file anew
 //
-// The second part breaks layers and blobs on disk and calls package images.
+// The second part breaks layers and blobs on disk and calls package repull.
+//
+// The third part has pulls and drops die half-way, by kill -9 of
+// either daemon or of the client, and images removed while the daemon is down: what the
+// two databases record of a layer must agree again, and nothing may be left.
 package readiness

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,61 +17,52 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
-	"github.com/durable-snapshotter/durable-snapshotter/images"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// contentRoot is the directory of containerd's content store.
-func (n *node) contentRoot() string {
-	return filepath.Join(n.containerd.Root, "io.containerd.content.v1.content")
-}
-
-func (n *node) blob(d digest.Digest) string {
-	return filepath.Join(n.contentRoot(), "blobs", d.Algorithm().String(), d.Encoded())
-}
-
-// repairer connects package images to the node's containerd.
-func (n *node) repairer(t testing.TB, opts ...grpc.DialOption) *images.Containerd {
+// repairer connects package repull to the node's containerd.
+func (n *node) repairer(t testing.TB, opts ...grpc.DialOption) *repull.Containerd {
 	t.Helper()
-	c := must[*images.Containerd](t)(images.Connect(n.containerd.Address, opts...))
+	c := must[*repull.Containerd](t)(repull.Connect(n.Containerd.Address, opts...))
 	t.Cleanup(func() { c.Close() })
 	return c
 }
 
 // layer is number i of an image's layers, in the CRI's namespace.
-func layer(img kit.Pushed, i int) images.Layer {
-	return images.Layer{Namespace: k8s, Snapshotter: "durable", ChainID: img.ChainIDs[i]}
+func layer(img kit.Pushed, i int) repull.Layer {
+	return repull.Layer{Namespace: k8s, Snapshotter: "durable", ChainID: img.ChainIDs[i]}
 }
 
 // drop drops layer i of an image as the daemon does.
-func (n *node) drop(t testing.TB, img kit.Pushed, i int) (images.Dropped, error) {
+func (n *node) drop(t testing.TB, img kit.Pushed, i int) (repull.Dropped, error) {
 	t.Helper()
 	return n.dropWith(t, img, i, n.options(t))
 }
 
-func (n *node) options(t testing.TB) images.Options {
+func (n *node) options(t testing.TB) repull.Options {
 	t.Helper()
-	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+	sn := must[snapshots.Snapshotter](t)(n.Daemon.Snapshotter())
 	t.Cleanup(func() { sn.Close() })
-	return images.Options{Rows: sn, ContentRoot: n.contentRoot()}
+	return repull.Options{Rows: sn, ContentRoot: n.ContentRoot()}
 }
 
-func (n *node) dropWith(t testing.TB, img kit.Pushed, i int, o images.Options) (images.Dropped, error) {
+func (n *node) dropWith(t testing.TB, img kit.Pushed, i int, o repull.Options) (repull.Dropped, error) {
 	t.Helper()
 	ctx, cancel := within(t)
 	defer cancel()
 	return n.repairer(t).Drop(ctx, layer(img, i), o)
 }
 
-// damage makes the snapshotter say from now on that layer i of an image, and what
+// damage makes the snapshotter report from now on that layer i of an image, and what
 // stands on it in that image, is not whole. A later snapshot of the same layer is.
 func (n *node) damage(t testing.TB, img kit.Pushed, i int) {
 	t.Helper()
-	n.between.say(codes.FailedPrecondition, n.backend(t, img)[i:]...)
+	n.between.answerWith(codes.FailedPrecondition, n.backend(t, img)[i:]...)
 }
 
 // usable fails the test unless an image can be pulled and run, and all its blobs
-// are what their digests say.
+// match their digests.
 func (n *node) usable(t testing.TB, p *pod, img kit.Pushed) {
 	t.Helper()
 	check(t, n.pull(t, img))
@@ -81,20 +71,20 @@ func (n *node) usable(t testing.TB, p *pod, img kit.Pushed) {
 	}
 	check(t, p.run(t, img))
 	for _, l := range img.Layers {
-		body := must[[]byte](t)(os.ReadFile(n.blob(l.Digest)))
+		body := must[[]byte](t)(os.ReadFile(n.Blob(l.Digest)))
 		if got := digest.FromBytes(body); got != l.Digest {
 			t.Errorf("blob %s has digest %s", l.Digest, got)
 		}
 	}
 }
 
-// Ways to break a blob on disk, by the words of package images.
+// Ways to break a blob on disk, by the words of package repull.
 var breaks = map[string]func(string) error{
 	"missing": os.Remove,
 	"short":   func(file string) error { return os.Truncate(file, 100) },
 	"corrupt": func(file string) error {
 		return rewrite(file, func(b []byte) []byte {
-			// One bit may be one that no decompressor looks at.
+			// One bit may be one that no decompressor reads.
 			for i := range 16 {
 				b[len(b)/2+i] ^= 0xff
 			}
@@ -129,17 +119,17 @@ func TestDrop(t *testing.T) {
 				check(t, n.pull(t, n.app))
 				check(t, p.run(t, n.app))
 				n.damage(t, n.app, 1)
-				good := []string{n.blob(n.app.Layers[0].Digest), n.blob(n.app.Layers[2].Digest)}
+				good := []string{n.Blob(n.app.Layers[0].Digest), n.Blob(n.app.Layers[2].Digest)}
 				before := inodes(t, good)
 				lowest := n.backend(t, n.app)[0]
 				bad := n.app.Layers[1]
-				check(t, spoil(n.blob(bad.Digest)))
+				check(t, spoil(n.Blob(bad.Digest)))
 				if restart {
 					n.restart(t)
 				}
 
-				done := must[images.Dropped](t)(n.drop(t, n.app, 1))
-				want := []images.Blob{{Digest: bad.Digest, Size: bad.Size, Flaw: strings.Replace(flaw, "empty", "short", 1)}}
+				done := must[repull.Dropped](t)(n.drop(t, n.app, 1))
+				want := []repull.Blob{{Digest: bad.Digest, Size: bad.Size, Flaw: strings.Replace(flaw, "empty", "short", 1)}}
 				if !slices.Equal(done.Blobs, want) {
 					t.Errorf("dropped blobs %v, want %v", done.Blobs, want)
 				}
@@ -149,10 +139,10 @@ func TestDrop(t *testing.T) {
 				}
 				n.waitKnown(t, n.app, false)
 				n.wantNoKeys(t, n.app, 1)
-				if _, err := os.Lstat(n.blob(bad.Digest)); !errors.Is(err, os.ErrNotExist) {
+				if _, err := os.Lstat(n.Blob(bad.Digest)); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("the bad blob after Drop: %v", err)
 				}
-				if again := must[images.Dropped](t)(n.drop(t, n.app, 1)); !again.Nothing() {
+				if again := must[repull.Dropped](t)(n.drop(t, n.app, 1)); !again.Nothing() {
 					t.Errorf("a second Drop: %v", again)
 				}
 
@@ -163,7 +153,7 @@ func TestDrop(t *testing.T) {
 				if now := n.backend(t, n.app)[0]; now != lowest {
 					t.Errorf("the good layer below is %s, was %s", now, lowest)
 				}
-				if again := must[images.Dropped](t)(n.drop(t, n.app, 1)); !again.Nothing() {
+				if again := must[repull.Dropped](t)(n.drop(t, n.app, 1)); !again.Nothing() {
 					t.Errorf("Drop of a layer that is whole: %v", again)
 				}
 				check(t, p.run(t, n.app))
@@ -186,8 +176,8 @@ func (n *node) wantNoKeys(t testing.TB, img kit.Pushed, first int) {
 }
 
 // TestDropDocuments: the same when the image's config or manifest is bad, too, so
-// that nothing but containerd's records tells which layers the image has. The
-// snapshotter's rows are not asked either: they may have been lost.
+// that nothing but containerd's records shows which layers the image has. The
+// snapshotter's rows are not read either: they may have been lost.
 func TestDropDocuments(t *testing.T) {
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
@@ -201,10 +191,10 @@ func TestDropDocuments(t *testing.T) {
 				if document == "config" {
 					d = n.config(t, n.app)
 				}
-				check(t, spoil(n.blob(d)))
+				check(t, spoil(n.Blob(d)))
 				o := n.options(t)
 				o.Rows = nil
-				done := must[images.Dropped](t)(n.dropWith(t, n.app, 0, o))
+				done := must[repull.Dropped](t)(n.dropWith(t, n.app, 0, o))
 				n.wantNoKeys(t, n.app, 0)
 				if len(done.Blobs) != 1 || done.Blobs[0].Digest != d {
 					t.Errorf("dropped blobs %v, want %s", done.Blobs, d)
@@ -252,10 +242,10 @@ func TestDropShared(t *testing.T) {
 		check(t, n.pull(t, img))
 	}
 	kept := n.backend(t, safe)
-	n.between.say(codes.FailedPrecondition, slices.Concat(n.backend(t, n.app)[1:], n.backend(t, sibling)[1:])...)
-	check(t, os.Remove(n.blob(n.app.Layers[1].Digest)))
+	n.between.answerWith(codes.FailedPrecondition, slices.Concat(n.backend(t, n.app)[1:], n.backend(t, sibling)[1:])...)
+	check(t, os.Remove(n.Blob(n.app.Layers[1].Digest)))
 
-	done := must[images.Dropped](t)(n.drop(t, n.app, 1))
+	done := must[repull.Dropped](t)(n.drop(t, n.app, 1))
 	if len(done.Images) != 9 {
 		t.Errorf("dropped images %q", done.Images)
 	}
@@ -281,17 +271,17 @@ func TestDropElsewhere(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
 	elsewhere := func(args ...string) (string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
-		return n.containerd.Ctr(ctx, args...)
+		return n.Containerd.Ctr(ctx, args...)
 	}
 	_, err := elsewhere("images", "pull", "--plain-http", "--snapshotter", "durable", n.app.Ref)
 	check(t, err)
 	n.damage(t, n.app, 1)
 	bad := n.app.Layers[1].Digest
-	check(t, breaks["corrupt"](n.blob(bad)))
+	check(t, breaks["corrupt"](n.Blob(bad)))
 
-	must[images.Dropped](t)(n.drop(t, n.app, 1))
+	must[repull.Dropped](t)(n.drop(t, n.app, 1))
 	n.waitKnown(t, n.app, false)
 	hello := func() {
 		t.Helper()
@@ -306,18 +296,18 @@ func TestDropElsewhere(t *testing.T) {
 	hello()
 }
 
-// TestDropOffline: without a registry, the image is gone after Drop, and Drop says
+// TestDropOffline: without a registry, the image is gone after Drop, and Drop reports
 // so.
 func TestDropOffline(t *testing.T) {
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	check(t, n.pull(t, n.app))
 	n.damage(t, n.app, 1)
-	check(t, os.Remove(n.blob(n.app.Layers[1].Digest)))
-	check(t, n.stopRegistry())
-	done := must[images.Dropped](t)(n.drop(t, n.app, 1))
+	check(t, os.Remove(n.Blob(n.app.Layers[1].Digest)))
+	check(t, n.GoOffline())
+	done := must[repull.Dropped](t)(n.drop(t, n.app, 1))
 	if text := done.String(); !strings.Contains(text, "until the registry can be reached") || !strings.Contains(text, n.app.Ref) {
-		t.Errorf("Drop says %q", text)
+		t.Errorf("Drop reports %q", text)
 	}
 	n.waitKnown(t, n.app, false)
 	n.restart(t)

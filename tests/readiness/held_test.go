@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 
-	"github.com/durable-snapshotter/durable-snapshotter/images"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // TestDropHeld: nothing changes while a container holds the damaged layer, running
@@ -25,11 +25,11 @@ func TestDropHeld(t *testing.T) {
 	check(t, p.start(t, running))
 	n.damage(t, n.app, 1)
 	bad := n.app.Layers[1].Digest
-	check(t, breaks["corrupt"](n.blob(bad)))
+	check(t, breaks["corrupt"](n.Blob(bad)))
 
 	before := n.records(t)
 	_, err := n.drop(t, n.app, 1)
-	var held *images.HeldError
+	var held *repull.HeldError
 	if !errors.As(err, &held) || !errdefs.IsFailedPrecondition(err) {
 		t.Fatalf("Drop of a layer that containers hold: %v", err)
 	}
@@ -48,13 +48,15 @@ func TestDropHeld(t *testing.T) {
 	t.Run("pause", func(t *testing.T) {
 		n.damage(t, n.pause, 0)
 		defer n.damage(t, n.app, 1)
+		check(t, breaks["corrupt"](n.Blob(n.pause.Layers[0].Digest)))
+		defer func() { check(t, breaks["corrupt"](n.Blob(n.pause.Layers[0].Digest))) }()
 		if _, err := n.drop(t, n.pause, 0); err == nil || !strings.Contains(err.Error(), "sandbox "+p.ID+" (default/pod1)") {
 			t.Errorf("Drop of the pause image of a pod that runs: %v", err)
 		}
 	})
 	t.Run("fetch", func(t *testing.T) {
 		// Without the manifest, the good blobs would be garbage.
-		check(t, breaks["corrupt"](n.blob(n.app.Manifest)))
+		check(t, breaks["corrupt"](n.Blob(n.app.Manifest)))
 		o := n.options(t)
 		o.BlobsOfHeld = true
 		_, err := n.dropWith(t, n.app, 1, o)
@@ -65,27 +67,27 @@ func TestDropHeld(t *testing.T) {
 		if !ok {
 			t.Fatalf("no command in %v", err)
 		}
-		check(t, breaks["corrupt"](n.blob(n.app.Manifest))) // the same bit back
+		check(t, breaks["corrupt"](n.Blob(n.app.Manifest))) // the same bit back
 		must[string](t)(n.ctr(t, append(strings.Fields(command), "--plain-http")...))
-		body := must[[]byte](t)(os.ReadFile(n.blob(bad)))
+		body := must[[]byte](t)(os.ReadFile(n.Blob(bad)))
 		if digest.FromBytes(body) != bad {
 			t.Errorf("blob %s is still corrupt", bad)
 		}
 	})
 	t.Run("remove", func(t *testing.T) {
-		check(t, breaks["corrupt"](n.blob(bad)))
+		check(t, breaks["corrupt"](n.Blob(bad)))
 		p.removeContainer(t, ended)
 		if _, err := n.drop(t, n.app, 1); !errors.As(err, &held) || len(held.Holders) != 1 {
 			t.Errorf("with the one that runs: %v", err)
 		}
 		p.removeContainer(t, running)
-		must[images.Dropped](t)(n.drop(t, n.app, 1))
+		must[repull.Dropped](t)(n.drop(t, n.app, 1))
 		n.usable(t, p, n.app)
 	})
 }
 
 // TestDropStrangers: what stands on the damaged layer and belongs to no image goes
-// with it when nobody can be using it, and else is named as what holds it.
+// with it when no client can be using it, and else is named as what holds it.
 func TestDropStrangers(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
@@ -103,15 +105,16 @@ func TestDropStrangers(t *testing.T) {
 	prepare("extract-1-left " + n.app.Top())
 	prepare("to commit")
 	check(t, sn.Commit(ctx, "a/committed/one", "to commit"))
-	prepare("somebody's")
+	prepare("operator's")
 	n.damage(t, n.app, 1)
+	check(t, breaks["corrupt"](n.Blob(n.app.Layers[1].Digest)))
 
-	var held *images.HeldError
-	if _, err := n.drop(t, n.app, 1); !errors.As(err, &held) || !slices.Equal(held.Holders, []string{"snapshot somebody's"}) {
-		t.Fatalf("Drop with a snapshot of somebody on top: %v", err)
+	var held *repull.HeldError
+	if _, err := n.drop(t, n.app, 1); !errors.As(err, &held) || !slices.Equal(held.Holders, []string{"snapshot operator's"}) {
+		t.Fatalf("Drop with a snapshot of an operator on top: %v", err)
 	}
-	check(t, sn.Remove(ctx, "somebody's"))
-	must[images.Dropped](t)(n.drop(t, n.app, 1))
+	check(t, sn.Remove(ctx, "operator's"))
+	must[repull.Dropped](t)(n.drop(t, n.app, 1))
 	n.wantNoKeys(t, n.app, 1)
 	for _, row := range n.rows(t) {
 		if strings.Contains(row, "left") || strings.Contains(row, "committed") {
@@ -124,7 +127,7 @@ func TestDropStrangers(t *testing.T) {
 // records is what containerd has on record of images, blobs and snapshots.
 func (n *node) records(t testing.TB) string {
 	t.Helper()
-	n.between.say(codes.OK) // or the list of snapshots would be an error
+	n.between.answerWith(codes.OK) // or the list of snapshots would be an error
 	defer n.damage(t, n.app, 1)
 	var all []string
 	for _, args := range [][]string{{"images", "ls", "-q"}, {"content", "ls", "-q"}, {"snapshots", "--snapshotter", "durable", "ls"}, {"leases", "ls"}} {

@@ -1,10 +1,13 @@
 package readiness
 
 import (
+	"context"
 	"flag"
 	"os"
+	"sync"
 	"testing"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -17,6 +20,9 @@ func TestMain(m *testing.M) {
 	// to sync it.
 	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))
 }
+
+// faulty is the daemon with planted defects.
+var faulty = sync.OnceValues(func() (string, error) { return defects.Build(context.Background()) })
 
 var (
 	check   = kittest.Check

@@ -7,12 +7,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -20,22 +19,27 @@ import (
 // k8s is the namespace of the CRI plugin.
 const k8s = kit.CRINamespace
 
-// node is what a Kubernetes node has below the kubelet: containerd with its CRI
-// plugin, the daemon, and a registry to pull from.
+// node is a node with the CRI plugin, two images in its registry, and something
+// between containerd and the daemon that can answer instead.
 type node struct {
-	registry   *kit.Registry
-	daemon     *kit.Daemon
-	between    *sayer
-	containerd *kit.Containerd
+	*kit.Node
+	between    *interceptor
 	pause, app kit.Pushed
-	cri        *kit.CRI
 	started    int // length of containerd's log at its latest start
 }
 
+// rebaseUnpacks is how many layers containerd unpacks at a time with nodeOptions.rebase.
+const rebaseUnpacks = 3
+
 // nodeOptions change what newNodeWith starts.
 type nodeOptions struct {
-	acts   bool   // the daemon may heal, and tell containerd; else it only answers
+	acts   bool   // the daemon may heal, and notify containerd; else it only answers
 	images string // further keys of the configuration of the CRI's images
+	rebase bool   // containerd unpacks three layers at a time
+
+	contentRoot string // of the daemon that acts, below the disk; containerd's unless set
+	mutant      string // a defect that is planted in the daemon
+	extra       string // further text for containerd's configuration
 }
 
 // newNode starts a node that has pulled nothing yet, and whose daemon only answers.
@@ -46,88 +50,70 @@ func newNode(t testing.TB) *node {
 
 func newNodeWith(t testing.TB, o nodeOptions) *node {
 	t.Helper()
-	n := &node{registry: must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))}
-	t.Cleanup(func() {
-		if err := n.stopRegistry(); err != nil {
-			t.Error(err)
-		}
-	})
+	r := must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))
+	n := &node{}
+	push := func(name string, img kit.Image) kit.Pushed {
+		return must[kit.Pushed](t)(kit.Push(t.Context(), r, name, img))
+	}
 	app := must[kit.Image](t)(kit.Runnable(t.Context()))
-	n.app = n.push(t, "app", app)
+	n.app = push("app", app)
 	// Other chains than those of app: what befalls one image must not touch the
 	// other. They have a blob in common, as images have.
-	n.pause = n.push(t, "pause", kit.Image{
+	n.pause = push("pause", kit.Image{
 		Cmd:    []string{"/bin/guest", "wait"},
 		Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755)), app.Layers[1]},
 	})
-
-	disk := kittest.NewDisk(t, kit.DiskOptions{})
-	run := scratch(t)
-	d := kit.DaemonOptions{Dir: disk.Path("durable")}
-	if o.acts {
-		d.ContentRoot = disk.Path("containerd", "root", "io.containerd.content.v1.content")
-		d.Containerd = filepath.Join(run, "containerd.sock")
+	k := kit.NodeOptions{
+		Registry: r, Heals: o.acts, Notifies: o.acts, ContentRoot: o.contentRoot,
+		Containerd: kit.ContainerdOptions{Extra: o.extra, CRI: &kit.CRIOptions{Pause: n.pause.Ref, Images: o.images}},
 	}
-	n.daemon = kittest.StartDaemon(t, d)
-	n.between = listen(t, n.daemon.Address)
-	n.containerd = kittest.StartContainerd(t, kit.ContainerdOptions{
-		Dir: disk.Path("containerd"), RunDir: run,
-		Daemon: &kit.Daemon{Root: n.daemon.Root, Address: n.between.address},
-		CRI:    &kit.CRIOptions{Pause: n.pause.Ref, Images: o.images},
-	})
-	n.cri = must[*kit.CRI](t)(kit.DialCRI(n.containerd))
-	t.Cleanup(func() { n.cri.Close() })
+	if o.mutant != "" {
+		k.Daemon.Binary, k.Daemon.Env = must[string](t)(faulty()), []string{defects.Activate(o.mutant)}
+	}
+	if o.rebase {
+		k.Containerd.Unpacks = rebaseUnpacks
+	}
+	n.Node = kittest.NewNode(t, k)
+	n.between = listen(t, n.Daemon.Address)
+	n.Through(n.between.address)
+	kittest.Start(t, n.Node)
 	return n
-}
-
-// stopRegistry takes the node offline. Doing it twice is no error.
-func (n *node) stopRegistry() error {
-	if n.registry == nil {
-		return nil
-	}
-	r := n.registry
-	n.registry = nil
-	return r.Close()
 }
 
 func (n *node) push(t testing.TB, name string, img kit.Image) kit.Pushed {
 	t.Helper()
-	return must[kit.Pushed](t)(kit.Push(t.Context(), n.registry, name, img))
+	return must[kit.Pushed](t)(n.Push(t.Context(), name, img))
 }
 
 // restart restarts containerd, or starts it when it was killed, and waits for the
 // CRI plugin.
 func (n *node) restart(t testing.TB) {
 	t.Helper()
-	if n.containerd.Running() {
-		check(t, n.containerd.Stop())
+	if n.Containerd.Running() {
+		check(t, n.Containerd.Stop())
 	}
-	n.started = len(must[string](t)(n.containerd.Log()))
-	check(t, n.containerd.Start(t.Context()))
-	check(t, n.cri.Redial(t.Context()))
+	n.started = len(must[string](t)(n.Containerd.Log()))
+	check(t, n.StartContainerd(t.Context()))
 }
 
 // client returns a client of containerd in the CRI's namespace, and its context.
 func (n *node) client(t testing.TB) (context.Context, *client.Client) {
 	t.Helper()
-	cl := must[*client.Client](t)(client.New(n.containerd.Address, client.WithDefaultNamespace(k8s)))
+	ctx, cl, err := n.Client(t.Context())
+	check(t, err)
 	t.Cleanup(func() { cl.Close() })
-	return namespaces.WithNamespace(t.Context(), k8s), cl
+	return ctx, cl
 }
 
 // ctr runs ctr in the CRI's namespace.
-func (n *node) ctr(t testing.TB, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	return n.containerd.Ctr(ctx, append([]string{"--namespace", k8s}, args...)...)
-}
+func (n *node) ctr(t testing.TB, args ...string) (string, error) { return n.Ctr(t.Context(), args...) }
 
 // backend returns the daemon's own names of an image's committed snapshots, lowest
 // first. Of a layer that is there twice it is the later: containerd has forgotten
 // the other, and not collected it yet.
 func (n *node) backend(t testing.TB, img kit.Pushed) []string {
 	t.Helper()
-	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+	sn := must[snapshots.Snapshotter](t)(n.Daemon.Snapshotter())
 	defer sn.Close()
 	names, numbers := make([]string, len(img.ChainIDs)), make([]int, len(img.ChainIDs))
 	check(t, sn.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {

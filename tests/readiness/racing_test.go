@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,11 +16,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
-	"github.com/durable-snapshotter/durable-snapshotter/images"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // TestDropWhilePulling: the kubelet pulls again and again while two drops run side
-// by side, as of the daemon and of somebody at a terminal. Whoever comes first, in
+// by side, as of the daemon and of an operator at a terminal. Whichever comes first, in
 // the end the image is there and whole.
 func TestDropWhilePulling(t *testing.T) {
 	n := newNode(t)
@@ -32,7 +34,7 @@ func TestDropWhilePulling(t *testing.T) {
 		}
 		for range 6 {
 			check(t, n.pull(t, n.app))
-			check(t, breaks["corrupt"](n.blob(blob)))
+			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)
 			var drops, pulls sync.WaitGroup
 			done := make(chan struct{})
@@ -49,7 +51,7 @@ func TestDropWhilePulling(t *testing.T) {
 			for range 2 {
 				o, c := n.options(t), n.repairer(t)
 				drops.Go(func() {
-					if err := dropUntilDone(t, c, layer(n.app, 1), o); err != nil {
+					if err := n.dropUntilDone(t, c, o); err != nil {
 						t.Error(err)
 					}
 				})
@@ -70,7 +72,7 @@ func TestDropBetweenPulls(t *testing.T) {
 	for i, blob := range n.fatal(t) {
 		for call, more := 1, true; more; call++ {
 			check(t, n.pull(t, n.app))
-			check(t, breaks["corrupt"](n.blob(blob)))
+			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)
 			calls := 0
 			c := n.repairer(t, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -81,7 +83,7 @@ func TestDropBetweenPulls(t *testing.T) {
 				}
 				return invoke(ctx, method, req, reply, conn, opts...)
 			}))
-			if err := dropUntilDone(t, c, layer(n.app, 1), n.options(t)); err != nil {
+			if err := n.dropUntilDone(t, c, n.options(t)); err != nil {
 				t.Errorf("a pull before call %d: %v", call, err)
 			}
 			if n.usable(t, p, n.app); t.Failed() {
@@ -92,12 +94,12 @@ func TestDropBetweenPulls(t *testing.T) {
 	}
 }
 
-// TestDropOvertaken: one Drop has looked, and another one and a pull are done before
+// TestDropOvertaken: one Drop has verified, and another one and a pull are done before
 // it goes on. It must leave alone what is whole by then.
 func TestDropOvertaken(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
-	check(t, breaks["corrupt"](n.blob(n.app.Layers[1].Digest)))
+	check(t, breaks["corrupt"](n.Blob(n.app.Layers[1].Digest)))
 	n.damage(t, n.app, 1)
 	leased := false
 	c := n.repairer(t, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -113,7 +115,7 @@ func TestDropOvertaken(t *testing.T) {
 		leased = leased || path.Base(method) == "AddResource"
 		return invoke(ctx, method, req, reply, conn, opts...)
 	}))
-	if done := must[images.Dropped](t)(c.Drop(t.Context(), layer(n.app, 1), n.options(t))); !done.Nothing() {
+	if done := must[repull.Dropped](t)(c.Drop(t.Context(), layer(n.app, 1), n.options(t))); !done.Nothing() {
 		t.Errorf("overtaken by another one, Drop: %v", done)
 	}
 	if !n.present(t, n.app) {
@@ -129,13 +131,19 @@ func (n *node) fatal(t testing.TB) []digest.Digest {
 	return []digest.Digest{n.app.Layers[1].Digest, n.config(t, n.app), n.app.Manifest}
 }
 
-// dropUntilDone calls Drop again while pulls are in its way, as the daemon does.
-func dropUntilDone(t *testing.T, c *images.Containerd, l images.Layer, o images.Options) error {
+// dropUntilDone calls Drop again while pulls are in its way, as the daemon does. When
+// a pull has brought what was bad, the daemon heals the layer, and drops nothing.
+func (n *node) dropUntilDone(t *testing.T, c *repull.Containerd, o repull.Options) error {
 	t.Helper()
 	ctx, cancel := within(t)
 	defer cancel()
 	for {
-		if _, err := c.Drop(ctx, l, o); !errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		_, err := c.Drop(ctx, layer(n.app, 1), o)
+		if good := (*repull.GoodBlobError)(nil); errors.As(err, &good) {
+			n.between.answerWith(codes.OK)
+			return nil
+		}
+		if !errdefs.IsUnavailable(err) || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -148,13 +156,13 @@ func TestDropDiscarded(t *testing.T) {
 	p := n.inUse(t)
 	n.collect(t)
 	for _, l := range n.app.Layers {
-		if _, err := os.Lstat(n.blob(l.Digest)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(n.Blob(l.Digest)); !errors.Is(err, os.ErrNotExist) {
 			t.Fatalf("blob %s is kept: %v", l.Digest, err)
 		}
 	}
 	lowest := n.backend(t, n.app)[0]
-	n.between.say(codes.FailedPrecondition, n.backend(t, n.app)[1:]...)
-	must[images.Dropped](t)(n.drop(t, n.app, 1))
+	n.between.answerWith(codes.FailedPrecondition, n.backend(t, n.app)[1:]...)
+	must[repull.Dropped](t)(n.drop(t, n.app, 1))
 	n.waitKnown(t, n.app, false)
 	check(t, n.pull(t, n.app))
 	check(t, p.run(t, n.app))
@@ -168,4 +176,42 @@ func (n *node) collect(t *testing.T) {
 	t.Helper()
 	must[string](t)(n.ctr(t, "leases", "create", "--id", "collect"))
 	must[string](t)(n.ctr(t, "leases", "rm", "--sync", "collect"))
+}
+
+// TestDropSparesPull: a pull has written the name of its image, and has not unpacked yet,
+// when a drop comes to the names. The name stays, and goes with the next drop if nothing
+// has come of the pull.
+func TestDropSparesPull(t *testing.T) {
+	n := newNode(t)
+	check(t, n.pull(t, n.app))
+	check(t, n.repairer(t).Release(t.Context(), layer(n.app, 1))) // as the daemon does
+	n.damage(t, n.app, 1)
+	check(t, breaks["corrupt"](n.Blob(n.fatal(t)[0])))
+	pulled := func() error {
+		ctx, cl := n.client(t)
+		img, err := cl.ImageService().Get(ctx, n.app.Ref)
+		if err == nil {
+			_, err = cl.ImageService().Update(ctx, img)
+		}
+		return err
+	}
+	once := sync.OnceValue(pulled)
+	c := n.repairer(t, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if strings.HasSuffix(method, "Snapshots/Remove") {
+			check(t, once())
+		}
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}))
+	if _, err := c.Drop(t.Context(), layer(n.app, 1), n.options(t)); !errdefs.IsUnavailable(err) {
+		t.Errorf("Drop: %v", err)
+	}
+	if names := n.names(t, n.app); !slices.Contains(names, n.app.Ref) {
+		t.Errorf("of the names there are %q", names)
+	}
+	n.collect(t)
+	n.wantAnchored(t)
+	must[repull.Dropped](t)(n.drop(t, n.app, 1))
+	if names := n.names(t, n.app); len(names) > 0 {
+		t.Errorf("after the next Drop there are %q", names)
+	}
 }

@@ -18,7 +18,7 @@ import (
 
 // TestReport repeats the report that started this project: an image is listed, its
 // blob and its layer are renamed on disk by hand, containerd is restarted. The
-// image is healed, or not listed; either way the next pull or start works. Nobody
+// image is healed, or not listed; either way the next pull or start works. Nothing
 // but the daemon does anything about it.
 func TestReport(t *testing.T) {
 	for _, c := range []struct {
@@ -38,13 +38,13 @@ func TestReport(t *testing.T) {
 			p := n.inUse(t)
 			check(t, p.run(t, n.app))
 			if c.noNetwork {
-				check(t, n.stopRegistry())
+				check(t, n.GoOffline())
 			}
 			dir := filepath.Dir(n.directories(t, n.app)[1]) // snapshots/<id>
 			n.stopFor(t, c.containerd, c.daemon)
 			check(t, os.Rename(dir, dir+".away"))
 			if c.blob {
-				blob := n.blob(n.app.Layers[1].Digest)
+				blob := n.Blob(n.app.Layers[1].Digest)
 				check(t, os.Rename(blob, blob+".away"))
 			}
 			n.startAgain(t)
@@ -62,7 +62,7 @@ func TestReport(t *testing.T) {
 
 // TestReportHeld: the same while a container runs on the image, and with the pause
 // image, on which every pod stands. What runs goes on; what is new waits until
-// somebody brings the blob back with the command that the log names.
+// an operator brings the blob back with the command that the log names.
 func TestReportHeld(t *testing.T) {
 	n := newNodeWith(t, nodeOptions{acts: true})
 	p := n.inUse(t)
@@ -76,7 +76,7 @@ func TestReportHeld(t *testing.T) {
 		{n.pause, func() error { return n.pod(t) }},
 	} {
 		dir := filepath.Dir(n.directories(t, c.img)[1])
-		blob := n.blob(c.img.Layers[1].Digest)
+		blob := n.Blob(c.img.Layers[1].Digest)
 		check(t, os.Rename(dir, dir+".away"))
 		check(t, os.Rename(blob, blob+".away"))
 		if err := c.want(); err == nil {
@@ -84,7 +84,7 @@ func TestReportHeld(t *testing.T) {
 		}
 		command := []string{"content", "fetch", "--plain-http", c.img.Ref}
 		waitFor(t, time.Minute, func() error {
-			if log := must[string](t)(n.daemon.Log()); !strings.Contains(log, "ctr -n k8s.io content fetch "+c.img.Ref) {
+			if log := must[string](t)(n.Daemon.Log()); !strings.Contains(log, "ctr -n k8s.io content fetch "+c.img.Ref) {
 				return errors.New("the log does not name the way out")
 			}
 			return nil
@@ -113,9 +113,9 @@ func (n *node) asKubelet(t *testing.T, p *pod, img kit.Pushed) {
 func (n *node) directories(t *testing.T, img kit.Pushed) []string {
 	t.Helper()
 	names := n.backend(t, img)
-	sn := must[snapshots.Snapshotter](t)(n.daemon.Snapshotter())
+	sn := must[snapshots.Snapshotter](t)(n.Daemon.Snapshotter())
 	defer sn.Close()
-	const key = "k8s.io/0/look for directories"
+	const key = "k8s.io/0/find directories"
 	mounts := must[[]mount.Mount](t)(sn.View(t.Context(), key, names[len(names)-1]))
 	check(t, sn.Remove(t.Context(), key))
 	for _, o := range mounts[0].Options {
@@ -135,28 +135,28 @@ func (n *node) directories(t *testing.T, img kit.Pushed) []string {
 func (n *node) stopFor(t *testing.T, containerd, daemon bool) {
 	t.Helper()
 	if containerd {
-		check(t, n.containerd.Stop())
+		check(t, n.Containerd.Stop())
 	}
 	if daemon {
-		check(t, n.daemon.Stop())
+		check(t, n.Daemon.Stop())
 	}
 }
 
 func (n *node) startAgain(t *testing.T) {
 	t.Helper()
-	if !n.daemon.Running() {
-		check(t, n.daemon.Start(t.Context()))
+	if !n.Daemon.Running() {
+		check(t, n.Daemon.Start(t.Context()))
 	}
-	if !n.containerd.Running() {
+	if !n.Containerd.Running() {
 		n.restart(t)
 	}
 }
 
 func (n *node) wantRunning(t *testing.T, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	out, err := n.containerd.Ctr(ctx, "--namespace", k8s, "tasks", "ls")
+	out, err := n.Containerd.Ctr(ctx, "--namespace", k8s, "tasks", "ls")
 	check(t, err)
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); len(f) == 3 && f[0] == id && f[2] == "RUNNING" {

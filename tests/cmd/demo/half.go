@@ -35,7 +35,7 @@ func (h *half) makeDisk(bins kit.Binaries) (err error) {
 	h.bins = bins
 	h.disk, err = kit.NewDisk(filepath.Join(os.TempDir(), h.name), kit.DiskOptions{FS: "ext4", Size: 2 << 30})
 	if err == nil {
-		say("%-9s %s", h.name, h.disk.Device())
+		detail("%-9s %s", h.name, h.disk.Device())
 	}
 	return err
 }
@@ -118,7 +118,7 @@ func (h *half) layers() (kit.Tree, error) {
 	return files, nil
 }
 
-// powerOn mounts the disk, which replays its journal, and looks at the layers
+// powerOn mounts the disk, which replays its journal, and compares the layers
 // before anything that could change them runs.
 func (h *half) powerOn(ctx context.Context) error {
 	if err := h.unmountAll(); err != nil {
@@ -146,14 +146,14 @@ func (h *half) powerOn(ctx context.Context) error {
 		}
 		h.seen.note = h.seen.note || string(text) == note
 	}
-	say("%-9s of %d files in the layers %d are whole, %d empty, %d gone", h.name, h.seen.files, h.seen.whole, h.seen.empty, h.seen.gone)
+	detail("%-9s of %d files in the layers %d are whole, %d empty, %d gone", h.name, h.seen.files, h.seen.whole, h.seen.empty, h.seen.gone)
 	return h.boot(ctx)
 }
 
 // checked is a line of "ctr image check": name, type, digest, status, size, unpacked.
 var checked = regexp.MustCompile(`(?m)^(\S+)\s+\S+\s+sha256:\S+\s+(\w+ \(\S+\)).*\s(true|false)\s*$`)
 
-// observe asks containerd about the image and then uses it.
+// observe queries containerd about the image and then uses it.
 func (h *half) observe(ctx context.Context, ref string) error {
 	out, err := h.ctr(ctx, "image", "check", "--snapshotter", h.name)
 	if err != nil {
@@ -169,7 +169,7 @@ func (h *half) observe(ctx context.Context, ref string) error {
 	h.seen.run = h.try(ctx, ref, "first")
 	if _, err := h.ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", h.name, ref); err != nil {
 		result("%v", err)
-		h.seen.again = outcome{said: "the pull fails: " + cause(err)}
+		h.seen.again = outcome{text: "the pull fails: " + cause(err)}
 		return ctx.Err()
 	}
 	h.seen.again = h.try(ctx, ref, "second")
@@ -201,13 +201,13 @@ func (h *half) try(ctx context.Context, ref, id string) outcome {
 	switch {
 	case err != nil:
 		result("%s", lastLine(err))
-		return outcome{said: "fails: " + cause(err)}
+		return outcome{text: "fails: " + cause(err)}
 	case out != greeting:
 		result("%q", out)
-		return outcome{said: fmt.Sprintf("prints %q", out)}
+		return outcome{text: fmt.Sprintf("prints %q", out)}
 	}
 	result("%s", out)
-	return outcome{ok: true, said: fmt.Sprintf("runs, prints %q", out)}
+	return outcome{ok: true, text: fmt.Sprintf("runs, prints %q", out)}
 }
 
 // ctr shows a command and runs it.

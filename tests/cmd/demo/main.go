@@ -2,7 +2,7 @@
 // for. Two halves get a scratch disk and a containerd each; one unpacks an image
 // with the built-in overlayfs snapshotter, the other with durable-snapshotter.
 // Both run a container, both lose their power at the same moment, both boot.
-// Then it deletes the layers of both, and puts side by side what containerd says of
+// Then it deletes the layers of both, and puts side by side what containerd reports of
 // the image and what is there.
 //
 // Nothing is staged: containerd, ctr and runc are the released ones, the disks
@@ -50,7 +50,7 @@ func main() {
 		os.Exit(2)
 	}
 	if !kit.Inside() {
-		// "go run" dies of SIGTERM without passing it on. Ask for it ourselves,
+		// "go run" dies of SIGTERM without passing it on. Request it ourselves,
 		// otherwise the demonstration would go on behind a finished command.
 		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
 			fmt.Fprintln(os.Stderr, "demo: set the parent death signal:", err)
@@ -128,7 +128,7 @@ func demonstrate(ctx context.Context, overlayfs, durable *half) (err error) {
 	}
 
 	step(3, "start a containerd on each disk, and durable-snapshotter beside the second")
-	say("(from here on ctr is shown without its --address and --namespace)")
+	detail("(from here on ctr is shown without its --address and --namespace)")
 	for _, h := range halves {
 		if err := h.boot(ctx); err != nil {
 			return err
@@ -160,17 +160,17 @@ func demonstrate(ctx context.Context, overlayfs, durable *half) (err error) {
 		return err
 	}
 	dirty := time.Since(pulled)
-	say("the disks take no more writes (FS_IOC_SHUTDOWN, journal not flushed); %d processes got SIGKILL", killed)
-	say("%.1f s after the pull with overlayfs began", dirty.Seconds())
+	detail("the disks take no more writes (FS_IOC_SHUTDOWN, journal not flushed); %d processes got SIGKILL", killed)
+	detail("%.1f s after the pull with overlayfs began", dirty.Seconds())
 
-	step(7, "power returns: mount the disks, look at the layers, start the daemons again")
+	step(7, "power returns: mount the disks, compare the layers, start the daemons again")
 	for _, h := range halves {
 		if err := h.powerOn(ctx); err != nil {
 			return err
 		}
 	}
 
-	step(8, "ask containerd, and then try")
+	step(8, "query containerd, and then try")
 	for _, h := range halves {
 		if err := h.observe(ctx, pushed.Ref); err != nil {
 			return err
@@ -190,14 +190,14 @@ func demonstrate(ctx context.Context, overlayfs, durable *half) (err error) {
 	if err := verdict(overlayfs.seen, durable.seen, dirty); err != nil {
 		return err
 	}
-	fmt.Printf("Both containerds say the image is whole. After the power cut it is so only under durable-snapshotter;\n"+
+	fmt.Printf("Both containerds report the image as whole. After the power cut it is so only under durable-snapshotter;\n"+
 		"under overlayfs it is broken, and pulling again does not mend it. Layers that are deleted afterwards durable-snapshotter\n"+
 		"extracts again, out of the blobs that containerd has, before the container starts. (%.1f s, %.1f s of them building)\n",
 		time.Since(start).Seconds(), built.Sub(start).Seconds())
 	return nil
 }
 
-// haveTools looks for what Debian must have installed, so that a newcomer reads
+// haveTools searches for what Debian must have installed, so that a newcomer reads
 // the name of a package and not of a failed system call.
 func haveTools() error {
 	for tool, pkg := range map[string]string{"runc": "runc", "mkfs.ext4": "e2fsprogs", "mount": "mount", "go": "golang"} {

@@ -128,7 +128,7 @@ func mountsBelow(dir string) ([]string, error) {
 
 // emptyRun does to a /run what a boot does. Configuration and logs stay: on a
 // real machine they are elsewhere. The shims' directory is the same for both
-// halves, whatever containerd's configuration says.
+// halves, whatever containerd's configuration contains.
 func emptyRun(dir string) error {
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() && d.Name() != "state" {

@@ -11,7 +11,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// observation is what one half looks like after the power cut.
+// observation is the state of one half after the power cut.
 type observation struct {
 	files              int  // of the layers
 	whole, empty, gone int  // of these files: unchanged, without content, without a name
@@ -28,7 +28,7 @@ type observation struct {
 // outcome is how an attempt to run a container ended.
 type outcome struct {
 	ok   bool
-	said string
+	text string
 }
 
 // count compares the layers with what they were before the cut.
@@ -47,8 +47,8 @@ func (o *observation) count(before, after kit.Tree) {
 	}
 }
 
-// saysWhole reports whether containerd calls the image complete and unpacked.
-func (o observation) saysWhole() bool {
+// reportedWhole reports whether containerd calls the image complete and unpacked.
+func (o observation) reportedWhole() bool {
 	return strings.HasPrefix(o.status, "complete") && o.unpacked == "true"
 }
 
@@ -63,19 +63,19 @@ func verdict(overlayfs, durable observation, dirty time.Duration) error {
 	}
 	expect(durable.files > 0 && durable.whole == durable.files, "durable: %d of %d layer files are whole: acknowledged layers were lost", durable.whole, durable.files)
 	expect(durable.note, "durable: the note that the container had synced is lost")
-	expect(durable.saysWhole(), "durable: containerd says %s, unpacked %s", durable.status, durable.unpacked)
-	expect(durable.run.ok, "durable: the container %s", durable.run.said)
-	expect(durable.again.ok, "durable: after pulling again the container %s", durable.again.said)
+	expect(durable.reportedWhole(), "durable: containerd reports %s, unpacked %s", durable.status, durable.unpacked)
+	expect(durable.run.ok, "durable: the container %s", durable.run.text)
+	expect(durable.again.ok, "durable: after pulling again the container %s", durable.again.text)
 
-	expect(durable.deleted.ok, "durable: with its layers deleted the container %s", durable.deleted.said)
+	expect(durable.deleted.ok, "durable: with its layers deleted the container %s", durable.deleted.text)
 
 	expect(overlayfs.files > 0 && overlayfs.whole < overlayfs.files,
 		"overlayfs: all %d layer files survived a cut %.1f s after the pull began; the kernel may have written them early (vm.dirty_expire_centisecs is %s, vm.dirty_background_ratio %s)",
 		overlayfs.files, dirty.Seconds(), sysctl("dirty_expire_centisecs"), sysctl("dirty_background_ratio"))
-	expect(overlayfs.saysWhole(), "overlayfs: containerd says %s, unpacked %s: it does not hide the loss", overlayfs.status, overlayfs.unpacked)
-	expect(!overlayfs.run.ok, "overlayfs: the container %s", overlayfs.run.said)
-	expect(!overlayfs.again.ok, "overlayfs: after pulling again the container %s", overlayfs.again.said)
-	expect(!overlayfs.deleted.ok, "overlayfs: with its layers deleted the container %s", overlayfs.deleted.said)
+	expect(overlayfs.reportedWhole(), "overlayfs: containerd reports %s, unpacked %s: it does not hide the loss", overlayfs.status, overlayfs.unpacked)
+	expect(!overlayfs.run.ok, "overlayfs: the container %s", overlayfs.run.text)
+	expect(!overlayfs.again.ok, "overlayfs: after pulling again the container %s", overlayfs.again.text)
+	expect(!overlayfs.deleted.ok, "overlayfs: with its layers deleted the container %s", overlayfs.deleted.text)
 	return errors.Join(errs...)
 }
 
@@ -94,25 +94,25 @@ func printTable(w io.Writer, overlayfs, durable observation) {
 	}
 	fmt.Fprintf(w, "  %-30s  %-33s  %s\n", "", "overlayfs", "durable")
 	fmt.Fprintf(w, "  %s\n", strings.Repeat("-", 85))
-	fmt.Fprintln(w, "  what containerd says")
+	fmt.Fprintln(w, "  what containerd reports")
 	row("  image check: status", func(o observation) string { return o.status })
 	row("  image check: unpacked", func(o observation) string { return o.unpacked })
 	fmt.Fprintln(w, "  what is")
 	row("  files of the layers", func(o observation) string { return fmt.Sprintf("%d of %d whole", o.whole, o.files) })
 	row("  the note that was synced", func(o observation) string { return map[bool]string{true: "kept", false: "lost"}[o.note] })
-	row("  a container", func(o observation) string { return o.run.said })
-	row("  a container after a new pull", func(o observation) string { return o.again.said })
-	row("  a container, layers deleted", func(o observation) string { return o.deleted.said })
+	row("  a container", func(o observation) string { return o.run.text })
+	row("  a container after a new pull", func(o observation) string { return o.again.text })
+	row("  a container, layers deleted", func(o observation) string { return o.deleted.text })
 }
 
 func step(n int, what string) { fmt.Printf("  %d  %s\n", n, what) }
 
-func say(format string, args ...any) { fmt.Printf("     "+format+"\n", args...) }
+func detail(format string, args ...any) { fmt.Printf("     "+format+"\n", args...) }
 
 // result is what came out of the command shown before.
 func result(format string, args ...any) { fmt.Printf("               -> "+format+"\n", args...) }
 
-// lastLine is what ctr itself said, without the command line and the logs
+// lastLine is what ctr itself printed, without the command line and the logs
 // before it.
 func lastLine(err error) string {
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")

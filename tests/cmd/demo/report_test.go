@@ -12,10 +12,10 @@ import (
 // and expects the verdict to name the half and the thing.
 func TestVerdict(t *testing.T) {
 	lost := observation{files: 10, empty: 10, note: true, status: "complete (5/5)", unpacked: "true",
-		run: outcome{said: "fails: exec format error"}, again: outcome{said: "fails: exec format error"},
-		deleted: outcome{said: "fails: no such file or directory"}}
+		run: outcome{text: "fails: exec format error"}, again: outcome{text: "fails: exec format error"},
+		deleted: outcome{text: "fails: no such file or directory"}}
 	kept := observation{files: 10, whole: 10, note: true, status: "complete (5/5)", unpacked: "true",
-		run: outcome{ok: true, said: "runs"}, again: outcome{ok: true, said: "runs"}, deleted: outcome{ok: true, said: "runs"}}
+		run: outcome{ok: true, text: "runs"}, again: outcome{ok: true, text: "runs"}, deleted: outcome{ok: true, text: "runs"}}
 	if err := verdict(lost, kept, time.Second); err != nil {
 		t.Errorf("both halves as claimed: %v", err)
 	}
@@ -26,15 +26,15 @@ func TestVerdict(t *testing.T) {
 		"durable lost a file":             {func(_, d *observation) { d.whole = 9 }, "durable: 9 of 10"},
 		"durable had nothing to lose":     {func(_, d *observation) { d.files, d.whole = 0, 0 }, "durable: 0 of 0"},
 		"durable lost the note":           {func(_, d *observation) { d.note = false }, "durable: the note"},
-		"durable is incomplete":           {func(_, d *observation) { d.status = "incomplete (4/5)" }, "durable: containerd says incomplete (4/5)"},
-		"durable is not unpacked":         {func(_, d *observation) { d.unpacked = "false" }, "durable: containerd says complete (5/5), unpacked false"},
+		"durable is incomplete":           {func(_, d *observation) { d.status = "incomplete (4/5)" }, "durable: containerd reports incomplete (4/5)"},
+		"durable is not unpacked":         {func(_, d *observation) { d.unpacked = "false" }, "durable: containerd reports complete (5/5), unpacked false"},
 		"durable's container fails":       {func(_, d *observation) { d.run.ok = false }, "durable: the container"},
 		"durable's second one fails":      {func(_, d *observation) { d.again.ok = false }, "durable: after pulling again"},
 		"durable is not healed":           {func(_, d *observation) { d.deleted.ok = false }, "durable: with its layers deleted"},
 		"overlayfs heals":                 {func(o, _ *observation) { o.deleted.ok = true }, "overlayfs: with its layers deleted"},
 		"overlayfs lost nothing":          {func(o, _ *observation) { o.whole, o.empty = 10, 0 }, "overlayfs: all 10 layer files survived"},
-		"overlayfs is incomplete":         {func(o, _ *observation) { o.status = "incomplete (4/5)" }, "overlayfs: containerd says incomplete"},
-		"overlayfs is not unpacked":       {func(o, _ *observation) { o.unpacked = "false" }, "overlayfs: containerd says complete (5/5), unpacked false"},
+		"overlayfs is incomplete":         {func(o, _ *observation) { o.status = "incomplete (4/5)" }, "overlayfs: containerd reports incomplete"},
+		"overlayfs is not unpacked":       {func(o, _ *observation) { o.unpacked = "false" }, "overlayfs: containerd reports complete (5/5), unpacked false"},
 		"overlayfs's container runs":      {func(o, _ *observation) { o.run.ok = true }, "overlayfs: the container"},
 		"overlayfs is mended by the pull": {func(o, _ *observation) { o.again.ok = true }, "overlayfs: after pulling again"},
 	} {

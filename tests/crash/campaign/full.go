@@ -13,8 +13,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
 
-// full is the workload of a whole node. Rounds are orderly and interrupted in
-// turn.
+// full is the workload of a whole node. Rounds are orderly, interrupted, and of
+// a node with damaged layers, in turn.
 func (c *campaign) full(ctx context.Context) (err error) {
 	if c.enough(ctx) {
 		return c.end(ctx)
@@ -74,9 +74,14 @@ func (c *campaign) fullControl(ctx context.Context, b *full.Bench) error {
 }
 
 func (c *campaign) fullRecording(ctx context.Context, b *full.Bench, fs disk.FS, round int) (*full.Recording, error) {
-	s := full.Setup{
-		FS: fs, Seed: c.Options.Seed + uint64(round), Daemon: c.ours("record"),
-		Name: []string{"orderly", "interrupted"}[round%2], Interrupted: round%2 == 1,
+	s := full.Setup{FS: fs, Seed: c.Options.Seed + uint64(round), Daemon: c.ours("record")}
+	switch round % 3 {
+	case 0:
+		s.Name = "orderly"
+	case 1:
+		s.Name, s.Interrupted = "interrupted", true
+	case 2:
+		s.Name, s.Damage = "damaged", full.Damaged
 	}
 	dir := c.RecordingDir((&lab.Recording{FS: fs, Seed: s.Seed, Subject: s.Name}).ID())
 	kept, err := lab.Load(dir)
@@ -105,8 +110,8 @@ func (c *campaign) fullCheck(ctx context.Context, r *full.Recording) error {
 	}
 	check := full.Check{
 		Recording: r, Cases: left, Workers: 2,
-		Subject: func(n int) oracle.Process { return c.ours(fmt.Sprintf("look-%d", n)) },
-		Each:    c.hear,
+		Subject: func(n int) oracle.Process { return c.ours(fmt.Sprintf("boot-%d", n)) },
+		Each:    c.receive,
 		Until:   func(lab.Result) bool { return c.enough(ctx) || c.failed() != nil },
 	}
 	tally, err := check.Run(context.WithoutCancel(ctx))

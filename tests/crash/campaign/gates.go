@@ -20,7 +20,7 @@ func (c *campaign) gatesHold(ctx context.Context) error {
 		}
 	}
 	if c.Options.Foreign != nil {
-		return nil // its defects are what is looked for
+		return nil // its defects are what the campaign searches for
 	}
 	for _, m := range lab.Mutants() {
 		if err := c.hunt(ctx, gateMutant, m); err != nil {

@@ -29,7 +29,7 @@ type Options struct {
 	FS       []disk.FS
 	Foreign  *Foreign `json:",omitempty"` // what is under test instead of durable-snapshotter
 
-	States int  `json:"-"` // how many to look at; may grow when a campaign goes on
+	States int  `json:"-"` // how many to examine; may grow when a campaign goes on
 	First  bool `json:"-"` // end at the first state that did not survive
 }
 
@@ -40,14 +40,14 @@ type Foreign struct {
 	// SIGTERM. {root} stands for a directory that is on the disk under test, and
 	// {address} for the socket to serve on.
 	Start string
-	// Address is the socket of a program that cannot be told, and Roots are the
+	// Address is the socket of a program that takes neither as argument, and Roots are the
 	// directories where such a program keeps its data: they are mounted on the
 	// disk under test while it runs.
 	Address string
 	Roots   []string `json:",omitempty"`
 }
 
-// Validate says what cannot be done.
+// Validate returns an error for what cannot be done.
 func (o *Options) Validate() error {
 	switch {
 	case !slices.Contains([]Workload{API, Heal, Full}, o.Workload):
@@ -113,12 +113,12 @@ func (o *Options) plan(fs disk.FS, round int) (options []string, size workload.S
 }
 
 // heal is how a recording of the workload heal begins: every third time with
-// nothing left of any layer.
+// nothing left of any layer, and every third time with damage to content only.
 func (o *Options) heal(round int) *lab.Heal {
 	if o.Workload != Heal {
 		return nil
 	}
-	return &lab.Heal{Everything: round%3 == 2}
+	return &lab.Heal{Harm: []workload.Harm{workload.Wounds, workload.Corruption, workload.Everything}[round%3]}
 }
 
 // share is how many states of a first cut one recording gives. More recordings
@@ -128,7 +128,7 @@ func (o *Options) share() int {
 	return max(1, min(most, (o.States+len(o.FS)-1)/len(o.FS)))
 }
 
-// movable reports whether the program can be told where its data and its socket
+// movable reports whether the program takes as arguments where its data and its socket
 // are.
 func (f *Foreign) movable() bool {
 	return strings.Contains(f.Start, "{root}") && strings.Contains(f.Start, "{address}")

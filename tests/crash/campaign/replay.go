@@ -41,7 +41,7 @@ func Replay(ctx context.Context, dir, id string, hold func(lab.Result, string) e
 		return c.replayFull(ctx, r, path, hold)
 	}
 	subject := c.subject()
-	replay := lab.Replay{Recording: r, Path: path, Subject: subject.look(0), Strict: subject.strict}
+	replay := lab.Replay{Recording: r, Path: path, Subject: subject.recovers(0), Strict: subject.strict}
 	if len(path) == 2 {
 		if replay.Recovery, err = lab.LoadLog(s.secondLog(name, path[0])); err != nil {
 			return lab.Result{}, err
@@ -69,7 +69,7 @@ func (c *campaign) replayFull(ctx context.Context, kept *lab.Recording, path sta
 	var held error
 	check := full.Check{
 		Recording: r, Cases: []state.Case{one}, Workers: 1,
-		Subject: func(n int) oracle.Process { return c.ours(fmt.Sprintf("look-%d", n)) },
+		Subject: func(n int) oracle.Process { return c.ours(fmt.Sprintf("boot-%d", n)) },
 		Hold:    func(r lab.Result, mountpoint string) { held = hold(r, mountpoint) },
 		Each:    func(r lab.Result) { result = r },
 	}

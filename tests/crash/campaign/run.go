@@ -16,7 +16,7 @@ import (
 )
 
 // ErrInterrupted is returned by Run when its context ended before all states
-// were looked at. The campaign can be resumed.
+// were examined. The campaign can be resumed.
 var ErrInterrupted = errors.New("interrupted")
 
 // campaign is one in progress.
@@ -53,7 +53,7 @@ func Run(ctx context.Context, dir string, o Options, resume bool, progress io.Wr
 	defer func() { err = errors.Join(err, store.Close()) }()
 	c := &campaign{Store: store, bench: bench, progress: progress}
 	err = c.gatesHold(ctx)
-	store.began = time.Now() // the rate is that of looking
+	store.began = time.Now() // the rate is that of examining states
 	if err == nil {
 		if o.Workload == Full {
 			err = c.full(ctx)
@@ -74,8 +74,8 @@ func (c *campaign) enough(ctx context.Context) bool {
 	return ctx.Err() != nil || len(c.Lines) >= c.Options.States || c.Options.First && c.found
 }
 
-// hear takes in a result.
-func (c *campaign) hear(r lab.Result) {
+// receive takes in a result.
+func (c *campaign) receive(r lab.Result) {
 	n, err := c.result(r)
 	if r.Verdict > lab.NotMeasured {
 		c.Store.mu.Lock()
@@ -140,14 +140,14 @@ func (c *campaign) recording(ctx context.Context, s subject, fs disk.FS, round i
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return r, err
 	}
-	// A call that is cut short by Ctrl-C would look like one that failed.
+	// A call that is cut short by Ctrl-C would be taken for one that failed.
 	if r, err = lab.Record(context.WithoutCancel(ctx), setup); err != nil {
 		return nil, err
 	}
 	return r, r.Save(dir)
 }
 
-// check looks at the states of a recording that were not looked at before.
+// check examines the states of a recording that were not examined before.
 func (c *campaign) check(ctx context.Context, s subject, r *lab.Recording) error {
 	cases := lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: r.Seed, Want: c.Share}), c.Share)
 	var left []state.Case
@@ -161,9 +161,9 @@ func (c *campaign) check(ctx context.Context, s subject, r *lab.Recording) error
 	}
 	check := lab.Check{
 		Recording: r, Cases: left, Workers: s.workers, Strict: s.strict,
-		Subject: s.look, Sample: s.sample, Every: s.every,
+		Subject: s.recovers, Sample: s.sample, Every: s.every,
 		Deep: 50, Nested: 150,
-		Each:  c.hear,
+		Each:  c.receive,
 		Until: func(lab.Result) bool { return c.enough(ctx) || c.failed() != nil },
 		Keep: func(first state.State, recovery []disk.Entry) error {
 			return lab.SaveLog(c.secondLog(r.ID(), first), recovery)

@@ -142,7 +142,7 @@ func Create(dir string, o Options, tested string, resume bool) (_ *Store, err er
 }
 
 // appendTo opens a file of lines. A line without an end is from a campaign that
-// was killed while writing it; its state will be looked at again.
+// was killed while writing it; its state will be examined again.
 func appendTo(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -266,7 +266,7 @@ func writeLine(f *os.File, v any) error {
 	return err
 }
 
-// isDone reports whether a state was looked at.
+// isDone reports whether a state was examined.
 func (s *Store) isDone(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

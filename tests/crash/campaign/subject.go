@@ -9,14 +9,14 @@ import (
 
 // subject is the snapshotter under test.
 type subject struct {
-	name    string
-	generic bool // its directories are not known
-	strict  bool // it promises what durable-snapshotter promises
-	workers int
-	daemon  func(who string) oracle.Process
-	look    func(worker int) oracle.Subject // recovers and answers in a state
-	sample  func(worker int) oracle.Subject // the same in every so manieth
-	every   int
+	name     string
+	generic  bool // its directories are not known
+	strict   bool // it promises what durable-snapshotter promises
+	workers  int
+	daemon   func(who string) oracle.Process
+	recovers func(worker int) oracle.Subject // recovers and answers in a state
+	sample   func(worker int) oracle.Subject // the same in every so manieth
+	every    int
 }
 
 func (c *campaign) subject() subject { return subjectOf(c.Options, c) }
@@ -34,9 +34,9 @@ func subjectOf(o Options, p processes) subject {
 	if o.Foreign == nil {
 		return subject{
 			name: "ours", strict: true, workers: 2, daemon: p.ours,
-			look: func(int) oracle.Subject { return oracle.InProcess{} },
+			recovers: func(int) oracle.Subject { return oracle.InProcess{} },
 			// The daemon itself, which costs ten times as much.
-			sample: func(n int) oracle.Subject { return p.ours(fmt.Sprintf("look-%d", n)) },
+			sample: func(n int) oracle.Subject { return p.ours(fmt.Sprintf("boot-%d", n)) },
 			every:  100,
 		}
 	}
@@ -54,7 +54,7 @@ func subjectOf(o Options, p processes) subject {
 		}
 		return program
 	}
-	s.look = func(n int) oracle.Subject { return s.daemon(fmt.Sprintf("look-%d", n)) }
+	s.recovers = func(n int) oracle.Subject { return s.daemon(fmt.Sprintf("boot-%d", n)) }
 	if !f.movable() {
 		s.workers = 1 // there is only one of its roots
 	}

@@ -118,7 +118,7 @@ func (s *Summary) count(kind string) (held, all int) {
 	return held, all
 }
 
-// control says on which file systems the built-in overlayfs lost layers.
+// control returns on which file systems the built-in overlayfs lost layers.
 func (s *Summary) control() string {
 	var lost, kept []string
 	for _, g := range s.Gates {

@@ -99,7 +99,7 @@ func (r *recorder) do(req *request, log *[]Entry) (response, error) {
 	return response{}, fmt.Errorf("unknown request %q", req.Do)
 }
 
-// Control speaks to the server of a disk. It may be used from several
+// Control sends requests to the server of a disk. It may be used from several
 // goroutines, and from processes other than the one that started the disk.
 type Control struct {
 	mu   sync.Mutex
@@ -119,7 +119,7 @@ func Dial(socket string) (*Control, error) {
 // Hangup closes the connection. The disk goes on.
 func (c *Control) Hangup() error { return c.conn.Close() }
 
-func (c *Control) ask(req request, more func(io.Reader) error) (response, error) {
+func (c *Control) roundTrip(req request, more func(io.Reader) error) (response, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var resp response
@@ -151,13 +151,13 @@ func (c *Control) ask(req request, more func(io.Reader) error) (response, error)
 // Mark appends a mark to the log and returns its index. When Mark returns,
 // every request that the disk has answered before stands in front of it.
 func (c *Control) Mark(text string) (int, error) {
-	resp, err := c.ask(request{Do: "mark", Text: text}, nil)
+	resp, err := c.roundTrip(request{Do: "mark", Text: text}, nil)
 	return resp.Number, err
 }
 
 // Stats returns the counts since the start or the last Reset.
 func (c *Control) Stats() (Stats, error) {
-	resp, err := c.ask(request{Do: "stats"}, nil)
+	resp, err := c.roundTrip(request{Do: "stats"}, nil)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -166,40 +166,40 @@ func (c *Control) Stats() (Stats, error) {
 
 // Inject arms a fault and returns its number.
 func (c *Control) Inject(f Fault) (int, error) {
-	resp, err := c.ask(request{Do: "inject", Fault: &f}, nil)
+	resp, err := c.roundTrip(request{Do: "inject", Fault: &f}, nil)
 	return resp.Number, err
 }
 
 // Heal disarms all faults.
 func (c *Control) Heal() error {
-	_, err := c.ask(request{Do: "heal"}, nil)
+	_, err := c.roundTrip(request{Do: "heal"}, nil)
 	return err
 }
 
 // Reset forgets the log and the counts; the image stays as it is. From here on
 // everything is recorded.
 func (c *Control) Reset() error {
-	_, err := c.ask(request{Do: "reset"}, nil)
+	_, err := c.roundTrip(request{Do: "reset"}, nil)
 	return err
 }
 
 // Watch forgets the log and the counts, and from here on remembers only which
 // places were written, for Touched.
 func (c *Control) Watch() error {
-	_, err := c.ask(request{Do: "reset", Lite: true}, nil)
+	_, err := c.roundTrip(request{Do: "reset", Lite: true}, nil)
 	return err
 }
 
 // Touched returns the places written since Watch or the last Touched.
 func (c *Control) Touched() ([]Range, error) {
-	resp, err := c.ask(request{Do: "touched"}, nil)
+	resp, err := c.roundTrip(request{Do: "touched"}, nil)
 	return resp.Touched, err
 }
 
 // Log returns the log from entry number from on.
 func (c *Control) Log(from int) ([]Entry, error) {
 	var log []Entry
-	_, err := c.ask(request{Do: "log", From: from}, func(r io.Reader) (err error) {
+	_, err := c.roundTrip(request{Do: "log", From: from}, func(r io.Reader) (err error) {
 		log, err = Import(r)
 		return err
 	})

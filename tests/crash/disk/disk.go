@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logLimit bounds the data that a log may hold. A workload that writes more is
-// told so by Mark and by Stats.Overflow; it is never cut silently.
+// logLimit bounds the data that a log may hold. A workload that writes more gets
+// an error from Mark and in Stats.Overflow; it is never cut silently.
 const logLimit = 4 << 30
 
 // Disk is a recording disk: the server process, its image, and the loop device.
@@ -107,7 +107,7 @@ func (d *Disk) startServer(size int64) error {
 	_, _ = io.Copy(io.Discard, stdout)
 	werr := d.server.Wait()
 	d.server = nil
-	return fmt.Errorf("server said %q, not ready (does main call disk.Init first?): %v, %v: %s", strings.TrimSpace(line), err, werr, d.stderr.String())
+	return fmt.Errorf("server printed %q, not ready (does main call disk.Init first?): %v, %v: %s", strings.TrimSpace(line), err, werr, d.stderr.String())
 }
 
 // Socket returns the path of the control socket.
@@ -144,7 +144,7 @@ func (d *Disk) Close() error {
 	}
 	if d.server != nil {
 		// It unmounts the FUSE file system and ends. When something still holds
-		// that, killing it fails every request, and whoever waits goes on.
+		// that, killing it fails every request, and every process that waits goes on.
 		timer := time.AfterFunc(30*time.Second, func() { _ = d.server.Process.Kill() })
 		if err := d.server.Wait(); err != nil {
 			errs = append(errs, fmt.Errorf("server: %w: %s", err, d.stderr.String()))

@@ -250,7 +250,7 @@ func TestWatch(t *testing.T) {
 		copy(d.Image()[r.Offset:r.Offset+r.Length], base[r.Offset:])
 	}
 	if !bytes.Equal(base, d.Image()) {
-		t.Error("a place was written that Touched did not tell")
+		t.Error("a place was written that Touched did not return")
 	}
 	if _, err := d.Mark("no"); err == nil {
 		t.Error("a mark was accepted although nothing is recorded")
@@ -349,7 +349,7 @@ func TestFaults(t *testing.T) {
 			for _, row := range []struct {
 				name  string
 				fault Fault
-				fails bool          // the sync must say so
+				fails bool          // the sync must return an error
 				least time.Duration // and take that long
 			}{
 				{"a data write fails", Fault{Op: OpWrite, Ranges: data, Errno: syscall.EIO, Times: 1}, true, 0},
@@ -393,7 +393,7 @@ func TestFaults(t *testing.T) {
 }
 
 // TestFlushFault: a failed cache flush fails the fsync of a file. (A syncfs on
-// ext4 and btrfs does not tell: see package fsync of the product.)
+// ext4 and btrfs does not report it: see package fsync of the product.)
 func TestFlushFault(t *testing.T) {
 	d, dir := start(t, Ext4)
 	mount(t, d, Ext4, dir)
@@ -408,12 +408,12 @@ func TestFlushFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := must[[]Entry](t)(d.Log(0))
-	var told bool
+	var marked bool
 	for _, e := range log {
-		told = told || e.Kind == Mark && strings.HasPrefix(e.Text, "fault 1: flush")
+		marked = marked || e.Kind == Mark && strings.HasPrefix(e.Text, "fault 1: flush")
 	}
-	if !told {
-		t.Error("the log does not tell of the fault")
+	if !marked {
+		t.Error("the log has no mark of the fault")
 	}
 }
 

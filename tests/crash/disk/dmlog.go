@@ -132,7 +132,7 @@ func importEntry(r *bufio.Reader, size int64, log []Entry) ([]Entry, error) {
 	flags := binary.LittleEndian.Uint64(sector[16:])
 	text := binary.LittleEndian.Uint64(sector[24:])
 	// 1 TiB: a limit that no test disk reaches, against numbers that would
-	// make us allocate what a broken file says.
+	// make us allocate what a broken file claims.
 	if at > 1<<40/uint64(size) || count > 1<<40/uint64(size) || text > uint64(size)-dmHeader {
 		return nil, ErrFormat
 	}

@@ -23,8 +23,8 @@
 //     without parallel direct writes, so the kernel holds the inode's lock
 //     across each write and fsync, and the server appends to the log before it
 //     answers. A mark is appended before Mark returns.
-//   - A request is either in the image and in the log, or, when a fault said
-//     so, in neither. Of a short write the part that was written is in both.
+//   - A request is either in the image and in the log, or, when a fault demanded
+//     it, in neither. Of a short write the part that was written is in both.
 //   - Nothing is taken for a flush that was not one: FSYNC is always
 //     implemented (an ENOSYS would make the kernel stop sending it and answer
 //     success by itself).
@@ -33,7 +33,7 @@
 //
 // The server must be another process: a process that serves the disk and also
 // touches the file system on it can wait for itself. It takes memory only for
-// the log, never writes a file, and tells the kernel that it is part of the I/O
+// the log, never writes a file, and declares to the kernel that it is part of the I/O
 // path (PR_SET_IO_FLUSHER), so that reclaim does not wait for it either.
 //
 // A program that uses this package must call Init first thing in main or

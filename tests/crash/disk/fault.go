@@ -29,7 +29,7 @@ type Fault struct {
 	// Short lets the first Short bytes of a failing write, a multiple of 512,
 	// reach the disk. It needs an Errno: a short count without an error is
 	// taken for success by the loop driver (lo_complete_rq of Linux 6.18), so
-	// it would make a disk that lies, and against that nobody can promise
+	// it would make a disk that lies, and against that no snapshotter can promise
 	// anything.
 	Short int64 `json:"short,omitempty"`
 }
@@ -96,7 +96,7 @@ func (f Fault) valid() error {
 	return nil
 }
 
-// FaultStats tells how far a Fault has come. A test that fails the k-th write
+// FaultStats is how far a Fault has come. A test that fails the k-th write
 // for k = 0, 1, 2 … is done when Hits stays 0.
 type FaultStats struct {
 	ID      int `json:"id"`

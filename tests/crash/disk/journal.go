@@ -51,10 +51,10 @@ func (v *Volume) Outside(ranges []Range) []Range {
 	return out
 }
 
-// ext4Journal asks debugfs for the extents of inode 8, the journal. Its table
+// ext4Journal gets from debugfs the extents of inode 8, the journal. Its table
 // has one line for each extent: level, entries, logical, physical, length.
 func ext4Journal(device string) ([]Range, error) {
-	const blockSize = 4096 // Format says so
+	const blockSize = 4096 // set by Format
 	out, err := exec.Command("debugfs", "-R", "ex <8>", device).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("debugfs: %w: %s", err, out)
@@ -90,12 +90,12 @@ func xfsLog(image []byte) ([]Range, error) {
 	block := int64(logStart>>agLog)*agBlocks + int64(logStart&(1<<agLog-1))
 	r := Range{block * blockSize, logBlocks * blockSize}
 	if r.Offset <= 0 || r.Length <= 0 || r.Offset+r.Length > int64(len(image)) {
-		return nil, fmt.Errorf("xfs superblock says %+v", r)
+		return nil, fmt.Errorf("xfs superblock has %+v", r)
 	}
 	return []Range{r}, nil
 }
 
-// btrfsMetadata asks for the chunk tree, and takes the stripes of the chunks of
+// btrfsMetadata dumps the chunk tree, and takes the stripes of the chunks of
 // type METADATA and SYSTEM.
 func btrfsMetadata(device string, size int64) ([]Range, error) {
 	out, err := exec.Command("btrfs", "inspect-internal", "dump-tree", "-t", "chunk", device).CombinedOutput()

@@ -2,7 +2,7 @@ package disk
 
 import "fmt"
 
-// Kind says what an Entry of the log is.
+// Kind is what an Entry of the log is.
 type Kind uint8
 
 // The kinds. A FUA write arrives as a Write and a Flush.

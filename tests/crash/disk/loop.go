@@ -48,7 +48,7 @@ func attach(path string) (*loop, error) {
 			return l, nil
 		}
 		l.device.Close()
-		// Between the two calls somebody else may have taken the device.
+		// Between the two calls another process may have taken the device.
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
 			return nil, fmt.Errorf("attach %s to %s: %w", path, l.path, err)
 		}

@@ -98,7 +98,7 @@ func mapImage(fd int) ([]byte, error) {
 	return image, nil
 }
 
-// oneFile is a file system with one file, the disk. It speaks the wire protocol
+// oneFile is a file system with one file, the disk. It implements the wire protocol
 // of FUSE: the node and path layers above it would only add ways to reorder.
 type oneFile struct {
 	fuse.RawFileSystem
@@ -109,7 +109,7 @@ const (
 	rootNode = fuse.FUSE_ROOT_ID
 	fileNode = rootNode + 1
 
-	// Nothing changes behind the kernel's back, so it need not ask again.
+	// Nothing changes behind the kernel's back, so it need not query again.
 	attrSeconds = 3600
 )
 

@@ -42,7 +42,7 @@ func (v *Volume) Clear() error {
 }
 
 // Plain is a disk that records nothing: a loop device directly on memory, for
-// looking at states. A request costs a third of what it costs a Disk.
+// examining states. A request costs a third of what it costs a Disk.
 type Plain struct {
 	Volume
 	memory *os.File

@@ -15,7 +15,7 @@ import (
 // between stands between containerd and a snapshotter. It passes each call and
 // each answer on as it is, and marks in the log of the disk when a call that
 // changes something was begun and how it ended. The mark of the end is appended
-// before containerd hears of it.
+// before containerd gets the answer.
 type between struct {
 	forwarder *kit.Forwarder
 	marks     workload.Marker
@@ -31,7 +31,7 @@ func listenBetween(address, target string, marks workload.Marker) (_ *between, e
 	return b, err
 }
 
-// Close stops it and tells whether a mark is missing.
+// Close stops it and reports whether a mark is missing.
 func (b *between) Close() error {
 	err := b.forwarder.Close()
 	b.mu.Lock()

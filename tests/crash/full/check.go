@@ -21,21 +21,24 @@ import (
 type Check struct {
 	Recording *Recording
 	Cases     []state.Case
-	// Subject recovers and serves the booted node. It is not asked for when the
+	// Subject recovers and serves the booted node. It is not called when the
 	// recording is one of the built-in overlayfs.
 	Subject func(worker int) oracle.Process
 	Workers int                   // 2 when 0
 	Until   func(lab.Result) bool // stops the check when it returns true; may be nil
-	Each    func(lab.Result)      // hears every result; may be nil
-	// Hold hears every result, while the disk is mounted as the power cut has
-	// left it: for a look by hand. May be nil.
+	Each    func(lab.Result)      // gets every result; may be nil
+	// Hold gets every result, while the disk is mounted as the power cut has
+	// left it: for an examination by hand. May be nil.
 	Hold func(r lab.Result, mountpoint string)
 
 	spoil    func(mountpoint string) error // does damage before the boot, to see it found
 	patience time.Duration                 // with directories that are to be deleted; 10 s when 0
+	// meddle changes something in containerd when the daemon has dropped what it
+	// has to, to see it found.
+	meddle func(context.Context, *node) error
 }
 
-// Run looks at all cases. An error means that the check itself did not work.
+// Run examines all cases. An error means that the check itself did not work.
 func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	tally := &Tally{}
 	workers := c.Workers
@@ -50,7 +53,7 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	return tally, err
 }
 
-// work looks at every n-th case on a disk of its own.
+// work examines every n-th case on a disk of its own.
 func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
 	scratch, err := os.MkdirTemp("", "check")
 	if err != nil {
@@ -77,7 +80,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 		if err := player.Set(c.Cases[i].State); err != nil {
 			return err
 		}
-		l := c.look(n, c.Cases[i], d, scratch, mountpoint)
+		l := c.examination(n, c.Cases[i], d, scratch, mountpoint)
 		if err := l.run(ctx); err != nil {
 			return fmt.Errorf("%s: %w", l.result.ID, err)
 		}
@@ -101,11 +104,11 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	return nil
 }
 
-// look prepares the look at one state.
-func (c *Check) look(worker int, k state.Case, d *disk.Plain, scratch, mountpoint string) *look {
+// examination prepares the examination of one state.
+func (c *Check) examination(worker int, k state.Case, d *disk.Plain, scratch, mountpoint string) *examination {
 	r := c.Recording
 	path := append(slices.Clone(r.before.path), k.State)
-	l := &look{
+	l := &examination{
 		Check: c, worker: worker, disk: d, scratch: scratch, mountpoint: mountpoint,
 		result: lab.Result{ID: r.ID() + "/" + path.String(), Path: path, Points: len(k.Points)},
 	}

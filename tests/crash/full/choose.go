@@ -10,7 +10,7 @@ import (
 
 // Choose returns n of the recording's states, in the order of the log. A boot
 // of a whole node takes about a second, so only a small part of the states can
-// be looked at; the seed says which.
+// be examined; the seed decides which.
 //
 // A third of them are cut right after something was acknowledged, and half of
 // these hold nothing but what was flushed; a sixth are cut during a Commit or a

@@ -1,11 +1,11 @@
 // Package full cuts the power under a whole node: containerd with its content
 // store and its database, and the snapshotter, on one recorded disk.
 //
-//	NewBench  containerd, a registry, four images, and what they must look like:
-//	          the built-in overlayfs unpacks them on a disk that nobody cuts
+//	NewBench  containerd, a registry, four images, and their references:
+//	          the built-in overlayfs unpacks them on a disk whose power is not cut
 //	Record    a node at work on a recording disk ──▶ Recording
-//	Choose    the few dozen states, of thousands, that are looked at
-//	Check     each of them: boot the node and ask it ──▶ Tally
+//	Choose    the few dozen states, of thousands, that are examined
+//	Check     each of them: boot the node and query it ──▶ Tally
 //
 // In full:
 //
@@ -28,6 +28,11 @@
 // pulls the same image at once, while others remove images and have the garbage
 // collected.
 //
+// Damaged: layers were damaged before the log begins, and so were blobs. The
+// daemon heals what has a good blob, and has containerd drop the images of the
+// rest, which are pulled again. Astray: the content store that the daemon is
+// configured with is another one, in which no blob is.
+//
 // Second is the workload of a node that boots after a power cut: it pulls
 // everything again, and may be cut again.
 //
@@ -35,17 +40,22 @@
 //
 // Between containerd and the daemon stands a gRPC server that passes every call
 // on, unchanged, and appends to the log of the disk what was begun and what was
-// answered, before containerd hears the answer. So each layer is judged as in
+// answered, before containerd gets the answer. So each layer is judged as in
 // package oracle. Around pulls and removals of images the client appends marks
 // of its own.
 //
-// # What is asked of a state
+// # What is verified of a state
 //
 // The daemon starts and recovers, and every layer is judged. containerd starts.
 // Every snapshot in containerd's database is one of the daemon's. Every image
 // that containerd calls unpacked can be mounted and equals its reference. Every
 // image can be pulled again, and equals its reference then. When everything is
 // removed, containerd's garbage collection leaves nothing in the daemon.
+//
+// Of a node with damaged layers, which blobs are good, on the disk and in
+// containerd's database, is found out before the boot. When the daemon has had
+// its time to drop images, those of which every damaged layer has a good blob must
+// be there, with their names, their snapshots, and the rows of their good blobs.
 //
 // # What is containerd's own
 //

@@ -53,7 +53,7 @@ func TestOrderly(t *testing.T) {
 	for _, c := range []struct {
 		fs     disk.FS
 		states int
-	}{{disk.Ext4, 40}, {disk.XFS, 12}, {disk.Btrfs, 12}} {
+	}{{disk.Ext4, 28}, {disk.XFS, 12}, {disk.Btrfs, 12}} {
 		t.Run(string(c.fs), func(t *testing.T) {
 			r := record(t, Setup{FS: c.fs, Daemon: ours("record"), Name: "orderly"})
 			survives(t, r, c.states)
@@ -112,9 +112,9 @@ func TestControl(t *testing.T) {
 	}
 }
 
-// TestMutant wakes a defect in the daemon that does the work, and looks with one
+// TestMutant wakes a defect in the daemon that does the work, and examines with one
 // that has none. The state that shows it shows it again when the recording was
-// kept and read back, and the state is asked for by its name.
+// kept and read back, and the state is chosen by its name.
 func TestMutant(t *testing.T) {
 	no := lab.Mutant{Name: "no-syncfs"}
 	r := record(t, Setup{FS: disk.Ext4, Daemon: bench.Mutation(no, "record"), Name: "mutant"})
@@ -155,7 +155,7 @@ func TestMutant(t *testing.T) {
 		t.Errorf("%s was shown without its directories", worst.ID)
 	}
 	if again.Clean() {
-		t.Errorf("%s was %s, and survived when it was asked for by its name", worst.ID, worst.Verdict)
+		t.Errorf("%s was %s, and survived when it was chosen by its name", worst.ID, worst.Verdict)
 	}
 }
 
@@ -174,7 +174,7 @@ func record(t *testing.T, s Setup) *Recording {
 
 func run(t *testing.T, c *Check) *Tally {
 	t.Helper()
-	c.Subject = func(n int) oracle.Process { return ours(fmt.Sprintf("look-%d", n)) }
+	c.Subject = func(n int) oracle.Process { return ours(fmt.Sprintf("boot-%d", n)) }
 	tally, err := c.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +182,7 @@ func run(t *testing.T, c *Check) *Tally {
 	return tally
 }
 
-// survives looks at states of a recording and expects all to be well.
+// survives examines states of a recording and expects all to be well.
 func survives(t *testing.T, r *Recording, states int) {
 	t.Helper()
 	tally := run(t, &Check{Recording: r, Cases: r.Choose(states)})

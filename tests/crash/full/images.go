@@ -26,7 +26,7 @@ type Bench struct {
 	binaries kit.Binaries
 	dir      string
 	registry *kit.Registry
-	hosts    string // directory that tells containerd where the registry is
+	hosts    string // directory in which containerd finds where the registry is
 	images   []Image
 	layers   map[digest.Digest]*layer // by chain ID
 }
@@ -45,7 +45,7 @@ type layer struct {
 }
 
 // host is the name of the registry in the names of images. The port is another
-// in each run, and a name with a port in it would tell recordings apart that
+// in each run, and a name with a port in it would distinguish recordings that
 // are the same.
 const host = "registry.test"
 
@@ -89,7 +89,7 @@ func NewBench(ctx context.Context, programs *lab.Bench) (_ *Bench, err error) {
 	return b, b.reference(ctx)
 }
 
-// Close stops the registry. The programs belong to whoever made them.
+// Close stops the registry. The programs belong to the caller that made them.
 func (b *Bench) Close() error {
 	var err error
 	if b.registry != nil {
@@ -159,10 +159,10 @@ func entriesOf(content []byte) ([]kit.Entry, error) {
 	}
 }
 
-// reference has the built-in overlayfs unpack all images and remembers what
-// they and each of their layers look like.
+// reference has the built-in overlayfs unpack all images and remembers the
+// trees of all and of each of their layers.
 func (b *Bench) reference(ctx context.Context) (err error) {
-	n, err := b.boot(ctx, builtIn, filepath.Join(b.dir, "reference"), "")
+	n, err := b.boot(ctx, builtIn, filepath.Join(b.dir, "reference"), "", filepath.Join(b.dir, "run"))
 	if err != nil {
 		return err
 	}

@@ -12,11 +12,11 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 )
 
-// firstPatience is how long a pull may take, until pulls have told how long
-// they take here, today.
+// firstPatience is how long a pull may take, until it is known how long
+// pulls take here, today.
 const firstPatience = 200 * time.Millisecond
 
-// Interrupts tells what became of pulls whose clients went away.
+// Interrupts counts what became of pulls whose clients went away.
 type Interrupts struct {
 	Pulls     int      // begun
 	Cancelled int      // ended by their clients
@@ -101,7 +101,7 @@ func (w *worker) insist(ctx context.Context, random *rand.Rand, ref string) erro
 }
 
 // visit is the visit of one client, who has a lease, pulls an image, loses
-// patience or not, and may or may not say goodbye.
+// patience or not, and may or may not delete its lease.
 func (w *worker) visit(ctx context.Context, ref string, patience time.Duration, polite bool) error {
 	w.interrupts.Pulls++
 	ctx = namespaces.WithNamespace(ctx, namespace)

@@ -31,7 +31,7 @@ const (
 )
 
 // namespace of all that is done in containerd. It stands in the names of
-// snapshots, and must be the same in the run that records and in one that looks.
+// snapshots, and must be the same in the run that records and in one that examines.
 const namespace = "crash"
 
 // node is a running containerd and a client of it.
@@ -44,11 +44,12 @@ type node struct {
 	views       atomic.Int64
 }
 
-// boot starts containerd with its root in dir. address is the socket of the
-// proxied snapshotter.
-func (b *Bench) boot(ctx context.Context, snapshotter, dir, address string) (_ *node, err error) {
-	n := &node{hosts: b.hosts, snapshotter: snapshotter}
-	if n.run, err = os.MkdirTemp("", "node"); err != nil {
+// boot starts containerd with its root in dir and its sockets in run, which must
+// not exist and is removed at its end. address is the socket of the proxied
+// snapshotter.
+func (b *Bench) boot(ctx context.Context, snapshotter, dir, address, run string) (_ *node, err error) {
+	n := &node{hosts: b.hosts, snapshotter: snapshotter, run: run}
+	if err := os.Mkdir(run, 0o700); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -158,8 +159,8 @@ func (n *node) uncontainer(ctx context.Context, key string) error {
 	return nil
 }
 
-// view asks for a view of a chain ID, hands it to look, and removes it.
-func (n *node) view(ctx context.Context, top string, look func([]mount.Mount) error) (err error) {
+// view makes a view of a chain ID, hands it to use, and removes it.
+func (n *node) view(ctx context.Context, top string, use func([]mount.Mount) error) (err error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	// The lease keeps the view from the garbage collection that a pull sets off.
 	ctx, release, err := n.client.WithLease(ctx)
@@ -174,7 +175,7 @@ func (n *node) view(ctx context.Context, top string, look func([]mount.Mount) er
 		return fmt.Errorf("view of %s: %w", top, err)
 	}
 	defer func() { err = errors.Join(err, s.Remove(ctx, key)) }()
-	return look(mounts)
+	return use(mounts)
 }
 
 // chainID returns the chain ID at the end of a committed name of the daemon,

@@ -28,7 +28,7 @@ func (w *worker) orderly(ctx context.Context) error {
 	}
 	container["container-first"] = true
 	// Two clients at once: their images share layers, and the journal of the
-	// file system is shared by everybody.
+	// file system is shared by all processes.
 	if err := w.both(ctx, images[order[1]].Ref, images[order[2]].Ref); err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (b *Bench) Second(ctx context.Context, r *Recording, k state.Case, daemon o
 	if r.Snapshotter == builtIn {
 		s.Daemon = oracle.Process{}
 	}
-	return b.record(ctx, s, d, before)
+	return b.record(ctx, s, d, before, nil)
 }
 
 // again is the workload after a crash: garbage is collected, every image is

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
@@ -21,13 +24,14 @@ import (
 type Setup struct {
 	FS      disk.FS
 	Size    int64    // of the disk; enough for the images when 0
-	Options []string // mount options, of the workload and of the looks
+	Options []string // mount options, of the workload and of the examinations
 	Seed    uint64
 	// Daemon is the snapshotter that does the work. Without a command it is
 	// containerd's built-in overlayfs, the control.
 	Daemon oracle.Process
 	// Interrupted chooses the workload of clients that go away.
 	Interrupted bool
+	Damage      Damage // chooses the workload of a node with damaged layers
 	Rounds      int    // of the workload; 10 when 0
 	Name        string // of the subject, for names of states
 }
@@ -53,6 +57,7 @@ type Recording struct {
 	*lab.Recording
 	Snapshotter string // containerd's name for it
 	Interrupts  Interrupts
+	Damage      Damage
 	bench       *Bench
 	before      promise // what was promised when the log began
 }
@@ -78,15 +83,22 @@ func (b *Bench) Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if err := errors.Join(d.Format(s.FS), d.DropCache()); err != nil {
 		return nil, err
 	}
-	r, err := b.record(ctx, s, d, promise{})
+	var i *injury
+	if s.Damage != NoDamage {
+		if i, err = b.injure(ctx, s, d); err != nil {
+			return nil, err
+		}
+	}
+	r, err := b.record(ctx, s, d, promise{}, i)
 	if err != nil {
 		return nil, err
 	}
 	return r, r.sound()
 }
 
-// record has a node work on a disk as it is.
-func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promise) (_ *Recording, err error) {
+// record has a node work on a disk as it is. i is what was damaged on it, nil if
+// nothing was.
+func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promise, i *injury) (_ *Recording, err error) {
 	scratch, err := os.MkdirTemp("", "record")
 	if err != nil {
 		return nil, err
@@ -98,10 +110,16 @@ func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promis
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Unmount()) }()
+	w := &worker{bench: b, setup: s, disk: d, scratch: scratch, mountpoint: mountpoint, second: before.path != nil, injury: i}
+	if i != nil {
+		kept.Record = i.record
+		if err := w.remind(i); err != nil {
+			return nil, err
+		}
+	}
 	if kept.Start, err = d.Mark(markStart); err != nil {
 		return nil, err
 	}
-	w := &worker{bench: b, setup: s, disk: d, scratch: scratch, mountpoint: mountpoint, second: before.path != nil}
 	entries, err := w.work(ctx)
 	if err != nil {
 		return nil, err
@@ -111,7 +129,7 @@ func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promis
 	}
 	kept.Log = state.NewLog(entries)
 	r := b.Adopt(kept)
-	r.Snapshotter, r.Interrupts, r.before = w.snapshotter(), w.interrupts, before
+	r.Snapshotter, r.Interrupts, r.Damage, r.before = w.snapshotter(), w.interrupts, s.Damage, before
 	for _, m := range before.marks {
 		r.remember(m)
 	}
@@ -124,28 +142,45 @@ func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promis
 func (b *Bench) Adopt(kept *lab.Recording) *Recording {
 	r := &Recording{Recording: kept, Snapshotter: builtIn, bench: b}
 	r.Marks = workload.Marks(kept.Log.Entries)
-	r.Plan = &workload.Plan{Seed: kept.Seed}
-	r.Record = &workload.Record{Trees: map[string]kit.Tree{}}
+	record := workload.NewRecord()
+	if kept.Record != nil && len(kept.Record.Damaged) > 0 {
+		record.Damaged, record.Hopeless, r.Damage = kept.Record.Damaged, kept.Record.Hopeless, Damaged
+	}
+	r.Record = record
+	var layers []*workload.Layer
+	names := map[digest.Digest]string{}
 	for _, m := range r.Marks {
-		if m.Op != workload.Commit {
+		switch m.Op {
+		case workload.Commit:
+		case workload.Report:
+			id := chainID(m.Name)
+			names[id] = m.Name
+			layers = append(layers, &workload.Layer{Name: m.Name, ChainID: id.String()})
+		default:
 			continue
 		}
-		r.Snapshotter = proxied // nobody stands before the built-in one, and marks
+		r.Snapshotter = proxied // nothing stands before the built-in one, and marks
 		r.remember(m)
 	}
+	for _, l := range layers {
+		if own := b.layers[digest.Digest(l.ChainID)]; own != nil {
+			l.Parent = names[own.parent]
+		}
+	}
+	r.Plan = workload.PlanOf(kept.Seed, layers)
 	return r
 }
 
-// remember notes what the layer of a Commit must look like.
+// remember notes the reference of the layer of a Commit, or of one of before.
 func (r *Recording) remember(m workload.Mark) {
-	if l, ok := r.bench.layers[chainID(m.Name)]; ok && m.Op == workload.Commit {
+	if l, ok := r.bench.layers[chainID(m.Name)]; ok && (m.Op == workload.Commit || m.Op == workload.Report) {
 		r.Record.Trees[m.Name] = l.tree
 	}
 }
 
 // sound checks that the recording can prove anything at all.
 func (r *Recording) sound() error {
-	pulls, commits, strange := 0, 0, 0
+	pulls, commits, strange, removed := 0, 0, 0, false
 	for _, m := range r.Marks {
 		switch {
 		case m.Phase == workload.Ack && m.Op == opPull:
@@ -155,6 +190,10 @@ func (r *Recording) sound() error {
 			if r.Record.Trees[m.Name] == nil {
 				strange++
 			}
+		case m.Phase == workload.Ack && m.Op == workload.Report:
+			commits++
+		case m.Phase == workload.Ack && m.Op == workload.Remove:
+			removed = removed || slices.Contains(r.Record.Hopeless, m.Name)
 		}
 	}
 	switch {
@@ -166,6 +205,8 @@ func (r *Recording) sound() error {
 		return fmt.Errorf("%d pulls acknowledged of %d images: %w", pulls, len(r.bench.images), lab.ErrBroken)
 	case r.Snapshotter == proxied && commits < len(r.bench.layers):
 		return fmt.Errorf("%d commits acknowledged of %d layers: %w", commits, len(r.bench.layers), lab.ErrBroken)
+	case r.Damage == Damaged && !removed:
+		return fmt.Errorf("no layer without a good blob was dropped: %w", lab.ErrBroken)
 	case strange > 0:
 		return fmt.Errorf("%d commits of layers that no image has: %w", strange, lab.ErrBroken)
 	}
@@ -179,7 +220,10 @@ type worker struct {
 	disk                *disk.Disk
 	scratch, mountpoint string
 	node                *node
-	second              bool // the disk is that of a crash
+	daemon              *oracle.Running
+	injury              *injury   // nil when nothing was damaged
+	inventory           inventory // what containerd had when it was booted, if something was
+	second              bool      // the disk is that of a crash
 	interrupts          Interrupts
 	usual               time.Duration // of a pull
 }
@@ -191,7 +235,7 @@ func (w *worker) work(ctx context.Context) (_ []disk.Entry, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stopDaemon()) }()
-	if w.node, err = w.bench.boot(ctx, w.snapshotter(), filepath.Join(w.mountpoint, containerdDir), w.address()); err != nil {
+	if w.node, err = w.bench.boot(ctx, w.snapshotter(), filepath.Join(w.mountpoint, containerdDir), w.address(), w.run()); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.node.stop()) }()
@@ -200,6 +244,8 @@ func (w *worker) work(ctx context.Context) (_ []disk.Entry, err error) {
 	switch {
 	case w.second:
 		do = w.again
+	case w.injury != nil:
+		do = w.mend
 	case w.setup.Interrupted:
 		do = w.interrupted
 	}
@@ -219,15 +265,40 @@ func (w *worker) snapshotter() string {
 // address is where containerd finds the proxied snapshotter.
 func (w *worker) address() string { return filepath.Join(w.scratch, "between") }
 
+// run is the directory of containerd's sockets.
+func (w *worker) run() string { return filepath.Join(w.scratch, "run") }
+
+// examine finds out what containerd has before a boot.
+func (w *worker) examine() error {
+	m, err := readMetadata(filepath.Join(w.mountpoint, containerdDir, metaDB))
+	if err != nil {
+		return err
+	}
+	good, err := w.bench.goodBlobs(w.mountpoint)
+	if err != nil {
+		return err
+	}
+	w.inventory = w.bench.inventory(m, good, w.injury.record)
+	return kit.NewBoot()
+}
+
 // startDaemon starts the daemon, if there is one, and what stands before it.
 func (w *worker) startDaemon(ctx context.Context) (stop func() error, err error) {
 	if w.snapshotter() == builtIn {
 		return func() error { return nil }, nil
 	}
-	daemon, err := w.setup.Daemon.Launch(ctx, filepath.Join(w.mountpoint, snapshotterDir))
+	program := w.setup.Daemon
+	if w.injury != nil {
+		program = serving(program, w.run(), w.setup.Damage)
+		if err := w.examine(); err != nil {
+			return nil, err
+		}
+	}
+	daemon, err := program.Launch(ctx, filepath.Join(w.mountpoint, snapshotterDir))
 	if err != nil {
 		return nil, err
 	}
+	w.daemon = daemon
 	between, err := listenBetween(w.address(), w.setup.Daemon.Address, w.disk)
 	if err != nil {
 		return nil, errors.Join(err, daemon.Kill())

@@ -15,8 +15,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
 
-// TestSpoiled does damage to a disk that is well, and expects each look to find
-// it and to blame whom it may.
+// TestSpoiled does damage to a disk that is well, and expects each examination to find
+// it and to blame what it may.
 func TestSpoiled(t *testing.T) {
 	r := record(t, Setup{FS: disk.Ext4, Daemon: ours("record"), Name: "spoiled", Rounds: 1})
 	end := len(r.Log.Entries)
@@ -38,7 +38,7 @@ func TestSpoiled(t *testing.T) {
 		{
 			name:  "a file of a layer is empty",
 			spoil: func(dir string) error { return os.Truncate(oneFile(t, dir), 0) },
-			// It looks, and says so: nobody is lied to.
+			// The daemon verifies and reports it: there is no lie.
 			find: []string{"lost: crash/", "lost: " + host, "is damaged"},
 		},
 		{

@@ -16,7 +16,7 @@ type Tally struct {
 	Notes []Note
 }
 
-// Counts of what was asked of containerd, and of what went wrong there and is
+// Counts of the calls of containerd, and of what went wrong there and is
 // not the snapshotter's fault.
 type Counts struct {
 	Booted int // states on which containerd started
@@ -49,7 +49,7 @@ const keepNotes = 50
 
 // count takes in the result of one state.
 func (t *Tally) count(r lab.Result, c Counts, notes []string) {
-	t.Tally.Count(r, 0) // pulls are counted below, nobody counts layers
+	t.Tally.Count(r, 0) // pulls are counted below, layers are not
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.Counts.add(c)

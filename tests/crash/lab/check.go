@@ -20,29 +20,29 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
-// Check looks at cases of a recording.
+// Check examines cases of a recording.
 type Check struct {
 	Recording *Recording
 	Cases     []state.Case
 	// Subject recovers and answers, in each state.
 	Subject func(worker int) oracle.Subject
 	// Sample recovers and answers instead of Subject in every Every-th state:
-	// the daemon among looks in process. None when Every is 0.
+	// the daemon among examinations in process. None when Every is 0.
 	Sample func(worker int) oracle.Subject
 	Every  int
-	// Deep makes every Deep-th look extract and mount everything, and Nested
+	// Deep makes every Deep-th examination extract and mount everything, and Nested
 	// cuts the recovery of every Nested-th state again. Never when 0.
 	Deep, Nested int
 	Strict       bool              // hold the subject to what only durable-snapshotter promises
 	Workers      int               // 2 when 0
 	Until        func(Result) bool // stops the check when it returns true; may be nil
-	Each         func(Result)      // hears every result; may be nil
-	// Keep hears the log of every recovery that is cut again, before it is: with
+	Each         func(Result)      // gets every result; may be nil
+	// Keep gets the log of every recovery that is cut again, before it is: with
 	// it, and with the first state, the second can be made again. May be nil.
 	Keep func(first state.State, recovery []disk.Entry) error
 }
 
-// Run looks at all cases. An error means that the check itself did not work.
+// Run examines all cases. An error means that the check itself did not work.
 func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	tally := &Tally{}
 	began := time.Now()
@@ -54,7 +54,7 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 }
 
 // SideBySide calls work once for each worker, each in a goroutine, and waits for
-// all of them. Whoever has seen enough, or an error, tells the others by done.
+// all of them. A worker that has seen enough, or an error, notifies the others by done.
 func SideBySide(ctx context.Context, id string, cases, workers int, work func(ctx context.Context, n int, done *atomic.Bool) error) error {
 	if cases == 0 {
 		return fmt.Errorf("check %s: no cases: %w", id, ErrBroken)
@@ -93,7 +93,7 @@ type worker struct {
 	abandoned  int // disks
 }
 
-// work looks at every n-th case. Neighbours share what is durable in them, so
+// work examines every n-th case. Neighbours share what is durable in them, so
 // the players of all workers go forward together.
 func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
 	w, err := c.newWorker(n, tally)
@@ -148,7 +148,7 @@ func (w *worker) newDisk() (err error) {
 // abandonedMost bounds the disks that a check may lose, each with its memory.
 const abandonedMost = 50
 
-// leave unmounts the disk after a look. A snapshotter in this process that did
+// leave unmounts the disk after an examination. A snapshotter in this process that did
 // not start may still hold its damaged database: bbolt does not let go of a file
 // when it panics over it. A process would have ended; we take another disk.
 func (w *worker) leave(seen *oracle.Observation) error {
@@ -182,7 +182,7 @@ func (w *worker) close() error {
 	return errors.Join(errs...)
 }
 
-// report counts a result and says whether it is enough.
+// report counts a result and returns whether it is enough.
 func (w *worker) report(r Result, retried int) bool {
 	w.tally.add(r, retried)
 	r.Retried = retried
@@ -192,7 +192,7 @@ func (w *worker) report(r Result, retried int) bool {
 	return w.Until != nil && w.Until(r)
 }
 
-// subject is who is asked in case number i.
+// subject is what is tested in case number i.
 func (w *worker) subject(i int) oracle.Subject {
 	if w.Every > 0 && (i/w.workers())%w.Every == 0 {
 		return w.Sample(w.number)
@@ -207,7 +207,7 @@ func (c *Check) workers() int {
 	return c.Workers
 }
 
-// judge looks at the disk as it is and judges it for all points of the case.
+// judge examines the disk as it is and judges it for all points of the case.
 func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, error) {
 	r := w.Recording
 	result := Result{
@@ -217,18 +217,18 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	_, inProcess := subject.(oracle.InProcess)
 	deep := w.Deep > 0 && i%w.Deep == 0
 	extent := oracle.Extent{All: deep, Again: deep || !inProcess && w.Strict || i%4 == 0}
-	return w.look(ctx, result, w.looker(subject), extent, r.expects(c.Points))
+	return w.examine(ctx, result, w.examiner(subject), extent, r.expects(c.Points))
 }
 
-// looker is what all looks at states of the recording have in common.
-func (w *worker) looker(subject oracle.Subject) oracle.Looker {
+// examiner is what all examinations of states of the recording have in common.
+func (w *worker) examiner(subject oracle.Subject) oracle.Examiner {
 	r := w.Recording
-	return oracle.Looker{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
+	return oracle.Examiner{Subject: subject, Plan: r.Plan, Record: r.Record, Scratch: w.scratch, Strict: w.Strict, Generic: r.Generic}
 }
 
-// look looks at the disk as it is, completes the result with what it has seen,
+// examine examines the disk as it is, completes the result with what it has seen,
 // judged by every expectation, and counts what it has tried again.
-func (w *worker) look(ctx context.Context, result Result, looker oracle.Looker, extent oracle.Extent, expects []oracle.Expect) (Result, int, error) {
+func (w *worker) examine(ctx context.Context, result Result, examiner oracle.Examiner, extent oracle.Extent, expects []oracle.Expect) (Result, int, error) {
 	r := w.Recording
 	began := time.Now()
 	for _, e := range expects {
@@ -238,7 +238,7 @@ func (w *worker) look(ctx context.Context, result Result, looker oracle.Looker, 
 		result.Verdict, result.Reason = NotMeasured, err.Error()
 		return result, 0, nil
 	}
-	seen := looker.Look(ctx, filepath.Join(w.mountpoint, rootName), extent)
+	seen := examiner.Examine(ctx, filepath.Join(w.mountpoint, rootName), extent)
 	if err := w.leave(&seen); err != nil {
 		return result, 0, err
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // controlStates bounds a control: when so many states of the built-in overlayfs
-// are looked at and no layer is lost, something is wrong with the harness.
+// are examined and no layer is lost, something is wrong with the harness.
 const controlStates = 120
 
 // Control does to containerd's built-in overlayfs what is done to ours, until a

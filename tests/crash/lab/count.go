@@ -2,7 +2,7 @@ package lab
 
 import "github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 
-// Count takes in the result of a look that somebody else took; Check counts its
+// Count takes in the result of an examination by another package; Check counts its
 // own.
 func (t *Tally) Count(r Result, retried int) { t.add(r, retried) }
 

@@ -52,7 +52,7 @@ type cutting struct {
 	disk       *disk.Plain
 	scratch    string
 	mountpoint string
-	whole      time.Duration // of a workload that nobody cuts
+	whole      time.Duration // of a workload that is not cut
 }
 
 // Run does the workload once without a cut, to know what must be there, and
@@ -104,14 +104,14 @@ func (c *Cut) Run(ctx context.Context) (tally *Tally, err error) {
 	return tally, nil
 }
 
-// heard are marks that no log holds. An acknowledgement is heard when its call
+// received are marks that no log holds. An acknowledgement is received when its call
 // has returned, however close to the cut: then it is a promise.
-type heard struct {
+type received struct {
 	mu    sync.Mutex
 	marks []disk.Entry
 }
 
-func (h *heard) Mark(text string) (int, error) {
+func (h *received) Mark(text string) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.marks = append(h.marks, disk.Entry{Kind: disk.Mark, Text: text})
@@ -120,7 +120,7 @@ func (h *heard) Mark(text string) (int, error) {
 
 // once does the workload on a fresh file system. cut, when it is not nil, runs
 // beside it and ends it. The file system stays mounted.
-func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (_ *heard, err error) {
+func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (_ *received, err error) {
 	if err := k.disk.Unmount(); err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (
 			err = errors.Join(err, kill())
 		}
 	}()
-	marks := &heard{}
+	marks := &received{}
 	runner := &workload.Runner{Snapshotter: daemon, Marks: marks, Plan: k.plan, Sync: k.Sync, Scratch: k.scratch}
 	if cut == nil {
 		k.record, err = runner.Run(ctx)
@@ -160,7 +160,7 @@ func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (
 	return marks, <-done
 }
 
-// cut is one cut and the look after it.
+// cut is one cut and the examination after it.
 func (k *cutting) cut(ctx context.Context, n int, after time.Duration) (Result, error) {
 	result := Result{ID: fmt.Sprintf("%s-%s-%d/%s.%d", k.Name, k.FS, k.Seed, k.Way, n), Points: 1}
 	began := time.Now()
@@ -184,8 +184,8 @@ func (k *cutting) cut(ctx context.Context, n int, after time.Duration) (Result, 
 		}
 	}
 	expect := oracle.At(workload.Marks(marks.marks), len(marks.marks))
-	looker := oracle.Looker{Subject: k.Subject, Plan: k.plan, Record: k.record, Scratch: k.scratch, Strict: k.Strict, SameBoot: k.Way == Kill}
-	seen := looker.Look(ctx, filepath.Join(k.mountpoint, rootName), oracle.Extent{All: true, Again: true})
+	examiner := oracle.Examiner{Subject: k.Subject, Plan: k.plan, Record: k.record, Scratch: k.scratch, Strict: k.Strict, SameBoot: k.Way == Kill}
+	seen := examiner.Examine(ctx, filepath.Join(k.mountpoint, rootName), oracle.Extent{All: true, Again: true})
 	result.weigh(oracle.Judge(&seen, expect, k.plan))
 	result.Acked = expect.Promised()
 	result.Took = time.Since(began)

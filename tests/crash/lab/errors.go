@@ -37,7 +37,7 @@ type Failing struct {
 	Name     string
 	Place    Place
 	Fault    disk.Fault // Op, Ranges are filled in from Place
-	Observed bool       // somebody else's sync meets the error before the first Commit
+	Observed bool       // another process's sync meets the error before the first Commit
 }
 
 func (f Failing) String() string {
@@ -81,7 +81,7 @@ func (f Failing) Run(ctx context.Context) (_ *Failed, err error) {
 	if err := f.work(ctx, r, d, out); err != nil {
 		return nil, err
 	}
-	// The file system may have given up; it is not asked.
+	// The file system may have given up; it is not queried.
 	_ = d.Unmount()
 	check := Check{
 		Recording: r, Cases: afterAcks(r), Workers: 1, Deep: 1,
@@ -142,7 +142,7 @@ func (f Failing) work(ctx context.Context, r *Recording, d *site, out *Failed) (
 		return err
 	}
 	if f.Observed {
-		// It is told of the error, or that the file system has given up on it.
+		// It gets the error, or that the file system has given up on it.
 		if err := unix.Syncfs(observer); err != nil && !errors.Is(err, f.Fault.Errno) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EIO) {
 			return fmt.Errorf("the observer's sync: %w", err)
 		}

@@ -10,16 +10,18 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 )
 
-// Mutant is a defect that is planted in durable-snapshotter behind the build
-// tag "faults". If the harness does not find it, the harness proves nothing.
+// Mutant is a defect that is planted in durable-snapshotter, see package defects. If the
+// harness does not find it, the harness proves nothing.
 type Mutant struct {
 	Name     string
 	Mistake  string // what somebody got wrong
 	By       Method
 	Patient  bool          // its acknowledged parents appear late
 	Heals    bool          // it shows when damaged layers heal
+	Harm     workload.Harm // with which damage, if it does
 	Recovers bool          // it is a defect of recovery: the mutant is who looks, too
 	FS       disk.FS       // where it shows, ext4 when empty
 	Layers   workload.Size // with which it shows soon, workload.Small when zero
@@ -56,11 +58,12 @@ func Mutants() []Mutant {
 		{Name: "fd-shared", By: ByErrors, Mistake: "all snapshots share one descriptor"},
 		{Name: "heal-no-sync", By: ByPower, Heals: true, Mistake: "the tree of a healed layer is not synced before it takes its place"},
 		// On ext4 and xfs the journal of the file system keeps the order.
-		{Name: "heal-ready-first", By: ByPower, Heals: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
+		{Name: "heal-ready-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
 		{Name: "heal-swap-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "trees are swapped before the journal knows, and recovery believes the journal"},
 		{Name: "heal-intent-believed", By: ByPower, Heals: true, Recovers: true, Mistake: "recovery takes the swap that the journal announces for done"},
 		{Name: "unclean-boot-overlooked", By: ByPower, Heals: true, Recovers: true, Mistake: "an unclean boot is taken for a clean one"},
 		{Name: "answer-before-look", By: ByPower, Heals: true, Recovers: true, Mistake: "layers are answered for that nobody has looked at since an unclean boot"},
+		{Name: "shallow-look-clears", By: ByPower, Heals: true, Recovers: true, Harm: workload.Corruption, Mistake: "a verification of metadata clears what one of content has found"},
 	}
 }
 
@@ -99,8 +102,9 @@ func firstLine(s string) string {
 // rounds bounds a hunt: with so many seeds, so many states each, a defect must
 // have shown.
 const (
-	huntRounds = 6
+	huntRounds = 10
 	huntStates = 400
+	healStates = 120 // of a recording of healing
 )
 
 // Hunt looks for the defect of a mutant until it shows. A mutant without a name
@@ -131,7 +135,7 @@ func (b *Bench) Hunt(ctx context.Context, m Mutant, seed uint64) (Catch, error) 
 
 // Mutation is the daemon with the defect awake.
 func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
-	return b.Daemon(b.Faulty, who, "DURABLE_MUTANT="+m.Name)
+	return b.Daemon(b.Faulty, who, defects.Activate(m.Name))
 }
 
 func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
@@ -142,7 +146,7 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	}
 	if c.Mutant.Heals {
 		// Alone: the syncs of others would hide that one is missing.
-		setup.Heal, setup.Layers = &Heal{Gullible: c.Mutant.Name != ""}, workload.HealingAlone
+		setup.Heal, setup.Layers = &Heal{Harm: c.Mutant.Harm, Gullible: c.Mutant.Name != ""}, workload.HealingAlone
 	}
 	r, err := Record(ctx, setup)
 	if err != nil {
@@ -151,11 +155,11 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	cases := stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates}))
 	switch {
 	case c.Mutant.Name == "":
-		cases = Some(cases, huntStates/2) // nothing will end it
+		cases = Some(cases, huntStates/4) // nothing will end it
 	case c.Mutant.Heals:
 		// What was damaged, and what heals in which moment, is another with the
 		// next seed: it shows there sooner than in the rest of these states.
-		cases = Some(cases, huntStates)
+		cases = Some(cases, healStates)
 	}
 	subject := func(int) oracle.Subject { return oracle.InProcess{} }
 	if c.Mutant.Recovers {

@@ -48,9 +48,9 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 		return err
 	}
 	last := oracle.At(r.Marks, outer.Points[len(outer.Points)-1])
-	looker := w.looker(w.Subject(w.number))
-	looker.Marks = d
-	_ = looker.Look(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
+	examiner := w.examiner(w.Subject(w.number))
+	examiner.Marks = d
+	_ = examiner.Examine(ctx, filepath.Join(w.mountpoint, rootName), oracle.Extent{Retry: r.retryAt(last)})
 	if err := d.Unmount(); err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 	for _, p := range c.Points {
 		expects = append(expects, n.expect.After(marks, p))
 	}
-	looker := n.looker(n.Subject(n.number))
-	looker.Tag = "-second"
-	return n.look(ctx, result, looker, oracle.Extent{}, expects)
+	examiner := n.examiner(n.Subject(n.number))
+	examiner.Tag = "-second"
+	return n.examine(ctx, result, examiner, oracle.Extent{}, expects)
 }

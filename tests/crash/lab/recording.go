@@ -12,21 +12,21 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 )
 
-// ErrBroken says that the experiment, not the snapshotter, went wrong.
+// ErrBroken means that the experiment, not the snapshotter, went wrong.
 var ErrBroken = errors.New("the harness is broken")
 
 // Setup is what an experiment is made of.
 type Setup struct {
 	FS      disk.FS
 	Size    int64    // of the disk; the smallest that the file system takes when 0
-	Options []string // mount options, of the workload and of the looks
+	Options []string // mount options, of the workload and of the examinations
 	Seed    uint64
 	Layers  workload.Size
 	Daemon  oracle.Process // the snapshotter that does the work
 	Sync    bool           // containerd's own sync at the end of each extraction
 	Idle    bool           // go on recording until background writes are over
-	Patient bool           // ask again for a parent that is not there yet
-	Generic bool           // look at layers through mounts only: a snapshotter whose directories are not known
+	Patient bool           // try again for a parent that is not there yet
+	Generic bool           // read layers through mounts only: a snapshotter whose directories are not known
 	// Parallel extracts the layers of a chain side by side, and names their
 	// parents at Commit.
 	Parallel bool
@@ -53,7 +53,7 @@ type Recording struct {
 	Plan    *workload.Plan
 	Record  *workload.Record
 	Stats   disk.Stats
-	Generic bool // layers were looked at through mounts
+	Generic bool // layers were read through mounts
 }
 
 // rootName is the directory of the snapshotter on the disk.
@@ -94,7 +94,7 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 		return nil, err
 	}
 	if s.Heal != nil {
-		if err := h.runner.Remind(s.Heal.Everything); err != nil {
+		if err := h.runner.Remind(h.bare()); err != nil {
 			return nil, err
 		}
 	}

@@ -21,9 +21,9 @@ type Replay struct {
 	Strict    bool
 }
 
-// Run looks at the state as a Check does. Then it makes the state once more,
+// Run examines the state as a Check does. Then it makes the state once more,
 // mounts it, and calls hold, if that is not nil, with the mount point: there
-// nobody has recovered anything yet, but for the file system itself.
+// nothing is recovered yet, but for the file system itself.
 func (r *Replay) Run(ctx context.Context, hold func(result Result, mountpoint string) error) (result Result, err error) {
 	if len(r.Path) == 0 || len(r.Path) > 2 || (len(r.Path) == 2) != (r.Recovery != nil) {
 		return result, fmt.Errorf("replay %s/%s: a state, or two and the log in between", r.Recording.ID(), r.Path)

@@ -52,7 +52,7 @@ func (s *site) begin(r *Recording) error {
 	return s.Mount(r.FS, s.mountpoint, r.Options...)
 }
 
-// takeLog makes what the disk was asked to do so far the log of the recording.
+// takeLog makes the requests that the disk got so far the log of the recording.
 func (s *site) takeLog(r *Recording) error {
 	entries, err := s.Log(0)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -16,7 +17,7 @@ import (
 type Bench struct {
 	Dir    string // not on a disk under test
 	Ours   string // durable-snapshotter
-	Faulty string // the same with its planted defects, asleep until one is named
+	Faulty string // the same with planted defects, of which none is active until one is named
 	Stock  string // containerd's overlay snapshotter
 }
 
@@ -31,7 +32,7 @@ func NewBench() (*Bench, error) {
 	if b.Ours, err = kit.BuildDaemon(ctx, "durable-snapshotter"); err != nil {
 		return nil, err
 	}
-	if b.Faulty, err = kit.BuildDaemon(ctx, "durable-snapshotter-faults", "-tags", "faults"); err != nil {
+	if b.Faulty, err = defects.Build(ctx); err != nil {
 		return nil, err
 	}
 	tests, err := kit.Module(ctx)

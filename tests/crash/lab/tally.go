@@ -71,7 +71,7 @@ type Tally struct {
 
 // Counts of a Tally.
 type Counts struct {
-	States      int           // distinct disks looked at
+	States      int           // distinct disks examined
 	Points      int           // points judged
 	Nested      int           // states among them that are a second cut
 	Retried     int           // layers extracted again after a crash
@@ -82,7 +82,7 @@ type Counts struct {
 	Flawed      int           //
 	NotMeasured int           //
 	Elapsed     time.Duration // of the wall clock
-	FirstBad    int           // how many states had been looked at when the first did not survive, 0: none
+	FirstBad    int           // how many states had been examined when the first did not survive, 0: none
 }
 
 // keep bounds what a Tally remembers of bad states.

@@ -31,6 +31,27 @@ func (f Finding) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%s: %s: %s", f.Kind, f.Name, f.Detail))
 }
 
+// hidden reports whether a layer has damage that only a comparison of content
+// finds, and none had reported it: then a yes about it is no lie.
+func (o *Observation) hidden(e Expect, name string) bool {
+	return o.Corrupt[name] && e.Verified[name] != Acked
+}
+
+// diff is what is not as it was of a committed name, apart from what is hidden.
+func (o *Observation) diff(e Expect, name string) string {
+	seen := o.Committed[name]
+	diff := seen.Diff
+	if o.hidden(e, name) {
+		diff = ""
+	}
+	for n, i := name, 0; n != "" && i <= len(o.Committed); n, i = o.Committed[n].Parent, i+1 {
+		if o.hidden(e, n) {
+			return diff
+		}
+	}
+	return diff + seen.Mounted
+}
+
 // Judge compares an observation with what was promised. None is the best
 // result.
 func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
@@ -59,21 +80,26 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 			find(Lost, name, "a false alarm: it is whole, and was denied: %v", seen.Denied)
 		case seen.Denied != nil:
 			find(Lost, name, "its commit was acknowledged: %v", seen.Denied)
-		case seen.Diff != "":
-			find(Lost, name, "its commit was acknowledged, and it is not whole:\n%s", seen.Diff)
+		case o.diff(e, name) != "":
+			find(Lost, name, "its commit was acknowledged, and it is not whole:\n%s", o.diff(e, name))
 		}
 		if status == Acked && o.Recorded != nil && !o.Recorded[name] {
-			find(Flaw, name, "its commit was acknowledged, and its record does not say so: without the database it would be lost")
+			find(Flaw, name, "its commit was acknowledged, and its record does not have it: without the database it would be lost")
 		}
 	}
 	for name, seen := range o.Committed {
 		switch {
 		case e.Committed[name] == Gone:
 			find(Lie, name, "reported, and was never committed or is removed")
-		case seen.Lie != "":
+		case seen.Cleared != "":
+			find(Lie, name, "%s", seen.Cleared)
+		case seen.Lie != "" && !o.hidden(e, seen.Hopeless):
 			find(Lie, name, "%s", seen.Lie)
-		case seen.Denied == nil && seen.Diff != "":
-			find(Lie, name, "reported, and not whole:\n%s", seen.Diff)
+		case seen.Denied == nil && o.diff(e, name) != "":
+			find(Lie, name, "reported, and not whole:\n%s", o.diff(e, name))
+		}
+		if o.NoBlob[name] {
+			find(Lie, name, "it was reported as without a good blob, and its blob is good: its image would be dropped")
 		}
 		if l := plan.Layer(name); l != nil && l.Parent != seen.Parent {
 			find(Lie, name, "its parent is %q, reported is %q", l.Parent, seen.Parent)
@@ -91,7 +117,7 @@ func Judge(o *Observation, e Expect, plan *workload.Plan) []Finding {
 		switch {
 		case e.Active[key] == Gone:
 			find(Flaw, key, "active, and was never prepared or is removed")
-		case seen.Lie != "":
+		case seen.Lie != "" && !o.hidden(e, seen.Hopeless):
 			find(Lie, key, "%s", seen.Lie)
 		case seen.Due:
 		case seen.Denied != nil:

@@ -12,15 +12,16 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// labelState is the label in which Stat says what is known of a layer.
+// labelState is the label in which Stat reports what is known of a layer.
 const labelState = "durable-snapshotter/state"
 
 // boot lets the machine boot, if it went down.
-func (k *look) boot() {
+func (k *examination) boot() {
 	if k.SameBoot {
 		return
 	}
@@ -31,7 +32,7 @@ func (k *look) boot() {
 
 // beyondHope returns the layer, of a committed name and what is below it, that
 // was damaged by hand and has no blob any more; nil if there is none.
-func (k *look) beyondHope(name string) *workload.Layer {
+func (k *examination) beyondHope(name string) *workload.Layer {
 	for l := k.Plan.Layer(name); l != nil; l = k.Plan.Layer(l.Parent) {
 		if slices.Contains(k.Record.Hopeless, l.Name) {
 			return l
@@ -42,13 +43,13 @@ func (k *look) beyondHope(name string) *workload.Layer {
 
 // due reports whether an error is the answer that is owed about a committed name:
 // one that names the layer because of which it is denied.
-func (k *look) due(name string, err error) bool {
+func (k *examination) due(name string, err error) bool {
 	l := k.beyondHope(name)
 	return l != nil && errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), l.ChainID)
 }
 
 // dirOf is the tree of a name or a key, as far as it is known.
-func (k *look) dirOf(name string) string {
+func (k *examination) dirOf(name string) string {
 	if dir := k.dirs[name]; dir != "" {
 		return dir
 	}
@@ -58,13 +59,14 @@ func (k *look) dirOf(name string) string {
 	return ""
 }
 
-// denied looks at layers that were denied: whether that was due, or a false alarm.
+// denied verifies layers that were denied: whether that was due, or a false alarm.
 // What cannot be healed must be denied in every way.
-func (k *look) denied(ctx context.Context) {
+func (k *examination) denied(ctx context.Context) {
 	for name, seen := range k.Committed {
-		if k.beyondHope(name) != nil {
+		if l := k.beyondHope(name); l != nil {
+			seen.Hopeless = l.Name
 			seen.Due = seen.Denied != nil && k.due(name, seen.Denied)
-			seen.Lie = k.yes(ctx, name, seen.Denied)
+			seen.Lie = k.accepted(ctx, name, seen.Denied)
 			k.Committed[name] = seen
 			continue
 		}
@@ -77,12 +79,12 @@ func (k *look) denied(ctx context.Context) {
 	}
 }
 
-// yes asks about a name in the ways other than Stat, and returns what has said
-// yes.
-func (k *look) yes(ctx context.Context, name string, stat error) string {
-	var said []string
+// accepted uses a name in the ways other than Stat, and returns which calls have
+// succeeded.
+func (k *examination) accepted(ctx context.Context, name string, stat error) string {
+	var accepted []string
 	if stat == nil {
-		said = append(said, "stat")
+		accepted = append(accepted, "stat")
 	}
 	for what, create := range map[string]func(key string) error{
 		"prepare": func(key string) error { _, err := k.s.Prepare(ctx, key, name); return err },
@@ -95,24 +97,72 @@ func (k *look) yes(ctx context.Context, name string, stat error) string {
 		if err != nil {
 			continue
 		}
-		said = append(said, what)
+		accepted = append(accepted, what)
 		k.mark(workload.Begin, workload.Remove, key, "")
 		if err := k.s.Remove(ctx, key); err != nil {
 			k.flaw("remove %q: %v", key, err)
 		}
 		k.mark(workload.Ack, workload.Remove, key, "")
 	}
-	if said == nil {
+	if accepted == nil {
 		return ""
 	}
-	slices.Sort(said)
-	return fmt.Sprintf("%s said yes of a chain that is damaged, and cannot be healed", strings.Join(said, ", "))
+	slices.Sort(accepted)
+	return fmt.Sprintf("%s succeeded for a chain that is damaged, and cannot be healed", strings.Join(accepted, ", "))
+}
+
+// repairer is durable-snapshotter, in this process or in another.
+type repairer interface {
+	Repair(context.Context, layers.RepairOptions) ([]layers.RepairResult, error)
+}
+
+// cleared has the corrupt layers that were refused verified by their metadata,
+// which are as they should be, and calls Stat again: damage that only a comparison of
+// content can find must not be cleared by less.
+func (k *examination) cleared(ctx context.Context) {
+	s, ok := k.s.(repairer)
+	if !ok || !k.Strict {
+		return
+	}
+	for name, seen := range k.Committed {
+		if !seen.Due || seen.Hopeless != name || !k.Corrupt[name] {
+			continue
+		}
+		o := layers.RepairOptions{Apply: true}
+		if id, ok := k.ids[name]; ok {
+			o.IDs = []uint64{id}
+		}
+		if _, err := s.Repair(ctx, o); err != nil {
+			k.flaw("repair of %q without content: %v", name, err)
+		}
+		if _, err := k.s.Stat(ctx, name); !k.due(name, err) {
+			seen.Cleared = fmt.Sprintf("it was refused because of its content, and after a verification of its metadata stat returns: %v", err)
+			k.Committed[name] = seen
+		}
+	}
+}
+
+// reports collects the layers that were reported as without a good blob.
+func (k *examination) reports() {
+	s, ok := k.s.(interface{ NoBlob() ([]string, error) })
+	if !ok || !k.Strict {
+		return
+	}
+	names, err := s.NoBlob()
+	if err != nil {
+		k.flaw("reports: %v", err)
+	}
+	for _, name := range names {
+		if k.Record.Damaged[name] != "" && !slices.Contains(k.Record.Hopeless, name) {
+			k.NoBlob[name] = true
+		}
+	}
 }
 
 // end ends the snapshotter before a second start. A process is killed, and the
-// content store is gone when the next one looks: what was healed must be whole
-// by itself. One in our process can only be closed, and has nothing to look at.
-func (k *look) end() {
+// content store is gone when the next one verifies: what was healed must be whole
+// by itself. One in our process can only be closed, and has nothing to verify.
+func (k *examination) end() {
 	running, ok := k.s.(*Running)
 	if !ok || !k.Strict || k.SameBoot {
 		if err := k.s.Close(); err != nil {
@@ -130,15 +180,16 @@ func (k *look) end() {
 }
 
 // answersAgain compares the answers of a second start with those of the first.
-func (k *look) answersAgain(ctx context.Context, s snapshots.Snapshotter) {
+func (k *examination) answersAgain(ctx context.Context, s snapshots.Snapshotter) {
 	if !k.Strict {
 		return
 	}
 	for name, seen := range k.Committed {
 		_, err := s.Stat(ctx, name)
 		switch {
-		case k.beyondHope(name) != nil:
-			if !k.due(name, err) {
+		case seen.Hopeless != "":
+			// What was not refused before may not have been compared by content.
+			if known := seen.Denied != nil || !k.Corrupt[seen.Hopeless]; (known || err != nil) && !k.due(name, err) {
 				k.flaw("second start: stat of %q, which cannot be healed: %v", name, err)
 			}
 		case seen.Denied == nil && err != nil:

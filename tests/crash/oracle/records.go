@@ -5,13 +5,13 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/durable-snapshotter/durable-snapshotter/storage"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 )
 
 // records reads what durable-snapshotter has written beside each layer, before
 // recovery can put it right: repair --rebuild has nothing else to go by when the
 // database is lost, too.
-func (k *look) records() {
+func (k *examination) records() {
 	k.Recorded = map[string]bool{}
 	for name := range k.Record.Damaged {
 		k.Recorded[name] = true // it may be gone with the layer
@@ -30,7 +30,7 @@ func (k *look) records() {
 			continue
 		}
 		if err == nil {
-			err = storage.Decode(data, &r)
+			err = layout.Decode(data, &r)
 		}
 		// A record that is not whole may be one of which nothing was promised:
 		// Judge knows by the name that is missing.

@@ -11,11 +11,11 @@ import (
 
 // retry extracts and commits what is not there, as the next pull would: a crash
 // must not leave anything in its way.
-func (k *look) retry(ctx context.Context, extent Extent) {
+func (k *examination) retry(ctx context.Context, extent Extent) {
 	for _, chain := range k.Plan.Chains {
 		for _, l := range chain.Layers {
 			if _, there := k.Committed[l.Name]; there {
-				continue // and if it is not whole, that was said
+				continue // and if it is not whole, that was reported
 			}
 			if !extent.All && !slices.Contains(extent.Retry, l.Name) {
 				continue
@@ -34,7 +34,7 @@ func (k *look) retry(ctx context.Context, extent Extent) {
 	}
 }
 
-func (k *look) extract(ctx context.Context, l *workload.Layer) error {
+func (k *examination) extract(ctx context.Context, l *workload.Layer) error {
 	k.view++
 	key := l.Key(fmt.Sprintf("again%s-%d", k.Tag, k.view))
 	k.mark(workload.Begin, workload.Prepare, key, "")

@@ -7,8 +7,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -23,6 +25,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -44,7 +47,42 @@ type InProcess struct{}
 
 // Start opens the root.
 func (InProcess) Start(ctx context.Context, root string) (snapshots.Snapshotter, error) {
-	return snapshotter.New(quiet(ctx), snapshotter.Config{Root: root, ContentRoot: filepath.Join(filepath.Dir(root), ContentName)})
+	s := &inProcess{}
+	var err error
+	s.Snapshotter, err = snapshotter.New(quiet(ctx), snapshotter.Config{
+		Root: root, ContentRoot: filepath.Join(filepath.Dir(root), ContentName), OnDamaged: s.damaged,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// inProcess collects what durable-snapshotter reports.
+type inProcess struct {
+	*snapshotter.Snapshotter
+	mu     sync.Mutex // guards noBlob
+	noBlob []string
+}
+
+func (s *inProcess) damaged(e *layers.DamagedError) {
+	if e.NoBlob {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.noBlob = append(s.noBlob, e.Name)
+	}
+}
+
+// Repair is the daemon's: see repairer.
+func (s *inProcess) Repair(ctx context.Context, o layers.RepairOptions) ([]layers.RepairResult, error) {
+	return s.Layers().Repair(ctx, o)
+}
+
+// NoBlob returns the layers that were reported as without a good blob.
+func (s *inProcess) NoBlob() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.noBlob), nil
 }
 
 // quiet keeps the log of thousands of recoveries from the output of a test.
@@ -55,9 +93,9 @@ func quiet(ctx context.Context) context.Context {
 }
 
 // Process is any snapshotter that serves the API for proxy plugins on a unix
-// socket. It is started for every look, because only a start recovers.
+// socket. It is started for every examination, because only a start recovers.
 type Process struct {
-	Command []string // {root} and {address} stand for what Start says, {config} for a file with Config in it
+	Command []string // {root} and {address} stand for what Start is given, {config} for a file with Config in it
 	Config  string   // with {root} for the same
 	Env     []string
 	Address string // of the socket
@@ -66,7 +104,7 @@ type Process struct {
 	// Roots are directories where the program insists to keep its data. A part of
 	// the disk is mounted on each while it runs; they must exist.
 	Roots []string
-	// Foreign programs may end with any status when they are told to stop.
+	// Foreign programs may end with any status when they get SIGTERM.
 	Foreign bool
 }
 
@@ -93,6 +131,9 @@ func (p Process) Launch(ctx context.Context, root string) (*Running, error) {
 	}
 	_ = os.Remove(p.Address) // of one that was killed
 	r := &Running{program: p}
+	if info, err := os.Stat(p.Log); err == nil {
+		r.logged = info.Size()
+	}
 	if err := r.bind(root); err != nil {
 		return nil, errors.Join(err, r.unbind())
 	}
@@ -154,16 +195,17 @@ type Running struct {
 	process *kit.Process
 	conn    *grpc.ClientConn
 	bound   []string // of program.Roots, those that are mounted
+	logged  int64    // length of the log before it was started
 }
 
 // impatient tries again at once: a socket that is not there yet is there in
-// milliseconds, and a process is started for every look.
+// milliseconds, and a process is started for every examination.
 var impatient = grpc.ConnectParams{
 	Backoff:           backoff.Config{BaseDelay: 2 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond},
 	MinConnectTimeout: time.Second,
 }
 
-// answers asks for something that is not there, and is content with that answer.
+// answers calls Stat of something that is not there, and is content with that answer.
 func (r *Running) answers(ctx context.Context) error {
 	_, err := r.Stat(namespaces.WithNamespace(ctx, "default"), "not-there")
 	if err == nil {

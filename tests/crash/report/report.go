@@ -1,9 +1,9 @@
 // Package report draws a campaign: one HTML file with nothing outside of it, to
-// be looked at in a browser, dark or light.
+// be opened in a browser, dark or light.
 //
-//	counts      what the summary says
+//	counts      those of the summary
 //	strips      for some recordings the log of the disk, the layers that were
-//	            promised along it, and the states that were looked at
+//	            promised along it, and the states that were examined
 //	gates       what the harness has found where it had to
 //	states      those that did not survive, each with the command that shows it
 package report

@@ -62,7 +62,7 @@ func draw(r *lab.Recording, lines []campaign.Line) strip {
 	n := c.states(r.ID(), lines)
 	c.axis(r)
 	c.printf(`</svg>`)
-	caption := fmt.Sprintf("%d writes, %d flushes, %.1f MiB; %d states looked at", r.Stats.Writes, r.Stats.Flushes, float64(r.Stats.Bytes)/(1<<20), n)
+	caption := fmt.Sprintf("%d writes, %d flushes, %.1f MiB; %d states examined", r.Stats.Writes, r.Stats.Flushes, float64(r.Stats.Bytes)/(1<<20), n)
 	if len(r.Options) > 0 {
 		caption += "; mounted with " + strings.Join(r.Options, ",")
 	}
@@ -171,7 +171,7 @@ func (c *canvas) states(id string, lines []campaign.Line) int {
 }
 
 // bars draws a row of bins. With most at 1, every bar has the whole height: then
-// the row only says whether something was looked at, and the worst of it.
+// the row only shows whether something was examined, and the worst of it.
 func (c *canvas) bars(row []bin, bottom, full float64, most int) {
 	wide := float64(width-left-right) / bins
 	for i, b := range row {

@@ -31,12 +31,12 @@
 //	mix.x    every block has a version of its own: the model at its most general
 //
 // prefix and flushed are made at every point, drop and keep at the end of every
-// stretch between flushes and at every mark, the others as many as asked for,
+// stretch between flushes and at every mark, the others as many as requested,
 // most of them near marks: CrashMonkey found that all its bugs followed a crash
 // right after a sync (OSDI'18).
 //
 // Different states often are the same disk. Each distinct disk becomes one Case,
-// to be looked at once and judged for all the points where it can occur.
+// to be examined once and judged for all the points where it can occur.
 //
 // # Names
 //

@@ -16,11 +16,11 @@ type Case struct {
 	Points []int // ascending, the first is State.Point
 }
 
-// Options say which states to make.
+// Options select the states to make.
 type Options struct {
 	From int    // first point; what comes before it is set-up
 	Seed uint64 // of the random classes
-	Want int    // how many cases; prefix and flushed are made at every point whatever it says
+	Want int    // how many cases; prefix and flushed are made at every point whatever its value
 	Only *Class // nothing but this class, for tests
 }
 

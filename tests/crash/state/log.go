@@ -177,7 +177,7 @@ func (l *Log) chooseMix(s State, volatile []int) choice {
 	for block, n := range versions {
 		kept[block] = mix64(mix64(s.Number, uint64(s.Point)), uint64(block)) % (n + 1)
 	}
-	// choices are asked in the order of the log.
+	// choices are queried in the order of the log.
 	return func(_ int, block int64) bool {
 		if kept[block] == 0 {
 			return false

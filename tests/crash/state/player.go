@@ -21,7 +21,7 @@ type Medium interface {
 // mounted meanwhile; between two states the disk may be mounted and written to.
 //
 // The loop device stays attached: a state costs the copying of what differs
-// from the durable part, and of what the look at the previous state has
+// from the durable part, and of what the examination of the previous state has
 // written.
 type Player struct {
 	d      Medium
@@ -30,7 +30,7 @@ type Player struct {
 	golden []byte       // base and the first at entries
 	at     int          //
 	dirty  []disk.Range // where the image differs from golden, by our doing
-	fresh  bool         // the image holds golden and dirty, and what Touched tells
+	fresh  bool         // the image holds golden and dirty, and what Touched returns
 }
 
 // NewPlayer returns a player for a log that began on the image base. The disk
@@ -48,7 +48,7 @@ func NewPlayer(d Medium, base []byte, l *Log) (*Player, error) {
 	return &Player{d: d, log: l, base: base, golden: bytes.Clone(base)}, nil
 }
 
-// Set makes the disk what the state says. From then on the disk only watches
+// Set makes the disk that of the state. From then on the disk only watches
 // where it is written to.
 func (p *Player) Set(s State) error {
 	if s.Point > len(p.log.Entries) {
@@ -124,6 +124,6 @@ func eachBlock(r disk.Range, do func(from, to int64)) {
 	}
 }
 
-// Forget tells the player that somebody else has used the disk: the next Set
+// Forget notifies the player that another process has used the disk: the next Set
 // begins with a whole copy.
 func (p *Player) Forget() { p.fresh = false }

@@ -80,7 +80,7 @@ func TestPlayer(t *testing.T) {
 					}
 					l.Make(c.State, want)
 					if !bytes.Equal(want, plain.Image()) {
-						t.Fatalf("%s: the image is not what the log says", c.State)
+						t.Fatalf("%s: the image is not that of the log", c.State)
 					}
 					p.Forget() // to read a hole takes memory, which would be compared from now on
 				}

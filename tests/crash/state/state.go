@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Class says which of the volatile writes are on the disk.
+// Class is which of the volatile writes are on the disk.
 type Class uint8
 
 // The classes, as in the package documentation.

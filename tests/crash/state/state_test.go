@@ -200,7 +200,7 @@ func TestWant(t *testing.T) {
 	for _, want := range []int{0, 100, 200, 1000} {
 		cases := Enumerate(l, Options{Seed: 1, Want: want})
 		if want >= 100 && len(cases) != want {
-			t.Errorf("asked for %d cases, got %d", want, len(cases))
+			t.Errorf("requested %d cases, got %d", want, len(cases))
 		}
 		again := Enumerate(l, Options{Seed: 1, Want: want})
 		if fmt.Sprint(cases) != fmt.Sprint(again) {

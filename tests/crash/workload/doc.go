@@ -1,6 +1,6 @@
 // Package workload is what happens on the disk before the power goes: layers
 // are prepared, extracted, committed, removed and prepared again, through the
-// API that containerd speaks to a snapshotter.
+// API that containerd uses with a snapshotter.
 //
 //	Plan   what there is to do, made from a seed: chains of layers with every
 //	       kind of entry, in two namespaces
@@ -9,11 +9,13 @@
 //
 // # Healing
 //
-//	Unpack       three chains, before the recording, with a container each
-//	Hurt         damages most of their layers by hand, by the seed of the plan
+//	Unpack       four chains, before the recording, two of them with a container
+//	Hurt         damages most of their layers by hand, by the seed of the plan; two
+//	             of them, on request, in their content only
 //	WriteContent their blobs in a content store of containerd's, all but one
-//	Heal         asks for everything in every way while other chains are unpacked,
-//	             and one is removed while it heals
+//	Heal         uses everything in every way while other chains are unpacked,
+//	             one is removed while it heals, and one is extracted again under
+//	             the names that it has
 //
 // # Marks
 //

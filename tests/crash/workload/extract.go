@@ -28,7 +28,7 @@ func (*blob) Close() error  { return nil }
 func (b *blob) Size() int64 { return b.Reader.Size() }
 
 // Extract applies the layer's tar onto mounts as containerd does it. With sync
-// it asks for the sync that containerd offers, a syncfs at the end of the
+// it requests the sync that containerd offers, a syncfs at the end of the
 // extraction.
 func (l *Layer) Extract(ctx context.Context, mounts []mount.Mount, sync bool) error {
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: int64(len(l.Tar))}
@@ -79,10 +79,8 @@ func Directories(mounts []mount.Mount) (upper string, lower []string, err error)
 				upper = dir
 			}
 			if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
-				lower = strings.Split(dirs, ":")
-			}
-			if dir, ok := strings.CutPrefix(o, "lowerdir+="); ok {
-				lower = append(lower, dir)
+				// Extractions quote, without need, to hide it from the applier.
+				lower = strings.Split(strings.ReplaceAll(dirs, `\`, ""), ":")
 			}
 		}
 		return upper, lower, nil

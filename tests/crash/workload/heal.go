@@ -19,9 +19,10 @@ import (
 // The chains of a plan for healing. Those before first are unpacked, and then
 // damaged, before the recording begins.
 const (
-	asked    = iota // damaged, and asked for
+	queried  = iota // damaged, and used
 	removed         // damaged, and its top is removed while it heals
 	hopeless        // damaged, and one layer has no blob any more
+	retaken         // damaged, and extracted again under the names it has
 	first           // this one and further ones are unpacked meanwhile
 )
 
@@ -29,14 +30,20 @@ const (
 // sync of others can hide that one is missing.
 var (
 	Healing      = Size{Chains: first + 2, Layers: 3}
-	HealingAlone = Size{Chains: first, Layers: 3}
+	HealingAlone = Size{Chains: retaken, Layers: 3}
 )
 
 // Old chains are those that are there, and damaged, from the beginning.
-func (p *Plan) Old() []Chain { return p.Chains[:first] }
+func (p *Plan) Old() []Chain { return p.Chains[:min(first, len(p.Chains))] }
+
+// alone reports whether nothing else happens while damaged layers heal.
+func (p *Plan) alone() bool { return len(p.Chains) == HealingAlone.Chains }
 
 // Hopeless is the layer whose blob is to be missing.
 func (p *Plan) Hopeless() *Layer { return p.Chains[hopeless].Layers[1] }
+
+// hasContainer reports whether an old chain has a container.
+func hasContainer(chain int, bare bool) bool { return chain != removed && chain != retaken && !bare }
 
 // containerOf is the key of a container of before the recording.
 func (c *Chain) containerOf() string {
@@ -54,7 +61,7 @@ func (r *Runner) Unpack(ctx context.Context, bare bool) (_ *Record, dirs map[str
 		if err := r.unpackAll(ctx, c, fmt.Sprintf("%d-old", i)); err != nil {
 			return nil, nil, err
 		}
-		if err := r.look(ctx, fmt.Sprintf("%s/old-view-%d", c.Namespace, i), c.Top(), r.rememberMerged); err != nil {
+		if err := r.mounted(ctx, fmt.Sprintf("%s/old-view-%d", c.Namespace, i), c.Top(), r.rememberMerged); err != nil {
 			return nil, nil, err
 		}
 		key := fmt.Sprintf("%s/old-dirs-%d", c.Namespace, i)
@@ -72,7 +79,7 @@ func (r *Runner) Unpack(ctx context.Context, bare bool) (_ *Record, dirs map[str
 		if err := r.Snapshotter.Remove(ctx, key); err != nil {
 			return nil, nil, err
 		}
-		if i != removed && !bare {
+		if hasContainer(i, bare) {
 			if err := r.container(ctx, c.containerOf(), c.Top()); err != nil {
 				return nil, nil, err
 			}
@@ -88,25 +95,25 @@ func (r *Runner) Remind(bare bool) error {
 		for _, l := range c.Layers {
 			errs = append(errs, r.mark(Ack, Report, l.Name, ""))
 		}
-		if i != removed && !bare {
+		if hasContainer(i, bare) {
 			errs = append(errs, r.mark(Ack, Prepare, c.containerOf(), ""))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// AskOne asks for one damaged layer only.
-func (r *Runner) AskOne(ctx context.Context) error {
-	base := r.Plan.Chains[asked].Layers[0].Name
+// QueryOne calls Stat of one damaged layer only.
+func (r *Runner) QueryOne(ctx context.Context) error {
+	base := r.Plan.Chains[queried].Layers[0].Name
 	if _, err := r.Snapshotter.Stat(ctx, base); err != nil {
 		return fmt.Errorf("stat %q: %w", base, err)
 	}
 	return nil
 }
 
-// AskAll asks for every damaged layer, a while for each. What is answered does
+// QueryAll calls Stat of every damaged layer, with a deadline for each. What is answered does
 // not matter.
-func (r *Runner) AskAll(ctx context.Context) {
+func (r *Runner) QueryAll(ctx context.Context) {
 	for _, c := range r.Plan.Old() {
 		for _, l := range c.Layers {
 			ctx, stop := context.WithTimeout(ctx, 10*time.Second)
@@ -116,25 +123,28 @@ func (r *Runner) AskAll(ctx context.Context) {
 	}
 }
 
-// AskAgain asks for an image that was healed before.
-func (r *Runner) AskAgain(ctx context.Context) error {
-	return r.ask(ctx, &r.Plan.Chains[asked], "asked-again")
+// QueryAgain queries an image that was healed before.
+func (r *Runner) QueryAgain(ctx context.Context) error {
+	return r.query(ctx, &r.Plan.Chains[queried], "queried-again")
 }
 
-// Heal asks for all that is damaged, in every way in which one can ask, and does
+// Heal queries all that is damaged, in every way that the API has, and does
 // other things meanwhile. root is that of the snapshotter, dirs is what Unpack
 // has returned.
 func (r *Runner) Heal(ctx context.Context, root string, dirs map[string]string) error {
 	jobs := []func() error{
-		func() error { return r.askMany(ctx, &r.Plan.Chains[asked]) },
-		func() error { return r.askHopeless(ctx, &r.Plan.Chains[hopeless]) },
+		func() error { return r.queryMany(ctx, &r.Plan.Chains[queried]) },
+		func() error { return r.queryHopeless(ctx, &r.Plan.Chains[hopeless], "hopeless") },
 	}
-	if len(r.Plan.Chains) == first { // alone
-		jobs = append(jobs, func() error { return r.ask(ctx, &r.Plan.Chains[removed], "asked") })
+	if r.Plan.alone() {
+		jobs = append(jobs, func() error { return r.query(ctx, &r.Plan.Chains[removed], "queried") })
 	} else {
 		top := r.Plan.Chains[removed].Top()
-		beside := filepath.Join(root, "healing", filepath.Base(filepath.Dir(dirs[top.Name])))
-		jobs = append(jobs, func() error { return r.removeHealing(ctx, &r.Plan.Chains[removed], beside) })
+		// Its number, and the boot.
+		beside := filepath.Join(root, "healing", filepath.Base(filepath.Dir(dirs[top.Name]))+".*")
+		jobs = append(jobs,
+			func() error { return r.removeHealing(ctx, &r.Plan.Chains[removed], beside) },
+			func() error { return r.retake(ctx, &r.Plan.Chains[retaken]) })
 	}
 	for i := first; i < len(r.Plan.Chains); i++ {
 		jobs = append(jobs, func() error { return r.chain(ctx, &r.Plan.Chains[i], i) })
@@ -151,9 +161,9 @@ func (r *Runner) Heal(ctx context.Context, root string, dirs map[string]string) 
 	return nil
 }
 
-// ask asks for the image of a chain in every way: all of them wait until it is
+// query uses the image of a chain in every way: all of them wait until it is
 // whole.
-func (r *Runner) ask(ctx context.Context, c *Chain, unique string) error {
+func (r *Runner) query(ctx context.Context, c *Chain, unique string) error {
 	ctx = namespaces.WithNamespace(ctx, c.Namespace)
 	top, key := c.Top(), fmt.Sprintf("%s/%s-%s", c.Namespace, unique, c.Top().DiffID.Encoded()[:8])
 	if _, err := r.Snapshotter.Stat(ctx, top.Name); err != nil {
@@ -165,7 +175,7 @@ func (r *Runner) ask(ctx context.Context, c *Chain, unique string) error {
 	if _, err := r.Snapshotter.Mounts(ctx, key); err != nil {
 		return fmt.Errorf("mounts %q: %w", key, err)
 	}
-	if err := r.look(ctx, key+"-view", top, r.compareMerged); err != nil {
+	if err := r.mounted(ctx, key+"-view", top, r.compareMerged); err != nil {
 		return err
 	}
 	return r.Remove(ctx, key)
@@ -181,21 +191,26 @@ func (r *Runner) compareMerged(l *Layer, tree kit.Tree) error {
 	return nil
 }
 
-// askMany has several ask for the same image at once.
-func (r *Runner) askMany(ctx context.Context, c *Chain) error {
+// queryMany has several goroutines query the same image at once.
+func (r *Runner) queryMany(ctx context.Context, c *Chain) error {
 	errs := make([]error, 3)
 	var running sync.WaitGroup
 	for i := range errs {
-		running.Go(func() { errs[i] = r.ask(ctx, c, fmt.Sprintf("asked-%d", i)) })
+		running.Go(func() { errs[i] = r.query(ctx, c, fmt.Sprintf("queried-%d", i)) })
 	}
 	running.Wait()
 	return errors.Join(errs...)
 }
 
-// askHopeless asks for an image that cannot be healed.
-func (r *Runner) askHopeless(ctx context.Context, c *Chain) error {
+// QueryHopeless queries once more the image that cannot be healed.
+func (r *Runner) QueryHopeless(ctx context.Context, unique string) error {
+	return r.queryHopeless(ctx, &r.Plan.Chains[hopeless], unique)
+}
+
+// queryHopeless queries an image that cannot be healed.
+func (r *Runner) queryHopeless(ctx context.Context, c *Chain, unique string) error {
 	ctx = namespaces.WithNamespace(ctx, c.Namespace)
-	top, key := c.Top(), c.Namespace+"/hopeless"
+	top, key := c.Top(), c.Namespace+"/"+unique
 	_, statErr := r.Snapshotter.Stat(ctx, top.Name)
 	_, prepareErr := r.Prepare(ctx, key, top.Name)
 	for what, err := range map[string]error{"stat": statErr, "prepare": prepareErr} {
@@ -231,15 +246,36 @@ func (r *Runner) removeHealing(ctx context.Context, c *Chain, beside string) err
 	if err := r.unpack(ctx, top, "removed-again"); err != nil {
 		return err
 	}
-	return r.ask(ctx, c, "asked-removed")
+	return r.query(ctx, c, "queried-removed")
 }
 
-// waitFor waits until path is there, and is false when it is too late.
-func (r *Runner) waitFor(path string, tooLate <-chan struct{}) bool {
+// retake extracts a chain under the names that it has, as containerd does when it has
+// lost them: while it is damaged or heals, and once more when it is whole. Its layers
+// are there all the time, but for those on one that is replaced.
+func (r *Runner) retake(ctx context.Context, c *Chain) error {
+	ctx = namespaces.WithNamespace(ctx, c.Namespace)
+	for _, l := range c.Layers[1:] {
+		if err := r.mark(Begin, Remove, l.Name, ""); err != nil {
+			return err
+		}
+	}
+	for _, unique := range []string{"retaken", "retaken-whole"} {
+		if err := r.unpackAll(ctx, c, unique); err != nil {
+			return err
+		}
+		if err := r.query(ctx, c, "queried-"+unique); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitFor waits until a path matches, and is false when it is too late.
+func (r *Runner) waitFor(pattern string, tooLate <-chan struct{}) bool {
 	tick := time.NewTicker(200 * time.Microsecond)
 	defer tick.Stop()
 	for {
-		if _, err := os.Lstat(path); err == nil {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			return true
 		}
 		select {

@@ -20,13 +20,15 @@ const (
 // Op is the call.
 type Op string
 
-// The calls that promise something. Report is no call: a look at the disk, after
-// a crash, found the committed name.
+// The calls that promise something. Report is no call: an examination of the disk, after
+// a crash, found the committed name. Verify is a comparison of content that has
+// found the damage of a corrupt layer, and healed it if there was a blob.
 const (
 	Prepare Op = "prepare"
 	Commit  Op = "commit"
 	Remove  Op = "remove"
 	Report  Op = "report"
+	Verify  Op = "verify"
 )
 
 // Mark is a mark in the log of the disk.

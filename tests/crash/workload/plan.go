@@ -65,6 +65,15 @@ func NewPlan(seed uint64, size Size) (*Plan, error) {
 	return p, nil
 }
 
+// PlanOf returns a plan without chains that knows the layers.
+func PlanOf(seed uint64, layers []*Layer) *Plan {
+	p := &Plan{Seed: seed, byName: map[string]*Layer{}}
+	for _, l := range layers {
+		p.byName[l.Name] = l
+	}
+	return p
+}
+
 // Layer returns the layer of a committed name, or nil.
 func (p *Plan) Layer(name string) *Layer { return p.byName[name] }
 

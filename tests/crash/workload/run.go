@@ -28,7 +28,10 @@ type Record struct {
 	// they could be healed.
 	Damaged  map[string]string
 	Hopeless []string
-	Midway   bool // a layer was removed while it was being extracted again
+	// Corrupt are those of the damaged layers of which only content was changed:
+	// nothing but a comparison of content can find it.
+	Corrupt []string
+	Midway  bool // a layer was removed while it was being extracted again
 }
 
 // NewRecord returns an empty record.
@@ -36,14 +39,14 @@ func NewRecord() *Record {
 	return &Record{Trees: map[string]kit.Tree{}, Merged: map[string]kit.Tree{}, Damaged: map[string]string{}}
 }
 
-// Runner does what a plan says.
+// Runner carries out a plan.
 type Runner struct {
 	Snapshotter snapshots.Snapshotter
 	Marks       Marker
 	Plan        *Plan
 	Sync        bool   // extract with containerd's own sync
-	Patient     bool   // ask again for a while when a parent is not there yet
-	Generic     bool   // look at layers through mounts only, not into directories
+	Patient     bool   // try again for a while when a parent is not there yet
+	Generic     bool   // read layers through mounts only, not into directories
 	Gullible    bool   // do not mind a yes about a layer that is not whole
 	Parallel    bool   // extract the layers of a chain side by side, and name the parents at Commit
 	Scratch     string // directory for mount points, not on the disk
@@ -79,7 +82,7 @@ func (r *Runner) chain(ctx context.Context, c *Chain, n int) error {
 	if err := r.container(ctx, container, top); err != nil {
 		return err
 	}
-	if err := r.look(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top, r.rememberMerged); err != nil {
+	if err := r.mounted(ctx, fmt.Sprintf("%s/view-%d", c.Namespace, n), top, r.rememberMerged); err != nil {
 		return err
 	}
 	if c.Remove {
@@ -160,7 +163,7 @@ func (r *Runner) unpack(ctx context.Context, l *Layer, unique string) error {
 		if err := r.Commit(ctx, l, key); err != nil {
 			return err
 		}
-		return r.look(ctx, key+"-look", l, func(l *Layer, tree kit.Tree) error {
+		return r.mounted(ctx, key+"-view", l, func(l *Layer, tree kit.Tree) error {
 			return r.remember(l, Dateless(tree))
 		})
 	}
@@ -223,7 +226,7 @@ func Tree(dir string) (kit.Tree, error) {
 }
 
 // container prepares a container on the layer and writes something into it.
-// What it writes is promised to nobody.
+// What it writes is promised to no client.
 func (r *Runner) container(ctx context.Context, key string, top *Layer) error {
 	mounts, err := r.Prepare(ctx, key, top.Name)
 	if err != nil {
@@ -239,9 +242,9 @@ func (r *Runner) container(ctx context.Context, key string, top *Layer) error {
 	return os.WriteFile(filepath.Join(upper, "log"), []byte("not promised\n"), 0o600)
 }
 
-// look mounts a view of the layer, hands on what a container sees, and removes
+// mounted mounts a view of the layer, hands on what a container sees, and removes
 // it again.
-func (r *Runner) look(ctx context.Context, key string, l *Layer, seen func(*Layer, kit.Tree) error) error {
+func (r *Runner) mounted(ctx context.Context, key string, l *Layer, seen func(*Layer, kit.Tree) error) error {
 	if err := r.mark(Begin, Prepare, key, ""); err != nil {
 		return err
 	}

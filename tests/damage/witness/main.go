@@ -4,7 +4,7 @@
 //	witness ROUNDS PATH...
 //
 // It opens every PATH that is a file at the start and keeps it open. Each round
-// it reads those files, looks all paths up anew, counts in the file /count, and
+// it reads those files, looks up all paths anew, counts in the file /count, and
 // prints an observation. With 0 rounds it goes on until it is stopped.
 package main
 
@@ -37,7 +37,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("want the number of rounds and paths to look at")
+		return errors.New("want the number of rounds and paths to read")
 	}
 	rounds, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -80,7 +80,7 @@ func observe(n int, held map[string]*os.File, paths []string) observation {
 		o.Held[path] = content(f)
 	}
 	for _, path := range paths {
-		o.Seen[path] = look(path)
+		o.Seen[path] = read(path)
 	}
 	o.Count = count(n)
 	return o
@@ -95,7 +95,7 @@ func content(f *os.File) string {
 	return string(b[:n])
 }
 
-func look(path string) string {
+func read(path string) string {
 	if entries, err := os.ReadDir(path); err == nil {
 		var names []string
 		for _, e := range entries {
@@ -114,5 +114,5 @@ func count(n int) string {
 	if err := os.WriteFile("/count", []byte(strconv.Itoa(n)), 0o644); err != nil {
 		return "error: " + err.Error()
 	}
-	return look("/count")
+	return read("/count")
 }

@@ -2,9 +2,9 @@
 // error for ends the test here, and what a test starts ends with the test.
 //
 // [Must] and [Check] unwrap results, [WaitFor] polls, [Scratch] is a directory
-// with a short name, [NewDisk], [StartDaemon] and [StartContainerd] are kit's, closed
-// and stopped after the test, and [Binaries] are built once for all tests of a
-// package. A test package gives the names it uses often a shorter one in its
+// with a short name, [NewDisk], [StartDaemon] and [StartNode] are kit's, closed
+// and stopped after the test, and [Binaries] and [Images] are built once for all
+// tests of a package. A test package gives the names it uses often a shorter one in its
 // main_test.go:
 //
 //	var check = kittest.Check

@@ -11,7 +11,7 @@ import (
 )
 
 var binaries = sync.OnceValues(func() (kit.Binaries, error) {
-	return kit.Build(context.Background()) // they outlive the test that asks first
+	return kit.Build(context.Background()) // they outlive the test that needs them first
 })
 
 // Binaries are the programs under test, built at the first use.
@@ -34,7 +34,7 @@ func Scratch(t testing.TB) string {
 	return dir
 }
 
-// NewDisk makes a disk, with ext4 unless o says otherwise, and closes it after
+// NewDisk makes a disk, with ext4 unless o has another one, and closes it after
 // the test: one that cannot be unmounted, because something was left behind,
 // fails the test.
 func NewDisk(t testing.TB, o kit.DiskOptions) *kit.Disk {
@@ -52,7 +52,7 @@ func NewDisk(t testing.TB, o kit.DiskOptions) *kit.Disk {
 }
 
 // StartDaemon starts the daemon, the one of Binaries with a RunDir of its own
-// unless o says otherwise, and stops it in the orderly way after the test.
+// unless o has another one, and stops it in the orderly way after the test.
 func StartDaemon(t testing.TB, o kit.DaemonOptions) *kit.Daemon {
 	t.Helper()
 	if o.Binary == "" {
@@ -64,27 +64,6 @@ func StartDaemon(t testing.TB, o kit.DaemonOptions) *kit.Daemon {
 	d := Must[*kit.Daemon](t)(kit.StartDaemon(t.Context(), o))
 	t.Cleanup(func() { Stop(t, d.Process) })
 	return d
-}
-
-// StartContainerd starts containerd, the one of Binaries with a RunDir of its own
-// unless o says otherwise, and stops it in the orderly way after the test. One
-// that has ended by then fails the test.
-func StartContainerd(t testing.TB, o kit.ContainerdOptions) *kit.Containerd {
-	t.Helper()
-	if o.Binaries.Containerd == "" {
-		o.Binaries = Binaries(t)
-	}
-	if o.RunDir == "" {
-		o.RunDir = Scratch(t)
-	}
-	c := Must[*kit.Containerd](t)(kit.StartContainerd(t.Context(), o))
-	t.Cleanup(func() {
-		if !c.Running() {
-			t.Error("containerd has ended before the test")
-		}
-		Stop(t, c.Process)
-	})
-	return c
 }
 
 // Stop stops a process in the orderly way, and shows the end of its log if the

@@ -1,5 +1,5 @@
 // Command crashlab cuts the power under a snapshotter, thousands of times, and
-// says what is lost. See README.md of tests/crash.
+// prints what is lost. See README.md of tests/crash.
 package main
 
 import (
@@ -37,7 +37,7 @@ const usage = `usage: crashlab VERB [FLAGS]
     --start CMD     shell command that runs it in the foreground; {root} stands
                     for its directory, {address} for its socket
     --snapshotter-address SOCK, --root DIR (may be repeated)
-                    for one that cannot be told: its socket, and where it keeps
+                    for one without such arguments: its socket, and where it keeps
                     its data; these directories must exist
   replay ID       make a state again, judge it, and leave it mounted until Ctrl-C
     --state-dir D
@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 var (
 	errUsage = errors.New("wrong usage")
-	errFound = errors.New("something was found") // and has been said
+	errFound = errors.New("something was found") // and has been printed
 )
 
 // parse reads the flags of a verb, which may stand on both sides of its one
@@ -164,7 +164,7 @@ func conclude(dir string, summary *campaign.Summary, stdout io.Writer) error {
 	}
 	if summary == nil {
 		summary = store.Summary()
-		summary.Done = true // nobody asked for more
+		summary.Done = true // no more states were requested
 	}
 	page, err := report.HTML(store)
 	if err != nil {

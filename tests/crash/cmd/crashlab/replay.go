@@ -39,7 +39,7 @@ Ctrl-C unmounts it
 			return nil
 		}
 	}
-	// Ctrl-C is for hold; the look itself takes a second.
+	// Ctrl-C is for hold; the replay itself takes a second.
 	result, err := campaign.Replay(context.WithoutCancel(ctx), *dir, rest[0], hold)
 	if err != nil {
 		return err

@@ -1,0 +1,38 @@
+package main
+
+const usage = `Usage: durable-snapshotter VERB [flags]
+
+An overlayfs snapshotter for containerd: once a layer is committed, it is whole
+on disk, whatever happens to the power.
+
+Verbs:
+  serve             serve containerd on a unix socket
+  inspect [--json]  print snapshots and commit journal, of a running or a stopped daemon
+  check [--deep] [--json] [--cached] [SNAPSHOT...]
+                    compare committed layers with their seals, with --deep their content too,
+                    and write nothing; --cached prints what is known, and verifies nothing
+  repair [--apply] [--deep] [--json] [SNAPSHOT...]
+                    print how damaged layers can be healed, and with --apply heal them
+  repair --orphans [--apply] [--json]
+                    list snapshots that containerd does not know, of images that were removed
+                    while it ran without this snapshotter, and with --apply remove them;
+                    containerd must run, and have this snapshotter in its configuration
+  repair --rebuild  make a new metadata.db from the layers' own records; the daemon must be stopped
+  config            print the configuration in effect
+  config default    print the default configuration
+  version           print the version
+
+Flags of every verb:
+  --config FILE     configuration (default /etc/durable-snapshotter/config.toml)
+  --root DIR        where snapshots live, overrides "root"
+  --address SOCKET  unix socket, overrides "address"
+  --log-level LEVEL trace, debug, info, warn or error, overrides "log_level"
+
+Exit status: 0 done; 1 an error; 2 a usage error. Of check and repair: 0 all are
+ready, or their content cannot be compared with anything yet; 1 some are damaged;
+3 none is, but some could not be verified. 2 of check: it could not verify any.
+Of repair --orphans: 0 none is left; 1 some are.
+
+Example:
+  durable-snapshotter serve --root /var/lib/durable-snapshotter
+`

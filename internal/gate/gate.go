@@ -1,0 +1,156 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// Config of a Gate.
+type Config struct {
+	Root string // of the snapshotter
+	// Dir is the directory of the snapshots. It may be on another file system than
+	// the database, and the errors of its writes are the ones that count.
+	Dir string
+	// OnHealth is called with an error when the file system stops accepting writes,
+	// and with nil when it accepts them again. It must not call back. May be nil.
+	OnHealth func(error)
+}
+
+// Gate is the writable side of a root. It may be used from many goroutines.
+type Gate struct {
+	cfg Config
+	db  *storage.DB
+
+	syncing sync.Mutex // see "Lock order" in doc.go
+	outage  outage
+	writers writers
+}
+
+// New returns the gate of an opened database. The caller closes the database.
+func New(db *storage.DB, cfg Config) *Gate {
+	return &Gate{cfg: cfg, db: db, writers: writers{open: map[*Writer]struct{}{}}}
+}
+
+// Undo describes what a failed commit of a transaction may leave: its row may have
+// become visible all the same, and is removed then.
+type Undo struct {
+	Key string // of the row
+	ID  uint64 // of its directory, 0 as long as there is none
+	// Forget is called first when the transaction fails for any reason. It discards
+	// what the process has noted of the row already. May be nil.
+	Forget func()
+}
+
+// View runs fn in a read-only transaction.
+func (g *Gate) View(ctx context.Context, fn func(context.Context, *storage.Journal) error) error {
+	return g.db.View(ctx, fn)
+}
+
+// Commit makes everything that w has written durable, and runs tx in a transaction,
+// which is durable when Commit returns nil. undo may be nil.
+//
+// ctx is checked after the sync, and never later: a transaction that has begun is not
+// canceled. The error is FailedPrecondition when w is poisoned, by a failure before
+// the transaction ends.
+func (g *Gate) Commit(ctx context.Context, w *Writer, undo *Undo, tx func(context.Context, *storage.Journal) error) error {
+	return g.Synced(ctx, w, func(ctx context.Context) error {
+		// Checked inside the transaction, because a write of another caller that
+		// failed while this one waited for the transaction has poisoned w too.
+		inTx := func(ctx context.Context, j *storage.Journal) error {
+			if err := w.Poisoned(); err != nil {
+				return err
+			}
+			return tx(ctx, j)
+		}
+		return g.Update(ctx, undo, inTx)
+	})
+}
+
+// Synced makes everything that w has written durable and then calls fn, with a
+// context that is never canceled.
+//
+// From the sync to the end of fn one caller at a time: if a sync of another caller
+// fails in between, its error may be about our pages, although our own sync returned
+// before. With this lock it comes before our sync, and w is poisoned, or after our
+// answer, when our pages were durable.
+func (g *Gate) Synced(ctx context.Context, w *Writer, fn func(context.Context) error) error {
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
+	if err := g.Sync(ctx, w); err != nil {
+		return err
+	}
+	if err := w.Poisoned(); err != nil {
+		return err
+	}
+	w.synced()
+	// The last instant at which the caller can cancel.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fn(context.WithoutCancel(ctx))
+}
+
+// Sync makes everything that w has written durable. It is for the heavy part of the
+// work, outside of locks: Commit or Synced must follow.
+func (g *Gate) Sync(ctx context.Context, w *Writer) error {
+	return g.Do(ctx, w.cursor.Sync)
+}
+
+// Update runs tx in a transaction, which is durable when Update returns nil. It does
+// not end with ctx. undo may be nil.
+func (g *Gate) Update(ctx context.Context, undo *Undo, tx func(context.Context, *storage.Journal) error) error {
+	ctx = context.WithoutCancel(ctx)
+	return g.DoUndo(ctx, undo, func() error { return g.db.Update(ctx, tx) })
+}
+
+// Do calls write, which writes and syncs something, or has containerd's snapshotter
+// run a transaction.
+func (g *Gate) Do(ctx context.Context, write func() error) error {
+	return g.DoUndo(ctx, nil, write)
+}
+
+// DoUndo is Do for a write that ends with a transaction. write may fill in undo.
+func (g *Gate) DoUndo(ctx context.Context, undo *Undo, write func() error) error {
+	err := write()
+	if err == nil {
+		return nil
+	}
+	if undo != nil && undo.Forget != nil {
+		undo.Forget()
+	}
+	if !IsWriteFailure(err) || errors.As(err, new(*finalError)) {
+		return err
+	}
+	g.fail(ctx, err, undo)
+	return &finalError{err}
+}
+
+// finalError is a failed write that was handled: an outer Do must not handle it again.
+type finalError struct{ error }
+
+func (e *finalError) Unwrap() error { return e.error }
+
+// IsWriteFailure reports whether an error means that the kernel could not write
+// something: a sync or the commit of a transaction. Any other error, for example a
+// missing parent or no space for a new directory, concerns its own operation only.
+func IsWriteFailure(err error) bool {
+	var sync *fsync.Error
+	return errors.As(err, &sync) || errors.Is(err, storage.ErrWrite)
+}
+
+// Open returns nil when writes are accepted. After a failed one it probes, at most
+// once a second, and returns Unavailable as long as that fails. Call it before
+// anything that writes.
+func (g *Gate) Open(ctx context.Context) error {
+	if cause := g.current(ctx); cause != nil {
+		return fmt.Errorf("the file system of %s does not accept writes: %v: %w", g.cfg.Root, cause, errdefs.ErrUnavailable)
+	}
+	return nil
+}

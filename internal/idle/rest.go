@@ -1,0 +1,28 @@
+package idle
+
+import (
+	"context"
+	"time"
+)
+
+// restAtMost is the longest pause after work in the background. It is as long as the
+// work was, so that half of the disk's time is left to others.
+const restAtMost = time.Second
+
+// RestAfter waits as long as the work lasted that has begun then, and is false when
+// ctx has ended.
+func RestAfter(ctx context.Context, began time.Time) bool {
+	return Rest(ctx, min(time.Since(began), restAtMost))
+}
+
+// Rest waits, and is false when ctx has ended.
+func Rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

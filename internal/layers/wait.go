@@ -1,0 +1,98 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// DefaultWait is how long a Stat or a Mounts without a deadline waits for verification
+// or healing. containerd calls them without holding a lock. It calls Stat when it starts,
+// for one image after another, and serves no request before it has the answers.
+const DefaultWait = 2 * time.Minute
+
+// Wait is ensureReady, for DefaultWait when ctx has no deadline.
+func (s *Layers) Wait(ctx context.Context, name string, topOnly bool) error {
+	if _, bounded := ctx.Deadline(); !bounded {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, DefaultWait)
+		defer stop()
+	}
+	return s.ensureReady(ctx, name, topOnly)
+}
+
+// ensureReady returns nil when a committed snapshot and all below it are whole (I2).
+// What is unverified is verified first, what is damaged is healed, the base first, as
+// long as ctx lasts; the work goes on when ctx has ended.
+//
+// Of layers that are known to be ready nothing is read but an lstat: of each, or
+// with topOnly of the snapshot itself.
+func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) error {
+	chain, err := s.table.chain(name)
+	if err != nil {
+		return err
+	}
+	for i, l := range chain {
+		if !topOnly || i == len(chain)-1 {
+			s.table.checkRoot(ctx, l)
+		}
+		if err := s.ensureLayer(ctx, l, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errStopping is the answer to callers that wait when the daemon is stopped.
+var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
+
+// ensureLayer is ensureReady for one layer, whatever its parents are. It is not healed
+// while one of them is not whole, and without heal not at all.
+func (s *Layers) ensureLayer(ctx context.Context, l *layer, heal bool) error {
+	t := s.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for begun := 0; ; {
+		if l.work == nil {
+			// Twice at most, because the first work may verify without healing.
+			if begun == 2 || t.needsNoWork(l) || !heal && l.state.State == storage.StateDamaged {
+				break
+			}
+			begun++
+		}
+		if s.background.Err() != nil {
+			return fmt.Errorf("%s: %w", l.describe(), errStopping)
+		}
+		if l.work == nil {
+			l.work = &work{done: make(chan struct{})}
+			s.running.Go(func() { s.process(l, heal) })
+		}
+		w := l.work
+		t.mu.Unlock()
+		select {
+		case <-w.done:
+		case <-ctx.Done():
+		case <-s.background.Done():
+		}
+		t.mu.Lock()
+		if l.work == w {
+			if ctx.Err() == nil {
+				return t.report(l, fmt.Errorf("%s: %w", l.describe(), errStopping))
+			}
+			return t.report(l, fmt.Errorf("%s is being verified or healed; try again: %w: %w", l.describe(), ctx.Err(), errdefs.ErrUnavailable))
+		}
+		// Another caller may have begun the next work before this one woke up.
+		if l.work == nil && l.state.State != storage.StateDamaged && !l.named {
+			break
+		}
+	}
+	err := t.verdict(l)
+	if err != nil && s.background.Err() != nil {
+		err = fmt.Errorf("%s: %w", l.describe(), errStopping) // its verification, or its heal, was cut short
+	}
+	return t.report(l, err)
+}

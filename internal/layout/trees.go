@@ -1,0 +1,49 @@
+package layout
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// DirectoryID returns the number of a snapshot's directory; ok is false for every
+// other name, also for a number that is not spelled as the snapshotter does.
+func DirectoryID(name string) (id uint64, ok bool) {
+	id, err := strconv.ParseUint(name, 10, 64)
+	return id, err == nil && strconv.FormatUint(id, 10) == name
+}
+
+// BootOf returns the boot in the name of a tree in healing/ (<id>.<boot>) or
+// replaced/ (<id>.<boot>.<unique>), "" when there is none: earlier versions gave
+// trees in healing/ their number only.
+func BootOf(name string, replaced bool) string {
+	_, boot, _ := strings.Cut(name, ".")
+	if end := strings.LastIndexByte(boot, '.'); replaced && end >= 0 {
+		boot = boot[:end]
+	}
+	return boot
+}
+
+// LayerOf returns the number of the layer that a tree in healing/ or replaced/ is,
+// or was.
+func LayerOf(dir string) (uint64, error) {
+	number, _, _ := strings.Cut(filepath.Base(dir), ".")
+	return strconv.ParseUint(number, 10, 64)
+}
+
+// BootID names this boot of the kernel (random(4)).
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// NewRunID returns 16 hexadecimal digits at random. They name a run of the daemon,
+// and make the names of trees in removing/ and replaced/ unique.
+func NewRunID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return hex.EncodeToString(b[:])
+}

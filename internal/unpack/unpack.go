@@ -1,0 +1,144 @@
+// Package unpack makes the tree of a layer out of its blob: it extracts the blob as
+// containerd's applier does, on the layers below, brings marks in order, and seals the
+// tree. It knows which trees lie below one, and calls nothing that decides.
+package unpack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/moby/sys/userns"
+	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
+)
+
+// Config of an Unpacker.
+type Config struct {
+	Root         layout.Root
+	Gate         *gate.Gate // its View
+	Blobs        *blobs.Store
+	MountOptions []string              // of overlay mounts
+	Features     *overlayutil.Features // of the kernel; not changed
+
+	// Ready returns nil when a committed snapshot is known to be whole, with all
+	// below it.
+	Ready func(name string) error
+	// Suspect has a layer verified, because its seal could not be used, and returns
+	// the error of the operation that has met it. It does not wait.
+	Suspect func(ctx context.Context, e storage.CommitEntry, why error) error
+}
+
+// Unpacker makes trees. It may be used from many goroutines.
+type Unpacker struct {
+	cfg   Config
+	space overlayutil.Space
+}
+
+// New returns an Unpacker.
+func New(cfg Config) *Unpacker {
+	return &Unpacker{cfg: cfg, space: overlayutil.SpaceOf(cfg.MountOptions)}
+}
+
+// ErrNoRoom: a layer is not extracted again where that would fill the disk.
+var ErrNoRoom = errors.New("there is no room to extract it again")
+
+// Room returns an error when a layer of so many bytes and entries cannot be
+// extracted beside the old tree without taking the space that others need: after
+// it, 5 % of the file system, or 1 GiB if that is less, must be free.
+func (u *Unpacker) Room(bytes, entries int64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(u.cfg.Root.Path, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: u.cfg.Root.Path, Err: err}
+	}
+	block := int64(fs.Bsize)
+	free := int64(fs.Bavail) * block
+	// Half a block is lost on average with each file; more, with small ones.
+	need := bytes + entries*block
+	reserve := min(int64(fs.Blocks)*block/20, 1<<30)
+	if free < need+reserve {
+		return fmt.Errorf("%w: it needs %d MiB, %d MiB are free, and %d MiB of them are kept for others", ErrNoRoom, need>>20, free>>20, reserve>>20)
+	}
+	return nil
+}
+
+// Unpack extracts a layer's blob into dir/fs the way containerd's applier does
+// (core/diff/apply/apply_linux.go) when it gets our mounts, and checks that it
+// was the layer that it claims to be. It returns the directories that have an entry
+// in the tar.
+func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower []Parent) (*marks.TarDirs, error) {
+	root := filepath.Join(dir, "fs")
+	// The mode and owner that Prepare gives it (plugins/snapshots/overlay).
+	if err := os.Chmod(root, 0o755); err != nil {
+		return nil, err
+	}
+	if len(lower) > 0 {
+		if err := marks.SameOwner(root, lower[0].Tree); err != nil {
+			return nil, err
+		}
+	}
+	tar, err := u.cfg.Blobs.Layer(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer tar.Close()
+	digester := digest.Canonical.Digester()
+	r := io.TeeReader(tar, digester.Hash())
+	dirs := marks.NewTarDirs(root)
+	switch {
+	case len(lower) == 0:
+		_, err = archive.Apply(ctx, root, r)
+	case userns.RunningInUserNS():
+		work := filepath.Join(dir, "work")
+		if err := os.Mkdir(work, 0o711); err != nil {
+			return nil, err
+		}
+		o := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
+		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: o.Strings()}}, func(merged string) error {
+			_, err := archive.Apply(ctx, merged, r)
+			return err
+		})
+	default:
+		_, err = archive.Apply(ctx, root, r, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithFilter(dirs.Filter))
+	}
+	if err != nil {
+		return nil, u.cfg.Blobs.Blame(ctx, b, err)
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return nil, err
+	}
+	if got := digester.Digest(); got != b.DiffID {
+		return nil, u.cfg.Blobs.Mismatch(ctx, b, got)
+	}
+	return dirs, nil
+}
+
+// Reseal does for the new tree what Commit does: marks in order, seal, record.
+// The tree gets the labels of the one that it replaces first.
+func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []Parent, dirs *marks.TarDirs) (storage.CommitEntry, error) {
+	tree := filepath.Join(dir, "fs")
+	if err := marks.Relabel(ctx, tree, u.cfg.Root.Tree(entry.ID)); err != nil {
+		return entry, err
+	}
+	n := u.newNormalizer(tree, info.Parent, lower, !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0, marks.Origin{Dirs: dirs})
+	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize)
+	if err != nil {
+		return entry, err
+	}
+	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
+	return entry, layout.ReplaceRecord(dir, CommittedRecord(entry.ID, info, c, n.Found()))
+}

@@ -1,0 +1,153 @@
+package configs
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
+)
+
+// releases are those that the documentation makes a statement on, the last of
+// every line that the Go module proxy has. "debian" is the package of Debian 12.
+var releases = []string{"debian", "1.6.36", "1.7.35", "2.0.14", "2.1.9", "2.2.9", "2.3.7", "2.4.2"}
+
+// quickReleases suffice to start every text once, in each of its places.
+var quickReleases = []string{"debian", "1.7.35", "2.0.14", "2.4.2"}
+
+// releasesVar names releases to test instead, separated by commas, or "all".
+const releasesVar = "DURABLE_TEST_CONTAINERD"
+
+func tested() []string {
+	switch v := os.Getenv(releasesVar); v {
+	case "":
+		return quickReleases
+	case "all":
+		return releases
+	default:
+		return strings.Split(v, ",")
+	}
+}
+
+// since reports whether a release is not older than another.
+func since(release, other string) bool {
+	return slices.Index(releases, release) >= slices.Index(releases, other)
+}
+
+// binaries returns the programs of a release. Those of 2.4.2 are what all other
+// tests use.
+func binaries(t *testing.T, release string) kit.Binaries {
+	t.Helper()
+	b := kittest.Binaries(t)
+	switch release {
+	case "2.4.2":
+		return b
+	case "debian":
+		old := must[kit.Binaries](t)(debian())
+		old.Daemon = b.Daemon
+		return old
+	}
+	return must[kit.Binaries](t)(b.WithContainerd(t.Context(), release))
+}
+
+// debian downloads Debian's package at the first call, to where it outlives that
+// test.
+var debian = sync.OnceValues(func() (kit.Binaries, error) {
+	return kit.DebianContainerd(context.Background(), filepath.Join(os.TempDir(), "debian"))
+})
+
+// Names of the texts, which are their first lines.
+const (
+	textA       = "/etc/containerd/conf.d/durable.toml, containerd 2.3 and newer"
+	textB       = "/etc/containerd/conf.d/durable.toml, containerd 2.0 to 2.2"
+	textC       = "/etc/containerd/config.toml of version 2, text C"
+	textD       = "/etc/containerd/config.toml of version 2, text D"
+	textE       = "/etc/containerd/config.toml of version 2, text E"
+	textImports = "/etc/containerd/config.toml, at the top level"
+	textDurable = "/etc/durable-snapshotter/config.toml on k3s"
+	textYAML    = "/etc/rancher/k3s/config.yaml"
+	textDropin  = k3sDir + "/config-v3.toml.d/durable.toml"
+	textTmplV3  = k3sDir + "/config-v3.toml.tmpl"
+	textTmplV2  = k3sDir + "/config.toml.tmpl"
+)
+
+// put writes the files of a node, documented texts among them, and returns the
+// arguments of its containerd.
+type put func(t *testing.T, m *machine, text map[string]string) (args []string)
+
+// place is a node that a text is for.
+type place struct {
+	name  string
+	from  string // the first release that has this
+	until string // the first one that has it no more; empty: all have it
+	texts []string
+	put   put
+	// kept reports that the main file has a pause image and SystemdCgroup, which must
+	// survive.
+	kept bool
+}
+
+var places = []place{
+	{"text A, no main file", "2.3.7", "", []string{textA}, whole(textA), false},
+	{"text A, no main file, version 4", "2.3.7", "", []string{textA}, wholeV4, false},
+	{"text A, config default", "2.3.7", "", []string{textA}, dropIn(textA), true},
+	{"text A, main file without imports", "2.3.7", "", []string{textA, textImports}, dropInImports(textA), true},
+	{"text B, no main file", "2.0.14", "2.3.7", []string{textB}, whole(textB), false},
+	{"text B, config default that imports", "2.2.9", "2.3.7", []string{textB}, dropIn(textB), true},
+	{"text B, main file without imports", "2.0.14", "2.3.7", []string{textB, textImports}, dropInImports(textB), true},
+	{"version 2, no main file", "debian", "2.0.14", []string{textC, textD, textE}, version2("version = 2\n"), false},
+	{"version 2, config default of 1.7", "1.7.35", "", []string{textC}, version2Default, true},
+	{"version 2, config default", "debian", "1.7.35", []string{textC}, version2Own, true},
+	{"version 2, no table containerd, no runtimes", "debian", "", []string{textC, textD, textE}, version2(imageBased), false},
+	{"version 2, no table containerd, with runtimes", "debian", "", []string{textC, textD}, version2(imageBasedRuntimes), true},
+	{"k3s, drop-in", "2.0.14", "", []string{textYAML, textDurable, textDropin}, k3sDropIn, true},
+	{"k3s, template of version 3", "2.0.14", "", []string{textYAML, textDurable, textTmplV3}, k3sTemplate(3, textTmplV3), true},
+	{"k3s, template of version 2", "1.7.35", "", []string{textYAML, textDurable, textTmplV2}, k3sTemplate(2, textTmplV2), true},
+}
+
+// TestTexts starts every text in every place that it is for, and queries the
+// running containerd for the effect.
+func TestTexts(t *testing.T) {
+	texts := documented(t)
+	started := map[string]bool{}
+	for _, c := range places {
+		for _, key := range c.texts {
+			if texts[key] == "" {
+				t.Fatalf("no text %q in the documentation", key)
+			}
+		}
+		for _, release := range tested() {
+			if !since(release, c.from) || c.until != "" && since(release, c.until) {
+				continue
+			}
+			for _, key := range c.texts {
+				started[key] = true
+			}
+			t.Run(c.name+"/"+release, func(t *testing.T) {
+				m := newMachine(t, release)
+				args := c.put(t, m, texts)
+				check(t, m.start(t, args...))
+				want := effect{Snapshotter: "durable", ImageFs: durableDir, Pause: c.kept, SystemdCgroup: c.kept}
+				if release == "debian" {
+					want.ImageFs = "/var/lib/containerd/io.containerd.snapshotter.v1.durable" // it does not know exports
+				}
+				if got := m.observe(t); got != want {
+					t.Errorf("the effect is %+v, want %+v", got, want)
+				}
+				m.expectProxy(t, texts, c.texts)
+				m.pullWithCtr(t, "durable")
+				m.pullWithCtr(t, "overlayfs")
+			})
+		}
+	}
+	for key := range texts {
+		if !started[key] && os.Getenv(releasesVar) == "" {
+			t.Errorf("no test starts the text %q", key)
+		}
+	}
+}

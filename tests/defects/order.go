@@ -1,0 +1,121 @@
+package defects
+
+// orderEdits are mistakes in the order of writes, syncs and transactions, and in the
+// handling of the errors of a sync.
+var orderEdits = []Edit{
+	{
+		File: "fsync/cursor.go",
+		Old:  "\tif c.err != nil {",
+		New:  "\tif c.err != nil && !planted(\"retry-after-eio\") {",
+	},
+	{
+		File: "fsync/cursor.go",
+		Old: `
+		c.err = &Error{Op: "syncfs", Path: c.f.Name(), Err: err}`,
+		New: `
+		c.err = &Error{Op: "syncfs", Path: c.f.Name(), Err: err}
+		if planted("retry-after-eio") && unix.Syncfs(int(c.f.Fd())) == nil {
+			return nil
+		}`,
+	},
+
+	{
+		File: "storage/open.go",
+		Old: `
+		o.InitialMmapSize = mapSize`,
+		New: `
+		o.InitialMmapSize = mapSize
+		o.NoSync = planted("bbolt-nosync")`,
+	},
+	{
+		File: "storage/open.go",
+		Old: `
+	next := path + ".new"`,
+		New: `
+	next := path + ".new"
+	if planted("db-not-born-safely") {
+		next = path
+	}`,
+	},
+	{
+		File: "storage/open.go",
+		Old: `
+	faults.Point(faults.BirthWritten)`,
+		New: `
+	faults.Point(faults.BirthWritten)
+	if next == path {
+		return nil
+	}`,
+	},
+	{
+		File: "storage/open.go",
+		Old: `
+	return fsync.File(path)`,
+		New: `
+	if planted("db-not-born-safely") {
+		return nil
+	}
+	return fsync.File(path)`,
+	},
+
+	// The sync and the transaction of a Commit: see plantedSync and plantedCommit.
+	{
+		File: "internal/gate/gate.go",
+		Old: `
+	if err := g.Sync(ctx, w); err != nil {`,
+		New: `
+	if err := g.plantedSync(ctx, w); err != nil {`,
+	},
+	{
+		File: "internal/gate/gate.go",
+		Old: `
+		return g.Update(ctx, undo, inTx)`,
+		New: `
+		if g.plantedCommit(ctx, w, inTx) {
+			return nil
+		}
+		return g.Update(ctx, undo, inTx)`,
+	},
+	{
+		File: "internal/gate/outage.go",
+		Old: `
+	ids, n := g.writers.poison(cause)`,
+		New: `
+	if planted("error-swallowed") || planted("fd-shared") {
+		return
+	}
+	ids, n := g.writers.poison(cause)`,
+	},
+
+	// syncfs-before-last-write: see plantedPrepared; plantedSync leaves out the sync of
+	// the Commit.
+	{
+		File: "snapshotter/prepare.go",
+		Old: `
+	faults.Point(faults.PrepareDone)`,
+		New: `
+	s.plantedPrepared(a)
+	faults.Point(faults.PrepareDone)`,
+	},
+	{
+		File: "snapshotter/prepare.go",
+		Old: `
+	for _, path := range append(paths, dir, s.root.Snapshots()) {`,
+		New: `
+	paths = append(paths, dir, s.root.Snapshots())
+	if planted("no-dir-fsync") {
+		paths = nil
+	}
+	for _, path := range paths {`,
+	},
+	{
+		File: "snapshotter/remove.go",
+		Old: `
+	remove := func() error { return s.overlay.Remove(inTx, key) }`,
+		New: `
+	if planted("remove-deletes-first") {
+		_ = os.RemoveAll(s.root.Dir(id))
+	}
+	remove := func() error { return s.overlay.Remove(inTx, key) }`,
+	},
+}

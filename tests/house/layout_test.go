@@ -1,0 +1,129 @@
+package house
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The directories of the two modules, seen from this package.
+const (
+	product = "../.."
+	tests   = ".."
+)
+
+const module = "github.com/durable-snapshotter/durable-snapshotter"
+
+// ours lists, for each package of the product, which of our packages it may
+// import. Arrows point from what decides to what knows.
+var ours = map[string][]string{
+	"fsync":                   {},
+	"internal/blobs":          {},
+	"internal/boltcheck":      {}, // its tests import bbolt, to make files
+	"internal/faults":         {},
+	"internal/finding":        {},
+	"internal/idle":           {},
+	"internal/mounts":         {},
+	"internal/tree":           {},
+	"internal/layout":         {"fsync"},
+	"internal/library":        {"internal/blobs"}, // how a blob is decompressed
+	"internal/mtree":          {"internal/tree"},
+	"internal/treetest":       {"internal/finding"}, // for tests only
+	"overlayutil":             {"fsync", "internal/tree"},
+	"internal/contents":       {"internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
+	"internal/repull":         {"internal/library"},
+	"internal/seal":           {"overlayutil", "internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
+	"storage":                 {"fsync", "internal/boltcheck", "internal/faults", "internal/finding", "internal/layout"}, // the journal keeps findings
+	"internal/gate":           {"fsync", "storage", "internal/faults"},
+	"internal/marks":          {"overlayutil", "internal/finding", "internal/layout", "internal/mtree", "internal/seal"},
+	"internal/rebuild":        {"fsync", "storage", "internal/layout", "internal/mtree", "internal/seal"},
+	"internal/verify":         {"storage", "internal/blobs", "internal/contents", "internal/finding", "internal/layout", "internal/mtree", "internal/seal", "internal/tree"},
+	"internal/brake":          {"storage", "internal/finding", "internal/layout", "internal/tree", "internal/verify"},
+	"internal/recorded":       {"storage", "internal/layout", "internal/mtree", "internal/verify"},
+	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
+	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/verify"},
+	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
+	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/layers", "internal/layout", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
+}
+
+// only lists packages of others that few packages of ours, mostly one, may import,
+// and why.
+var only = map[string]struct{ importer, why string }{
+	"go.etcd.io/bbolt": {"storage", "one package decides what a transaction is"},
+	"github.com/containerd/containerd/v2/core/snapshots/storage":                 {"storage", "rows and journal must change together"},
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay":              {"snapshotter", "the order around it is the product"},
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils": {"overlayutil", "facts about overlayfs have one home"},
+	"github.com/containerd/containerd/v2/plugins/content/local":                  {"internal/blobs", "how containerd's blobs lie on disk has one home"},
+	"google.golang.org/grpc":          {"cmd/durable-snapshotter internal/repull", "the snapshotter can be used without a daemon; containerd is reached over gRPC only"},
+	"github.com/pelletier/go-toml/v2": {"cmd/durable-snapshotter", "parsing is on one side, behaviour on the other"},
+}
+
+type listed struct {
+	ImportPath, Doc string
+	Imports         []string
+}
+
+// goList lists the packages of the module in dir.
+func goList(t *testing.T, dir string, args ...string) (all []listed) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Doc,Imports"}, append(args, "./...")...)...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err, cmd.Stderr)
+	}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, p := range goList(t, product, "-tags", "faults") {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		allowed, known := ours[name]
+		if !known {
+			t.Errorf("package %s is not in the list: say what it may import", name)
+		}
+		for _, i := range p.Imports {
+			if rest, mine := strings.CutPrefix(i, module+"/"); mine && !slices.Contains(allowed, rest) {
+				t.Errorf("%s imports %s", name, rest)
+			}
+			for path, rule := range only {
+				below := strings.HasPrefix(i, path+"/") && only[i].importer == ""
+				if (i == path || below) && !slices.Contains(strings.Fields(rule.importer), name) {
+					t.Errorf("%s imports %s, only %s may: %s", name, i, rule.importer, rule.why)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageIntroducesItself(t *testing.T) {
+	for _, p := range append(goList(t, product), goList(t, tests)...) {
+		if len(p.Doc) < 40 {
+			t.Errorf("%s has no package comment that go doc shows: %q", p.ImportPath, p.Doc)
+		}
+	}
+}
+
+// The parts of the tests are for plain programs, too: only kittest knows what a
+// test is.
+func TestOnlyKittestKnowsTesting(t *testing.T) {
+	for _, p := range goList(t, tests) {
+		if knows := slices.Contains(p.Imports, "testing"); knows != strings.HasSuffix(p.ImportPath, "/tests/kit/kittest") {
+			t.Errorf("%s imports package testing: %v", p.ImportPath, knows)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package storm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+)
+
+type image = images.Image
+
+// usage is what the daemon needs of the machine, at rest.
+type usage struct {
+	round, pid           int
+	fds, threads, rssKiB int
+	unleased             bool // no lease of a dead client keeps anything
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("pid %d: %d descriptors, %d threads, %d MiB; ", u.pid, u.fds, u.threads, u.rssKiB>>10)
+}
+
+func (s *storm) lastUsage() string {
+	if len(s.usage) == 0 {
+		return ""
+	}
+	return s.usage[len(s.usage)-1].String()
+}
+
+var statusLine = regexp.MustCompile(`(?m)^(Threads|VmRSS):\s+(\d+)`)
+
+// measure notes what the daemon uses.
+func (s *storm) measure() {
+	u := usage{round: s.round, pid: s.node.Daemon.PID(), unleased: s.round%unload == 0}
+	dir := filepath.Join("/proc", strconv.Itoa(u.pid))
+	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+	text, serr := os.ReadFile(filepath.Join(dir, "status"))
+	if err := errors.Join(err, serr); err != nil {
+		s.violate("storm", "the storm itself: %v", err)
+		return
+	}
+	u.fds = len(fds)
+	for _, m := range statusLine.FindAllStringSubmatch(string(text), -1) {
+		n, _ := strconv.Atoi(m[2])
+		if m[1] == "Threads" {
+			u.threads = n
+		} else {
+			u.rssKiB = n
+		}
+	}
+	s.usage = append(s.usage, u)
+}
+
+// What the daemon may use more after ten and more rounds of the same process. Go's
+// heap grows with the largest request so far, threads with the system calls that
+// were slow at the same time.
+const (
+	moreFDs        = 8
+	moreThreads    = 24
+	moreRSS        = 48 << 10
+	moreGoroutines = 12
+)
+
+// leaks compares measurements without leases of dead clients: descriptors with those
+// of a daemon that has done nothing, the rest with the first of the same process.
+func (s *storm) leaks() {
+	first := map[int]usage{}
+	for _, u := range s.usage[1:] {
+		f, known := first[u.pid]
+		switch {
+		case !u.unleased:
+		case u.fds > s.usage[0].fds+moreFDs:
+			s.violate("leak", "a daemon that has done nothing had %v after round %d there were %v", s.usage[0], u.round, u)
+		case !known:
+			first[u.pid] = u
+		case u.threads > f.threads+moreThreads || u.rssKiB > f.rssKiB+moreRSS:
+			s.violate("leak", "the daemon needed %v after round %d, and %v after round %d", f, f.round, u, u.round)
+		}
+	}
+}
+
+// goroutines ends the daemon with SIGQUIT, which makes it print all of them, and
+// counts them.
+func (s *storm) goroutines(ctx context.Context) (int, error) {
+	before, err := s.node.Daemon.Log()
+	if err == nil {
+		err = syscall.Kill(s.node.Daemon.PID(), syscall.SIGQUIT)
+	}
+	if err == nil {
+		_, err = s.node.Daemon.Wait(time.Minute)
+	}
+	if err != nil {
+		return 0, err
+	}
+	log, err := s.node.Daemon.Log()
+	n := strings.Count(log[len(before):], "\ngoroutine ")
+	if n == 0 {
+		err = errors.Join(err, errors.New("SIGQUIT has printed no goroutines"))
+	}
+	return n, errors.Join(err, s.node.start(ctx), s.node.reached(ctx))
+}
+
+// measureIdle counts the goroutines of a daemon that has done nothing yet.
+func (s *storm) measureIdle(ctx context.Context) {
+	if s.node.Daemon == nil {
+		return
+	}
+	var err error
+	if s.idle, err = s.goroutines(ctx); err != nil {
+		s.violate("start", "%v", err)
+	}
+	s.measure()
+}
+
+// finish removes everything, and verifies that nothing is left.
+func (s *storm) finish(ctx context.Context) {
+	s.ledger.printf("finish")
+	if s.node.Daemon == nil {
+		return
+	}
+	s.leaks()
+	if n, err := s.goroutines(ctx); err != nil || n > s.idle+moreGoroutines {
+		s.violate("leak", "%d goroutines at the end, %d at the beginning: %v", n, s.idle, err)
+	}
+	for _, namespace := range []string{plain, k8s} {
+		if err := s.removeAll(ctx, namespace); err != nil {
+			s.violate("remove", "%s: %v", namespace, err)
+		}
+	}
+	in := namespaces.WithNamespace(ctx, standing)
+	if err := s.node.snapshotter().Remove(in, s.node.standingKey()); err != nil {
+		s.violate("remove", "%s: %v", standing, err)
+	}
+	var left string
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		if err := s.collect(ctx, plain); err != nil {
+			s.violate("remove", "collect: %v", err)
+		}
+		if left = s.left(ctx); left == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.violate("left", "after everything was removed and collected: %s", left)
+			return
+		}
+	}
+}
+
+// removeAll removes the images and the leases of a namespace. First the images: what
+// a lease of ours keeps then is used by no image.
+func (s *storm) removeAll(ctx context.Context, namespace string) error {
+	in := namespaces.WithNamespace(ctx, namespace)
+	listed, err := s.node.client().ImageService().List(in)
+	for _, img := range listed {
+		err = errors.Join(err, s.node.client().ImageService().Delete(in, img.Name, images.SynchronousDelete()))
+	}
+	all, lerr := s.node.client().LeasesService().List(in)
+	for _, l := range all {
+		if strings.HasPrefix(l.ID, repull.LeasePrefix) {
+			s.violate("lease", "a lease of the daemon's is left in %s: %v", namespace, l)
+		}
+	}
+	if err := errors.Join(err, lerr); err != nil {
+		return err
+	}
+	s.unlease(ctx)
+	return nil
+}
+
+// left describes what is left of everything, "" when that is nothing.
+func (s *storm) left(ctx context.Context) string {
+	var all []string
+	dirs, err := s.node.directories()
+	if err != nil {
+		return err.Error()
+	}
+	found, err := s.node.Daemon.Inspect(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	all = append(all, dirs...)
+	for _, r := range found.Snapshots {
+		all = append(all, "row "+r.Name)
+	}
+	for _, e := range found.Journal.Open {
+		all = append(all, "journal "+e.Key)
+	}
+	for _, e := range found.Journal.Committed {
+		all = append(all, "journal "+e.Name)
+	}
+	for _, namespace := range []string{plain, k8s, standing} {
+		keys, err := s.keys(ctx, namespace)
+		if err != nil {
+			return err.Error()
+		}
+		for _, key := range keys {
+			all = append(all, "containerd's "+namespace+" "+key)
+		}
+	}
+	return strings.Join(all, "\n")
+}
