@@ -156,8 +156,9 @@ func (d *Disk) Shutdown() error {
 	return nil
 }
 
-// Unmount unmounts the disk and everything mounted below it. It fails while a
-// process still uses one of them: a lazy unmount would hide that.
+// Unmount unmounts the disk and everything mounted below it, and waits until the
+// kernel has released it. It fails while a process still uses a mount: a lazy
+// unmount would hide that.
 func (d *Disk) Unmount() error {
 	if !d.mount {
 		return nil
@@ -166,7 +167,7 @@ func (d *Disk) Unmount() error {
 		return err
 	}
 	d.mount = false
-	return nil
+	return WaitReleased(d.Device(), slow)
 }
 
 // Remount unmounts and mounts again, which after Shutdown replays the journal
@@ -207,6 +208,23 @@ func UnmountBelow(top string) error {
 			return fmt.Errorf("unmount %s: %w", last, err)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// WaitReleased waits until no file system holds a block device. A mount
+// namespace that was copied a moment before the unmount, as every runtime does
+// when it starts a container, keeps the file system alive: mounting the device
+// again would bring back the same one, shut down and with its page cache.
+func WaitReleased(device string, limit time.Duration) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		// For a block device O_EXCL means: not while a file system holds it (open(2)).
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("wait for %s to be released: %w", device, err)
+		}
 	}
 }
 

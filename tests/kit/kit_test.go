@@ -3,6 +3,7 @@ package kit
 import (
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,6 +77,39 @@ func TestBtrfsDisk(t *testing.T) {
 	}
 	if _, err := os.Stat(disk.Path("file")); err != nil {
 		t.Error(err)
+	}
+	if err := disk.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnmountWaits unmounts a disk that a copy of the mount namespace still holds,
+// as it does for a moment when a runtime starts a container.
+func TestUnmountWaits(t *testing.T) {
+	disk, err := NewDisk(t.TempDir(), DiskOptions{FS: "ext4"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := exec.Command("unshare", "--mount", "sh", "-c", "echo; exec sleep 0.5")
+	out, err := copied.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := copied.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = copied.Wait() }()
+	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Remount(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(disk.Path("file"), nil, 0o644); err != nil {
+		t.Errorf("the file system that was shut down came back: %v", err)
 	}
 	if err := disk.Close(); err != nil {
 		t.Error(err)

@@ -31,6 +31,7 @@ func (v volume) mount(t testing.TB, options ...string) {
 func (v volume) unmount(t testing.TB) {
 	t.Helper()
 	check(t, kit.UnmountBelow(v.dir))
+	check(t, kit.WaitReleased(v.device, time.Minute))
 }
 
 // node is a node in use, with its CRI plugin, one image, a container on it, and no

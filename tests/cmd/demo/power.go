@@ -81,10 +81,7 @@ func others() ([]int, error) {
 	return pids, nil
 }
 
-// unmountAll unmounts the root file systems of dead containers and the disk, and
-// waits until the kernel has really given the disk up. Mounting it while an
-// overlay still holds the file system would bring back the one that is shut
-// down, and with it the page cache that a power cut takes.
+// unmountAll unmounts the root file systems of dead containers and the disk.
 func (h *half) unmountAll() error {
 	points, err := mountsBelow(h.runDir())
 	if err != nil {
@@ -95,19 +92,7 @@ func (h *half) unmountAll() error {
 			return fmt.Errorf("unmount %s: %w", point, err)
 		}
 	}
-	if err := h.disk.Unmount(); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		// For a block device O_EXCL means: not while a file system holds it.
-		fd, err := unix.Open(h.disk.Device(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-		if err == nil {
-			return unix.Close(fd)
-		}
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return fmt.Errorf("wait for %s to be free: %w", h.disk.Device(), err)
-		}
-	}
+	return h.disk.Unmount()
 }
 
 // mountsBelow lists the mount points under dir in the order of mounting. The

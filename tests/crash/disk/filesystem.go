@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // FS is a kind of file system.
@@ -84,13 +86,17 @@ func (v *Volume) Mount(f FS, dir string, options ...string) error {
 	return nil
 }
 
-// Unmount unmounts everything that Mount has mounted, last first. A file system
-// whose processes were just killed can be busy for a moment.
+// Unmount unmounts everything that Mount has mounted, last first, and waits until
+// the kernel has released the device. A file system whose processes were just
+// killed can be busy for a moment.
 func (v *Volume) Unmount() error { return v.UnmountWithin(30 * time.Second) }
 
 // UnmountWithin is Unmount with another patience. It returns EBUSY when that
 // ends.
 func (v *Volume) UnmountWithin(limit time.Duration) error {
+	if len(v.mounts) == 0 {
+		return nil
+	}
 	deadline := time.Now().Add(limit)
 	for len(v.mounts) > 0 {
 		dir := v.mounts[len(v.mounts)-1]
@@ -104,7 +110,7 @@ func (v *Volume) UnmountWithin(limit time.Duration) error {
 		}
 		v.mounts = v.mounts[:len(v.mounts)-1]
 	}
-	return nil
+	return kit.WaitReleased(v.Device(), time.Until(deadline))
 }
 
 // Shutdown makes the mounted file system fail every request from now on, as if
