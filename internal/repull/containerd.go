@@ -22,15 +22,17 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
 )
 
-// patient is how a connection is tried again.
+// patient is how a connection is tried again: often, because it is a socket of this
+// machine, and what containerd must be notified of is due when it returns.
 var patient = func() backoff.Config {
 	b := backoff.DefaultConfig
-	b.MaxDelay = 3 * time.Second
+	b.BaseDelay, b.MaxDelay = 200*time.Millisecond, time.Second
 	return b
 }()
 
@@ -53,7 +55,6 @@ type Containerd struct {
 func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 	opts := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// As containerd does for its proxy plugins (cmd/containerd/server/server.go):
 		// grpc's own pauses grow to two minutes while a containerd is down.
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: patient}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)),
@@ -78,6 +79,23 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 
 // Close ends the connection.
 func (c *Containerd) Close() error { return c.conn.Close() }
+
+// Watch keeps the connection up until ctx ends, and calls connected each time it is: at
+// first, and whenever containerd has returned.
+func (c *Containerd) Watch(ctx context.Context, connected func()) {
+	for {
+		state := c.conn.GetState()
+		switch state {
+		case connectivity.Idle: // also after a connection was lost
+			c.conn.Connect()
+		case connectivity.Ready:
+			connected()
+		}
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+}
 
 // Layer is a committed snapshot, as containerd knows it.
 type Layer struct {

@@ -15,8 +15,9 @@ import (
 )
 
 // What containerd did not accept is tried again after retryFirst, then after twice as
-// long each time, at most retryLast. At its start containerd calls the snapshotter before
-// its own API answers, so the first attempt usually fails then.
+// long each time, at most retryLast; from the beginning when containerd has returned. At
+// its start containerd calls the snapshotter before its own API answers, so the first
+// attempt usually fails then.
 const (
 	retryFirst = time.Second
 	retryLast  = 30 * time.Second
@@ -55,6 +56,7 @@ type Notifier struct {
 	cfg                 NotifierConfig
 	layers              Layers
 	wake                chan struct{}
+	returned            chan struct{}    // containerd can be called again
 	mu                  sync.Mutex       // guards queue and leased
 	queue               map[Layer]bool   // of each layer the latest: true when it is ready, false when it is to be dropped
 	leased              map[Layer]bool   // layers that may have a lease of a drop; true: it is to be deleted
@@ -68,7 +70,7 @@ type Notifier struct {
 // NewNotifier returns a Notifier that only queues until Run is called.
 func NewNotifier(cfg NotifierConfig) *Notifier {
 	return &Notifier{
-		cfg: cfg, wake: make(chan struct{}, 1), caughtUp: cfg.Address == "",
+		cfg: cfg, wake: make(chan struct{}, 1), returned: make(chan struct{}, 1), caughtUp: cfg.Address == "",
 		queue: map[Layer]bool{}, leased: map[Layer]bool{}, logged: map[Layer]string{},
 	}
 }
@@ -120,9 +122,12 @@ func (n *Notifier) enqueue(namespace, chainID string, ready bool) {
 	n.wakeUp()
 }
 
-func (n *Notifier) wakeUp() {
+func (n *Notifier) wakeUp() { signal(n.wake) }
+
+// signal leaves one message in a channel that has room for one.
+func signal(c chan<- struct{}) {
 	select {
-	case n.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -132,6 +137,9 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 	n.layers = l
 	ctx, n.stop = context.WithCancel(ctx)
 	n.ended.Go(func() {
+		if n.cfg.Address != "" && n.connect() == nil {
+			n.ended.Go(func() { n.conn.Watch(ctx, func() { signal(n.returned) }) })
+		}
 		pause := retryFirst
 		for {
 			var retry <-chan time.Time
@@ -145,6 +153,8 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-ctx.Done():
 				return
 			case <-n.wake:
+			case <-n.returned:
+				pause = retryFirst
 			case <-retry:
 			}
 			n.notifyAll(ctx)
