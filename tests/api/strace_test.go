@@ -190,6 +190,8 @@ func TestCheckSealed(t *testing.T) {
 		{"syncfs after the answer", []string{prepare, open, prepared, commit, write, flush, answered, sync}, "no syncfs"},
 		{"syncfs still running when the row is written", []string{prepare, open, prepared, commit, "1 " + strings.Replace(sync, ") = 0", " <unfinished ...>", 1), write, "1 <... syncfs resumed>) = 0", flush, answered}, "no syncfs"},
 		{"syncfs interrupted by another thread", []string{prepare, open, prepared, commit, "1 " + strings.Replace(sync, ") = 0", " <unfinished ...>", 1), "2 close(5<" + x("/f") + ">) = 0", "1 <... syncfs resumed>) = 0", write, flush, answered}, ""},
+		{"syncfs cut short by the end of the trace", []string{prepare, open, prepared, commit, "2 " + strings.Replace(sync, ") = 0", " <detached ...>", 1), write, flush, answered}, "no syncfs"},
+		{"another call cut short by the end of the trace", []string{prepare, open, prepared, commit, sync, write, flush, answered, "2 read(2022670080,  <detached ...>"}, ""},
 		{"syncfs fails", []string{prepare, open, prepared, commit, strings.Replace(sync, "= 0", "= -1 EIO (Input/output error)", 1), write, flush, answered}, "EIO"},
 		{"descriptor opened late", []string{prepare, prepared, commit, open, sync, write, flush, answered}, "not within Prepare"},
 		{"descriptor opened between", []string{prepare, prepared, open, commit, sync, write, flush, answered}, "not within Prepare"},

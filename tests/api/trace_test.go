@@ -40,7 +40,7 @@ var (
 	callLine       = regexp.MustCompile(`^(\d+)\s+(\w+)\((.*)\)\s+= (.+)$`)
 	unfinishedLine = regexp.MustCompile(`^(\d+)\s+(\w+)\((.*?),?\s*<unfinished \.\.\.>$`)
 	resumedLine    = regexp.MustCompile(`^(\d+)\s+<\.\.\. (\w+) resumed>(.*)\)\s+= (.+)$`)
-	ignoredLine    = regexp.MustCompile(`^\d+\s+(\+\+\+|---|\?\?\?\?) |<unfinished \.\.\.>\) += \?$|resumed>.*\)? += \?$`)
+	ignoredLine    = regexp.MustCompile(`^\d+\s+(\+\+\+|---|\?\?\?\?) |<unfinished \.\.\.>\) += \?$|<detached \.\.\.>$|resumed>.*\)? += \?$`)
 	hexString      = regexp.MustCompile(`"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?`)
 	fdWithPath     = regexp.MustCompile(`^(\d+)<((?:\\x[0-9a-f]{2})*)>`)
 )

@@ -159,6 +159,7 @@ func TestNormalise(t *testing.T) {
 13  unlinkat(13</d/root/removing>, "3.f17", AT_REMOVEDIR) = 0
 13  openat(AT_FDCWD</r>, "/d/root/snapshots/2/record.new", O_WRONLY|O_CREAT|O_TRUNC|O_CLOEXEC, 0600) = 14</d/root/snapshots/2/record.new>
 13  +++ exited with 0 +++
+14  read(8</d/root/metadata.db>,  <detached ...>
 12  fsync(8</d/root/meta`
 	want := []string{
 		"mkdir snapshots/new-*",

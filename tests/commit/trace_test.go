@@ -85,6 +85,9 @@ func normalise(output, root string) ([]string, error) {
 		if strings.HasPrefix(text, "---") || strings.HasPrefix(text, "+++") {
 			continue // a signal, an end
 		}
+		if strings.HasSuffix(text, "<detached ...>") {
+			continue // the trace ends before the call does
+		}
 		if head, ok := strings.CutSuffix(text, " <unfinished ...>"); ok {
 			unfinished[thread] = head
 			continue
