@@ -120,6 +120,59 @@ func (s Store) Flaw(ctx context.Context, info content.Info, root string) (string
 	return grown, nil
 }
 
+// Document reads a small blob, such as a manifest, an index or a config, and returns what is
+// wrong with it as Flaw does. The body is good when both are zero.
+func (s Store) Document(ctx context.Context, info content.Info, root string) (body []byte, flaw string, err error) {
+	if body, flaw, err = s.read(ctx, info, maxConfig); flaw != "" || err != nil {
+		return nil, flaw, err
+	}
+	if long, err := grownOnDisk(root, info); err != nil || long {
+		return nil, grown, err
+	}
+	return body, "", nil
+}
+
+// Sized returns what is wrong with a blob as far as the length of its file shows it: missing,
+// short or grown, "" when nothing is. root is that of the content store, "" when its files
+// cannot be seen from here: then containerd reads the last byte, and what has grown is not
+// noticed. Of a file that seems to be missing or short containerd reads the last byte, too,
+// and its own view decides. The error proves nothing about the blob.
+func (s Store) Sized(ctx context.Context, info content.Info, root string) (flaw string, err error) {
+	if root != "" {
+		st, err := os.Stat(fileOf(root, info.Digest))
+		switch {
+		case err == nil && st.Size() == info.Size:
+			return "", nil
+		case err == nil && st.Size() > info.Size:
+			return grown, nil
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			return "", fmt.Errorf("stat blob %s: %w", info.Digest, err)
+		}
+	}
+	if err := info.Digest.Validate(); err != nil {
+		return "", fmt.Errorf("read blob %s: %w", info.Digest, err)
+	}
+	return twice(func() (string, error) { return s.last(ctx, info) })
+}
+
+// last reads the last byte of a blob through containerd.
+func (s Store) last(ctx context.Context, info content.Info) (flaw string, err error) {
+	r, err := s.content.ReaderAt(ctx, ocispec.Descriptor{Digest: info.Digest, Size: info.Size})
+	if err != nil {
+		return unless(flawOf(err), info.Digest, err)
+	}
+	defer r.Close()
+	if n, err := r.ReadAt(make([]byte, 1), max(0, info.Size-1)); n == 0 && info.Size > 0 {
+		return unless(flawOf(err), info.Digest, err)
+	}
+	return "", nil
+}
+
+// fileOf is the file of a blob below the root of a content store.
+func fileOf(root string, d digest.Digest) string {
+	return filepath.Join(root, "blobs", d.Algorithm().String(), d.Encoded())
+}
+
 // unless returns the error only when it proves nothing about the blob.
 func unless(flaw string, d digest.Digest, err error) (string, error) {
 	if flaw == "" {
@@ -135,7 +188,7 @@ func grownOnDisk(root string, info content.Info) (bool, error) {
 	if root == "" {
 		return false, nil
 	}
-	st, err := os.Stat(filepath.Join(root, "blobs", info.Digest.Algorithm().String(), info.Digest.Encoded()))
+	st, err := os.Stat(fileOf(root, info.Digest))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}

@@ -56,6 +56,13 @@ func (m Manifest) Parts() []digest.Digest {
 	return append(all, m.layers...)
 }
 
+// Chain returns the names of its snapshots, lowest first; none when neither its config nor
+// labels show them. The caller must not change it.
+func (m Manifest) Chain() []string { return m.chain }
+
+// Layers returns the digests of its layer blobs, lowest first. The caller must not change it.
+func (m Manifest) Layers() []digest.Digest { return m.layers }
+
 // Documents are the blobs that lead to its layers.
 func (m Manifest) Documents() []digest.Digest {
 	if m.Digest == "" {
@@ -248,4 +255,36 @@ func (l *Library) follow(from digest.Digest, to map[digest.Digest]bool, seen []d
 	return nil, false
 }
 
-// target is what an image's name points to.
+// Children are the blobs that a blob refers to, as far as containerd's labels show it.
+func (l *Library) Children(of digest.Digest) (all []digest.Digest) {
+	for label, child := range l.Blobs[of].Labels {
+		if d := digest.Digest(child); strings.HasPrefix(label, refContent) && d.Validate() == nil {
+			all = append(all, d)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Unpackers maps the snapshotters in which containerd has unpacked the image of a config,
+// as labels have it, to the names of the top snapshots. A snapshot may be gone since.
+func (l *Library) Unpackers(config digest.Digest) map[string]string {
+	found := map[string]string{}
+	for label, top := range l.Blobs[config].Labels {
+		if name, ok := strings.CutPrefix(label, refSnapshot); ok && top != "" {
+			found[name] = top
+		}
+	}
+	return found
+}
+
+// Sources are the registries that a blob came from, as containerd's labels have it, sorted.
+func (l *Library) Sources(of digest.Digest) (hosts []string) {
+	for label := range l.Blobs[of].Labels {
+		if host, ok := strings.CutPrefix(label, labels.LabelDistributionSource+"."); ok {
+			hosts = append(hosts, host)
+		}
+	}
+	slices.Sort(hosts)
+	return hosts
+}

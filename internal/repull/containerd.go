@@ -6,11 +6,13 @@ import (
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -48,6 +50,8 @@ type Containerd struct {
 	lib        library.Store // reads from content
 	leases     leases.Manager
 	inspect    introspectionapi.IntrospectionClient
+	tasks      tasksapi.TasksClient
+	differ     diffapi.DiffClient
 }
 
 // Connect makes a connection to the unix socket of a containerd. It connects when
@@ -74,6 +78,8 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 		lib:        library.NewStore(store),
 		leases:     leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		inspect:    introspectionapi.NewIntrospectionClient(conn),
+		tasks:      tasksapi.NewTasksClient(conn),
+		differ:     diffapi.NewDiffClient(conn),
 	}, nil
 }
 

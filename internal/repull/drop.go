@@ -9,12 +9,10 @@ import (
 	"slices"
 	"strings"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -206,16 +204,9 @@ func (d *drop) dropImages(early bool) step {
 			if i.early != early {
 				continue
 			}
-			now, err := d.c.images.Get(ctx, &imagesapi.GetImageRequest{Name: i.Name})
-			if err = errgrpc.ToNative(err); err == nil && !now.Image.UpdatedAt.AsTime().Equal(i.UpdatedAt.AsTime()) {
-				return fmt.Errorf("image %s is being pulled: %w", i.Name, errdefs.ErrUnavailable)
-			}
-			if err == nil {
-				_, err = d.c.images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: i.Name, Target: i.Target})
-				err = errgrpc.ToNative(err)
-			}
+			err := View{d.c}.DeleteImage(ctx, i.Image)
 			if err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("delete image %s: %w", i.Name, err)
+				return err
 			}
 			d.plan.names--
 			if err == nil {
