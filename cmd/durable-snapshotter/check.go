@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -28,11 +29,14 @@ var (
 var errNotVerified = errors.New("could not verify")
 
 // check compares committed snapshots with their seals. It gets their list from a
-// running daemon, verifies them in this process, and writes nothing.
+// running daemon, verifies them in this process, and writes nothing. With --images it is
+// about images of containerd.
 func check(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
 	deep := c.flags.Bool("deep", false, "")
 	cached := c.flags.Bool("cached", false, "")
+	ofImages := c.flags.Bool("images", false, "")
+	namespace := c.flags.String("namespace", "", "")
 	names, err := c.parse()
 	if err != nil {
 		return err
@@ -40,9 +44,15 @@ func check(c *command) error {
 	if *deep && *cached {
 		return fmt.Errorf("--deep verifies, and --cached does not: %w", errUsage)
 	}
+	if *ofImages && *cached || *namespace != "" && !*ofImages {
+		return fmt.Errorf("--images does not go with --cached, and --namespace only with --images: %w", errUsage)
+	}
 	cfg, err := c.config()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNotVerified, err)
+	}
+	if *ofImages {
+		return c.checkImages(cfg, images.Options{Namespaces: listOf(*namespace), Names: names, Deep: *deep}, *asJSON)
 	}
 	results, err := c.verify(cfg, names, *deep, *cached)
 	if err != nil {

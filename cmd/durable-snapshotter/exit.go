@@ -27,8 +27,10 @@ func report(stderr io.Writer, err error) int {
 	if errors.Is(err, errUsage) || errors.Is(err, errNotVerified) {
 		return 2
 	}
-	if errors.Is(err, errUnverified) {
-		return 3
+	for _, unknown := range []error{errUnverified, errImagesUnverified, errNoAnswer} {
+		if errors.Is(err, unknown) {
+			return 3
+		}
 	}
 	return 1
 }

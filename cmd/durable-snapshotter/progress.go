@@ -11,12 +11,13 @@ import (
 type progress struct {
 	out         *os.File // nil: standard error is no terminal
 	done, total int
+	what        string
 	bytes       int64 // of content
 	drawn       time.Time
 }
 
 func newProgress(c *command, total int) *progress {
-	p := &progress{total: total}
+	p := &progress{total: total, what: "snapshots"}
 	if f, ok := c.stderr.(*os.File); ok && isTerminal(f) {
 		p.out = f
 	}
@@ -25,6 +26,12 @@ func newProgress(c *command, total int) *progress {
 
 func (p *progress) step() {
 	p.done++
+	p.draw()
+}
+
+// set is step where the caller counts.
+func (p *progress) set(done, total int) {
+	p.done, p.total = done, total
 	p.draw()
 }
 
@@ -43,7 +50,7 @@ func (p *progress) draw() {
 	}
 	p.drawn = time.Now()
 	full := width * p.done / p.total
-	text := fmt.Sprintf("[%s%s] %d of %d snapshots", strings.Repeat("#", full), strings.Repeat(" ", width-full), p.done, p.total)
+	text := fmt.Sprintf("[%s%s] %d of %d %s", strings.Repeat("#", full), strings.Repeat(" ", width-full), p.done, p.total, p.what)
 	if p.bytes > 0 {
 		text += fmt.Sprintf(", %d MiB read", p.bytes>>20)
 	}

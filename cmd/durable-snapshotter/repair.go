@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"text/tabwriter"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/rebuild"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
@@ -12,12 +13,16 @@ import (
 )
 
 // repair prints what can be done about layers that are not ready, and does it
-// with --apply. With --rebuild it is about metadata.db.
+// with --apply. With --rebuild it is about metadata.db, with --images about images of
+// containerd.
 func repair(c *command) error {
 	rebuild := c.flags.Bool("rebuild", false, "")
 	apply := c.flags.Bool("apply", false, "")
 	deep := c.flags.Bool("deep", false, "")
 	orphans := c.flags.Bool("orphans", false, "")
+	ofImages := c.flags.Bool("images", false, "")
+	namespace := c.flags.String("namespace", "", "")
+	force := c.flags.Bool("force", false, "")
 	asJSON := c.flags.Bool("json", false, "")
 	names, err := c.parse()
 	if err != nil {
@@ -29,11 +34,16 @@ func repair(c *command) error {
 	if *rebuild && (*apply || *deep || len(names) > 0) {
 		return fmt.Errorf("--rebuild goes with no snapshot, and not with --apply or --deep: %w", errUsage)
 	}
+	if *ofImages && (*orphans || *rebuild) || !*ofImages && (*force || *namespace != "") {
+		return fmt.Errorf("--images does not go with --orphans or --rebuild, and --force and --namespace only with --images: %w", errUsage)
+	}
 	cfg, err := c.config()
 	if err != nil {
 		return err
 	}
 	switch {
+	case *ofImages:
+		return c.repairImages(cfg, images.Options{Namespaces: listOf(*namespace), Names: names, Deep: *deep}, *apply, *force, *asJSON)
 	case *rebuild:
 		return c.rebuild(cfg, *asJSON)
 	case *orphans:
@@ -58,9 +68,10 @@ func repair(c *command) error {
 	return verdict(left)
 }
 
-// heal lets a running daemon do it, and does it itself when none is running.
+// heal lets a running daemon do it, and does it itself when none is running. Without names
+// it is about all snapshots.
 func (c *command) heal(cfg Config, names []string, o layers.RepairOptions) (results []layers.RepairResult, err error) {
-	report, live, err := c.report(cfg)
+	report, _, err := c.report(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +79,15 @@ func (c *command) heal(cfg Config, names []string, o layers.RepairOptions) (resu
 		c.warnBrake(report)
 	}
 	if o.IDs, err = idsOf(report, names); err != nil {
+		return nil, err
+	}
+	return c.healIDs(cfg, o)
+}
+
+// healIDs is heal for snapshots that are known by their numbers.
+func (c *command) healIDs(cfg Config, o layers.RepairOptions) (results []layers.RepairResult, err error) {
+	_, live, err := c.report(cfg)
+	if err != nil {
 		return nil, err
 	}
 	if live {

@@ -11,8 +11,16 @@ Verbs:
   check [--deep] [--json] [--cached] [SNAPSHOT...]
                     compare committed layers with their seals, with --deep their content too,
                     and write nothing; --cached prints what is known, and verifies nothing
+  check --images [--namespace NS] [--deep] [--json] [IMAGE...]
+                    print for each image of containerd whether it is ready, what is missing and
+                    from where it can be fetched, and what holds it; with --deep its content is
+                    read; containerd must run
   repair [--apply] [--deep] [--json] [SNAPSHOT...]
                     print how damaged layers can be healed, and with --apply heal them
+  repair --images [--namespace NS] [--deep] [--apply] [--force] [--json] [IMAGE...]
+                    print how images that are not ready can be repaired, the least destructive
+                    step first, and with --apply do it; with --force the snapshots of containers
+                    that have ended are removed when they are in the way, with all they have written
   repair --orphans [--apply] [--json]
                     list snapshots that containerd does not know, of images that were removed
                     while it ran without this snapshotter, and with --apply remove them;
@@ -31,7 +39,9 @@ Flags of every verb:
 Exit status: 0 done; 1 an error; 2 a usage error. Of check and repair: 0 all are
 ready, or their content cannot be compared with anything yet; 1 some are damaged;
 3 none is, but some could not be verified. 2 of check: it could not verify any.
-Of repair --orphans: 0 none is left; 1 some are.
+Of repair --orphans: 0 none is left; 1 some are. With --images: 0 all images run, can be
+unpacked, or were dropped for the next pull; 1 some do not; 3 nothing can be said of some,
+or of any, as when containerd is down.
 
 Example:
   durable-snapshotter serve --root /var/lib/durable-snapshotter

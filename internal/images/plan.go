@@ -1,0 +1,244 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+)
+
+// Action is a kind of repair. They are listed from the least to the most destructive.
+type Action string
+
+const (
+	// ActHeal extracts damaged layers again in place. Containers may stand on them.
+	ActHeal Action = "heal"
+	// ActDropBlobs deletes the rows and files of bad blobs, so that they can be fetched:
+	// containerd takes a file of which it has a row for the blob, whatever is in it.
+	ActDropBlobs Action = "drop blobs"
+	// ActUnpack removes the snapshots from the lowest that is not ready upwards from
+	// containerd's records, and unpacks the layers again from their blobs.
+	ActUnpack Action = "unpack"
+	// ActDropLayer makes containerd forget a layer, the images that have it and their bad
+	// blobs: [repull.Containerd.Drop].
+	ActDropLayer Action = "drop layer"
+	// ActDropNames deletes the names of the image, and its bad blobs.
+	ActDropNames Action = "drop names"
+)
+
+// Step is a part of a repair.
+type Step struct {
+	Action Action `json:"action"`
+	Text   string `json:"text"`
+
+	layers []Layer // healed, or the one that is dropped
+	blobs  []repull.Blob
+}
+
+// Repair is what can be done about an image, and what was done.
+type Repair struct {
+	Image
+	Plan []Step `json:"plan"`
+	// Blocked is why the plan does not make the image ready, or a pull of it clean.
+	Blocked string `json:"blocked,omitempty"`
+	Done    string `json:"done,omitempty"`
+	// Dropped: the names of the image are gone, and the next pull brings it.
+	Dropped bool `json:"dropped,omitempty"`
+}
+
+// RepairOptions of Plan and Apply.
+type RepairOptions struct {
+	// Force removes the snapshots of containers without a process that stand on a layer which
+	// must be dropped, with what they have written. The containers themselves stay on record.
+	Force       bool
+	ContentRoot string // as configured, for error messages
+
+	// Heal heals damaged layers in place, as far as there are good bytes, and returns what it
+	// did with each. ids are those of their directories. What it cannot heal is no error.
+	Heal func(ctx context.Context, ids []uint64, deep bool) (map[uint64]string, error)
+	// Confirm verifies a damaged layer again, as deep, and returns nil only when it is
+	// damaged still.
+	Confirm func(ctx context.Context, row Row, deep bool) error
+}
+
+// Plan returns what can be done about the images that are not ready, the least destructive
+// first. It changes nothing.
+func (c *Checker) Plan(ctx context.Context, found []Image, o RepairOptions) ([]Repair, error) {
+	repairs := []Repair{}
+	for _, i := range found {
+		r, err := c.plan(namespaces.WithNamespace(ctx, i.Namespace), i, o)
+		if err != nil {
+			return nil, err
+		}
+		if len(r.Plan) > 0 || r.Blocked != "" {
+			repairs = append(repairs, r)
+		}
+	}
+	return repairs, nil
+}
+
+// plan is Plan for one image. The error is that of ctx.
+func (c *Checker) plan(ctx context.Context, i Image, o RepairOptions) (Repair, error) {
+	r := Repair{Image: i, Plan: []Step{}}
+	if damaged := i.facts.having(LayerDamaged); len(damaged) > 0 {
+		text := fmt.Sprintf("verify %s again, and extract in place from ", count(len(damaged), "damaged layer"))
+		var from []string
+		for _, l := range damaged {
+			if l.Source != "" {
+				from = append(from, short(l.Source))
+			}
+		}
+		if len(from) < len(damaged) {
+			from = append(from, "whatever else has the bytes")
+		}
+		r.Plan = append(r.Plan, Step{Action: ActHeal, Text: text + strings.Join(from, ", "), layers: damaged})
+	}
+	step, blocked, err := c.next(ctx, i, o, len(r.Plan) > 0)
+	if step != nil {
+		r.Plan = append(r.Plan, *step)
+	}
+	r.Blocked = blocked
+	return r, err
+}
+
+func count(n int, of string) string {
+	if n == 1 {
+		return "1 " + of
+	}
+	return fmt.Sprintf("%d %ss", n, of)
+}
+
+// next is the least destructive step after an attempt to heal, nil for none; healing: that
+// attempt is still to come. blocked is why nothing makes the image ready. The error is that
+// of ctx.
+func (c *Checker) next(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
+	f := i.facts
+	broken := f.having(LayerDamaged, LayerLost)
+	unhealable := slices.DeleteFunc(slices.Clone(broken), func(l Layer) bool { return l.Source != "" })
+	switch {
+	case i.Verdict == Unknown:
+		return nil, i.Reason, nil
+	case i.Verdict == Incomplete:
+		bad := i.onRecord(f.blobs)
+		fetch := fmt.Sprintf("ctr -n %s content fetch %s", i.Namespace, i.Name)
+		if len(bad) == 0 {
+			return nil, fmt.Sprintf("%s missing: %s", count(len(f.blobs), "layer blob"), fetch), nil
+		}
+		return &Step{Action: ActDropBlobs, Text: fmt.Sprintf("drop %s; then fetch: %s", flaws(bad), fetch), blobs: bad}, "", nil
+	case i.Verdict == NotUnpacked && i.wasUnpacked():
+		return &Step{Action: ActUnpack, Text: "unpack again from its blobs: it was unpacked before"}, "", nil
+	case len(unhealable) > 0:
+		return c.nextUnhealable(ctx, i, o, unhealable)
+	case len(broken) > 0 && healing && len(f.having(LayerLost)) == 0:
+		if len(f.documents) > 0 {
+			return i.dropNames(), "", nil
+		}
+		return nil, "", nil
+	case len(broken) > 0 && len(f.holders) > 0 && !(o.Force && allExited(f.holders)):
+		return nil, holdersOf(f.holders) + ": " + i.Reason, nil
+	case len(broken) > 0:
+		return &Step{Action: ActUnpack, Text: fmt.Sprintf("remove the snapshots from %s upwards, and unpack again from the blobs", short(broken[0].ChainID))}, "", nil
+	case i.Verdict == NeedsFetch:
+		return i.dropNames(), "", nil
+	}
+	return nil, "", nil
+}
+
+// nextUnhealable is next for an image with layers of which no good blob is known.
+func (c *Checker) nextUnhealable(ctx context.Context, i Image, o RepairOptions, unhealable []Layer) (*Step, string, error) {
+	f := i.facts
+	if len(f.holders) > 0 && !(o.Force && allExited(f.holders)) {
+		blocked := holdersOf(f.holders)
+		if allExited(f.holders) {
+			blocked += "; --force removes their snapshots, with what they have written"
+		} else {
+			blocked += "; remove what holds it, or bring its blobs back: ctr -n " + i.Namespace + " content fetch " + i.Name
+		}
+		var bad []repull.Blob
+		for _, l := range unhealable {
+			bad = append(bad, i.onRecord(slices.DeleteFunc(slices.Clone(f.blobs), func(b repull.Blob) bool { return b.Digest != l.Blob }))...)
+		}
+		if len(bad) == 0 {
+			return nil, blocked, nil
+		}
+		return &Step{Action: ActDropBlobs, Text: "drop " + flaws(bad) + ", so that the blob can be fetched", blobs: bad}, blocked, nil
+	}
+	planned, err := c.view.Plan(ctx, layerOf(i, c.o.Snapshotter, unhealable[0]), c.dropOptions(o, nil))
+	if ctx.Err() != nil {
+		return nil, "", ctx.Err()
+	}
+	if err != nil {
+		return nil, err.Error(), nil
+	}
+	text := fmt.Sprintf("drop %s, %s, %s; names: %s", count(len(planned.Snapshots)+1, "snapshot"), count(len(planned.Bad), "bad blob"),
+		count(len(planned.Images), "image name"), strings.Join(planned.Images, " "))
+	if len(f.holders) > 0 {
+		text = fmt.Sprintf("remove the snapshots of %s; %s", strings.TrimPrefix(holdersOf(f.holders), "held by "), text)
+	}
+	return &Step{Action: ActDropLayer, Text: text, layers: unhealable[:1]}, "", nil
+}
+
+func allExited(all []Holder) bool {
+	return !slices.ContainsFunc(all, func(h Holder) bool { return !h.Exited })
+}
+
+// onRecord are those of bad blobs of which the namespace has a row.
+func (i Image) onRecord(bad []repull.Blob) (found []repull.Blob) {
+	for _, b := range bad {
+		if _, ok := i.space.lib.Blobs[b.Digest]; ok {
+			found = append(found, b)
+		}
+	}
+	return found
+}
+
+// wasUnpacked reports whether containerd has noted that our snapshotter had the image.
+func (i Image) wasUnpacked() bool {
+	chain := i.entry.manifest.Chain()
+	return len(chain) > 0 && i.entry.manifest.Unpacked == chain[len(chain)-1]
+}
+
+// dropNames is the step that leaves nothing of an image but its good blobs, on lease.
+func (i Image) dropNames() *Step {
+	bad := i.onRecord(slices.Concat(i.facts.documents, i.facts.blobs))
+	text := "delete the names of the image: " + strings.Join(i.Names, " ")
+	if len(bad) > 0 {
+		text = "drop " + flaws(bad) + "; " + text
+	}
+	return &Step{Action: ActDropNames, Text: text, blobs: bad}
+}
+
+func layerOf(i Image, snapshotter string, l Layer) repull.Layer {
+	return repull.Layer{Namespace: i.Namespace, Snapshotter: snapshotter, ChainID: digest.Digest(l.ChainID)}
+}
+
+func (c *Checker) dropOptions(o RepairOptions, confirm func(context.Context) error) repull.Options {
+	return repull.Options{Rows: rows{c}, ContentRoot: o.ContentRoot, Confirm: confirm}
+}
+
+// rows are the rows of the snapshotter as package repull reads them.
+type rows struct{ c *Checker }
+
+// Walk calls f with each row.
+func (r rows) Walk(ctx context.Context, f snapshots.WalkFunc, _ ...string) error {
+	all, err := r.c.o.Rows(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range all {
+		kind := snapshots.KindActive
+		if row.Committed {
+			kind = snapshots.KindCommitted
+		}
+		if err := f(ctx, snapshots.Info{Kind: kind, Name: row.Name, Parent: row.Parent}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
