@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 )
 
 // TestConnectsSoonAfterALongOutage: the pauses between attempts do not grow with the
@@ -52,6 +53,38 @@ func TestConnectsSoonAfterALongOutage(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// slowListener hands out each connection some time after it was made, as a busy machine does.
+type slowListener struct{ net.Listener }
+
+func (l slowListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	time.Sleep(2 * time.Second)
+	return conn, err
+}
+
+// TestConnectsToBusyContainerd: a containerd that is slow to answer the beginning of a
+// connection is not taken for one that is down.
+func TestConnectsToBusyContainerd(t *testing.T) {
+	t.Parallel()
+	socket := t.TempDir() + "/c.sock"
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	go func() { _ = server.Serve(slowListener{l}) }()
+	defer server.Stop()
+	c, err := Connect(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// The server has no services: that it answers so shows that the call has arrived.
+	if _, err := c.listNamespaces(t.Context()); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a call of a busy containerd: %v", err)
 	}
 }
 

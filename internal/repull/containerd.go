@@ -38,6 +38,11 @@ var patient = func() backoff.Config {
 	return b
 }()
 
+// connectWithin is how long one attempt may take. Without it, grpc gives up after the pause
+// that would follow, and a containerd on a busy machine seems to be down. Where none listens
+// an attempt fails at once.
+const connectWithin = 20 * time.Second
+
 // Containerd is a connection to a containerd. It uses the services themselves and
 // not containerd's client, which brings a registry client along.
 type Containerd struct {
@@ -60,7 +65,7 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 	opts := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		// grpc's own pauses grow to two minutes while a containerd is down.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: patient}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: patient, MinConnectTimeout: connectWithin}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)),
 	}, more...)
 	conn, err := grpc.NewClient("unix://"+address, opts...)
