@@ -67,12 +67,15 @@ type RepairOptions struct {
 	Confirm func(ctx context.Context, row Row, deep bool) error
 }
 
+// repairer is the part of a Checker that repairs.
+type repairer struct{ *Checker }
+
 // Plan returns what can be done about the images that are not ready, the least destructive
 // first. It changes nothing.
 func (c *Checker) Plan(ctx context.Context, found []Image, o RepairOptions) ([]Repair, error) {
 	repairs := []Repair{}
 	for _, i := range found {
-		r, err := c.plan(namespaces.WithNamespace(ctx, i.Namespace), i, o)
+		r, err := repairer{c}.plan(namespaces.WithNamespace(ctx, i.Namespace), i, o)
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +87,7 @@ func (c *Checker) Plan(ctx context.Context, found []Image, o RepairOptions) ([]R
 }
 
 // plan is Plan for one image. The error is that of ctx.
-func (c *Checker) plan(ctx context.Context, i Image, o RepairOptions) (Repair, error) {
+func (c repairer) plan(ctx context.Context, i Image, o RepairOptions) (Repair, error) {
 	r := Repair{Image: i, Plan: []Step{}}
 	if damaged := i.facts.having(LayerDamaged); len(damaged) > 0 {
 		text := fmt.Sprintf("verify %s again, and extract in place from ", count(len(damaged), "damaged layer"))
@@ -117,7 +120,7 @@ func count(n int, of string) string {
 // next is the least destructive step after an attempt to heal, nil for none; healing: that
 // attempt is still to come. blocked is why nothing makes the image ready. The error is that
 // of ctx.
-func (c *Checker) next(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
+func (c repairer) next(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
 	f := i.facts
 	broken := f.having(LayerDamaged, LayerLost)
 	unhealable := slices.DeleteFunc(slices.Clone(broken), func(l Layer) bool { return l.Source != "" })
@@ -151,7 +154,7 @@ func (c *Checker) next(ctx context.Context, i Image, o RepairOptions, healing bo
 }
 
 // nextUnhealable is next for an image with layers of which no good blob is known.
-func (c *Checker) nextUnhealable(ctx context.Context, i Image, o RepairOptions, unhealable []Layer) (*Step, string, error) {
+func (c repairer) nextUnhealable(ctx context.Context, i Image, o RepairOptions, unhealable []Layer) (*Step, string, error) {
 	f := i.facts
 	if len(f.holders) > 0 && !(o.Force && allExited(f.holders)) {
 		blocked := holdersOf(f.holders)
@@ -218,8 +221,8 @@ func layerOf(i Image, snapshotter string, l Layer) repull.Layer {
 	return repull.Layer{Namespace: i.Namespace, Snapshotter: snapshotter, ChainID: digest.Digest(l.ChainID)}
 }
 
-func (c *Checker) dropOptions(o RepairOptions, confirm func(context.Context) error) repull.Options {
-	return repull.Options{Rows: rows{c}, ContentRoot: o.ContentRoot, Confirm: confirm}
+func (c repairer) dropOptions(o RepairOptions, confirm func(context.Context) error) repull.Options {
+	return repull.Options{Rows: rows{c.Checker}, ContentRoot: o.ContentRoot, Confirm: confirm}
 }
 
 // rows are the rows of the snapshotter as package repull reads them.

@@ -32,21 +32,22 @@ func (c *Checker) Apply(ctx context.Context, found []Image, o RepairOptions) ([]
 	if err != nil || len(planned) == 0 {
 		return planned, err
 	}
-	healed, err := c.heal(ctx, planned, o)
+	re := repairer{c}
+	healed, err := re.heal(ctx, planned, o)
 	if err != nil {
 		return nil, err
 	}
 	for n := range planned {
-		if err := c.act(ctx, &planned[n], healed, o); err != nil {
+		if err := re.act(ctx, &planned[n], healed, o); err != nil {
 			return nil, err
 		}
 	}
-	return planned, c.announce(ctx, planned)
+	return planned, re.announce(ctx, planned)
 }
 
 // heal is the first step, for all images together. It returns what was done with each
 // layer.
-func (c *Checker) heal(ctx context.Context, planned []Repair, o RepairOptions) (map[uint64]string, error) {
+func (c repairer) heal(ctx context.Context, planned []Repair, o RepairOptions) (map[uint64]string, error) {
 	deep, shallow := map[uint64]bool{}, map[uint64]bool{}
 	for _, r := range planned {
 		for _, l := range r.facts.having(LayerDamaged) {
@@ -75,7 +76,7 @@ func (c *Checker) heal(ctx context.Context, planned []Repair, o RepairOptions) (
 }
 
 // again examines an image once more. ok is false when it is not there any more.
-func (c *Checker) again(ctx context.Context, i Image) (now Image, ok bool, err error) {
+func (c repairer) again(ctx context.Context, i Image) (now Image, ok bool, err error) {
 	all, err := c.pass(ctx, map[place]bool{i.place(): true})
 	if err != nil {
 		return i, false, err
@@ -94,7 +95,7 @@ func (c *Checker) again(ctx context.Context, i Image) (now Image, ok bool, err e
 
 // act takes the next step for one image. What keeps it from being repaired is in Blocked;
 // the error is that of ctx, or of containerd, which does not answer.
-func (c *Checker) act(ctx context.Context, r *Repair, healed map[uint64]string, o RepairOptions) error {
+func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, o RepairOptions) error {
 	now, ok, err := c.again(ctx, r.Image)
 	if err != nil {
 		return err
@@ -141,7 +142,7 @@ func (c *Checker) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 }
 
 // take takes a step, and returns what was done, also beside an error.
-func (c *Checker) take(ctx context.Context, i Image, s Step, o RepairOptions) (done string, err error) {
+func (c repairer) take(ctx context.Context, i Image, s Step, o RepairOptions) (done string, err error) {
 	switch s.Action {
 	case ActDropBlobs:
 		gone, err := c.dropBlobs(ctx, i, s.blobs)
@@ -160,12 +161,12 @@ func (c *Checker) take(ctx context.Context, i Image, s Step, o RepairOptions) (d
 }
 
 // dropBlobs deletes bad blobs. They are read again before.
-func (c *Checker) dropBlobs(ctx context.Context, i Image, bad []repull.Blob) ([]repull.Blob, error) {
+func (c repairer) dropBlobs(ctx context.Context, i Image, bad []repull.Blob) ([]repull.Blob, error) {
 	return c.view.DropBlobs(ctx, repull.Layer{Namespace: i.Namespace, Snapshotter: c.o.Snapshotter}, bad)
 }
 
 // confirm verifies a layer once more before anything of it is removed.
-func (c *Checker) confirm(ctx context.Context, i Image, l Layer, o RepairOptions) error {
+func (c repairer) confirm(ctx context.Context, i Image, l Layer, o RepairOptions) error {
 	if l.State == LayerLost {
 		k, err := c.keyAt(ctx, l.ChainID)
 		if err != nil {
@@ -181,7 +182,7 @@ func (c *Checker) confirm(ctx context.Context, i Image, l Layer, o RepairOptions
 
 // dropLayer makes containerd forget a layer that nothing on this node can repair. With Force
 // the snapshots of containers without a process go first, after the evidence was gathered.
-func (c *Checker) dropLayer(ctx context.Context, i Image, l Layer, o RepairOptions) (string, error) {
+func (c repairer) dropLayer(ctx context.Context, i Image, l Layer, o RepairOptions) (string, error) {
 	confirm := func(ctx context.Context) error { return c.confirm(ctx, i, l, o) }
 	layer, options := layerOf(i, c.o.Snapshotter, l), c.dropOptions(o, confirm)
 	if _, err := c.view.Plan(ctx, layer, options); err != nil {
@@ -199,7 +200,7 @@ func (c *Checker) dropLayer(ctx context.Context, i Image, l Layer, o RepairOptio
 
 // removeExited removes the snapshots of the containers that hold an image, all of which have
 // no process. One that has started meanwhile keeps all of them.
-func (c *Checker) removeExited(ctx context.Context, i Image, confirm func() error) error {
+func (c repairer) removeExited(ctx context.Context, i Image, confirm func() error) error {
 	if len(i.facts.holders) == 0 {
 		return nil
 	}
@@ -221,7 +222,7 @@ func (c *Checker) removeExited(ctx context.Context, i Image, confirm func() erro
 // takeNames leaves nothing of an image but its good blobs and snapshots, on lease, so that
 // the next pull fetches what was bad and only that. The names come last: as long as they are
 // there, an interrupted repair is found again by them.
-func (c *Checker) takeNames(ctx context.Context, i Image, s Step) (string, error) {
+func (c repairer) takeNames(ctx context.Context, i Image, s Step) (string, error) {
 	lease, err := c.lease(ctx, i)
 	if err != nil {
 		return "", err
@@ -243,7 +244,7 @@ func (c *Checker) takeNames(ctx context.Context, i Image, s Step) (string, error
 	return text + "deleted the names; until a registry can be reached the image is not on this node", nil
 }
 
-func (c *Checker) deleteNames(ctx context.Context, records []*imagesapi.Image) error {
+func (c repairer) deleteNames(ctx context.Context, records []*imagesapi.Image) error {
 	for _, r := range records {
 		if err := c.view.DeleteImage(ctx, r); err != nil && !errdefs.IsNotFound(err) {
 			return err
@@ -254,7 +255,7 @@ func (c *Checker) deleteNames(ctx context.Context, records []*imagesapi.Image) e
 
 // announce makes the CRI plugin read the images again that are ready now: it reads snapshots
 // only when containerd starts, or when the record of an image is changed.
-func (c *Checker) announce(ctx context.Context, repaired []Repair) error {
+func (c repairer) announce(ctx context.Context, repaired []Repair) error {
 	var layers []repull.Layer
 	for _, r := range repaired {
 		if r.Dropped || r.Done == "" || len(r.Layers) == 0 || r.Verdict != Ready && r.Verdict != Incomplete {

@@ -34,7 +34,7 @@ const leaseFor = time.Hour
 const flatLabel = "containerd.io/gc.flat"
 
 // lease leases the good blobs of an image, and its snapshots.
-func (c *Checker) lease(ctx context.Context, i Image) (leases.Lease, error) {
+func (c repairer) lease(ctx context.Context, i Image) (leases.Lease, error) {
 	lease := leases.Lease{ID: leasePrefix + c.o.Snapshotter + "-" + i.Target.String()}
 	manager := c.view.Leases()
 	_, err := manager.Create(ctx, leases.WithID(lease.ID), leases.WithExpiration(leaseFor),
@@ -60,7 +60,7 @@ func (c *Checker) lease(ctx context.Context, i Image) (leases.Lease, error) {
 	return lease, nil
 }
 
-func (c *Checker) unlease(ctx context.Context, lease leases.Lease) error {
+func (c repairer) unlease(ctx context.Context, lease leases.Lease) error {
 	err := c.view.Leases().Delete(context.WithoutCancel(ctx), lease)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete lease %s: %w", lease.ID, err)
@@ -72,7 +72,7 @@ func (c *Checker) unlease(ctx context.Context, lease leases.Lease) error {
 // containerd's records, with those of other images on that layer, and unpacks all of them
 // from their blobs. Nothing is removed unless every blob is good that is needed for it: what
 // stands on the layer may be whole, and could not be made again.
-func (c *Checker) unpackAgain(ctx context.Context, i Image, o RepairOptions) (string, error) {
+func (c repairer) unpackAgain(ctx context.Context, i Image, o RepairOptions) (string, error) {
 	affected, err := c.sharing(ctx, i)
 	if err != nil {
 		return "", err
@@ -112,7 +112,7 @@ func (c *Checker) unpackAgain(ctx context.Context, i Image, o RepairOptions) (st
 
 // sharing returns the image, and those of the same namespace that have its lowest layer that
 // is broken. The error names what keeps them from being unpacked again.
-func (c *Checker) sharing(ctx context.Context, i Image) ([]entry, error) {
+func (c repairer) sharing(ctx context.Context, i Image) ([]entry, error) {
 	affected := []entry{i.entry}
 	if broken := i.facts.having(LayerDamaged, LayerLost); len(broken) > 0 {
 		for d, m := range i.space.manifests {
@@ -154,7 +154,7 @@ func (c *Checker) sharing(ctx context.Context, i Image) ([]entry, error) {
 }
 
 // anyOnRecord reports whether containerd has one of the snapshots on record.
-func (c *Checker) anyOnRecord(ctx context.Context, names []string) (bool, error) {
+func (c repairer) anyOnRecord(ctx context.Context, names []string) (bool, error) {
 	for _, name := range names {
 		k, err := c.keyAt(ctx, name)
 		if err == nil {
@@ -177,7 +177,7 @@ func find(layers []Layer, chainID string) (Layer, bool) {
 
 // removeKeys removes the snapshots from containerd's records, from the top down, so that an
 // interruption leaves a chain without a gap.
-func (c *Checker) removeKeys(ctx context.Context, i Image, affected []entry) (removed int, err error) {
+func (c repairer) removeKeys(ctx context.Context, i Image, affected []entry) (removed int, err error) {
 	broken := i.facts.having(LayerDamaged, LayerLost)
 	if len(broken) == 0 {
 		return 0, nil
@@ -213,7 +213,7 @@ const (
 
 // unpack unpacks the layers of an image that containerd does not have, as containerd's own
 // unpacker does, one after the other.
-func (c *Checker) unpack(ctx context.Context, e entry) error {
+func (c repairer) unpack(ctx context.Context, e entry) error {
 	chain, parent := e.manifest.Chain(), ""
 	for n, d := range e.layerBlobs() {
 		if err := c.unpackLayer(ctx, d, e.manifest.DiffIDs[n], chain[n], parent); err != nil {
@@ -227,7 +227,7 @@ func (c *Checker) unpack(ctx context.Context, e entry) error {
 	return err
 }
 
-func (c *Checker) unpackLayer(ctx context.Context, blob ocispec.Descriptor, diffID digest.Digest, name, parent string) (err error) {
+func (c repairer) unpackLayer(ctx context.Context, blob ocispec.Descriptor, diffID digest.Digest, name, parent string) (err error) {
 	sn := c.view.Snapshotter(c.o.Snapshotter)
 	with := snapshots.WithLabels(map[string]string{labelRef: name, labelDiffID: diffID.String()})
 	key := fmt.Sprintf(snapshots.UnpackKeyFormat, fmt.Sprintf("%d-%s", time.Now().UnixNano(), rand.Text()[:4]), name)

@@ -75,9 +75,6 @@ type Layer struct {
 	deep bool // its damage was found by its content
 }
 
-// broken reports whether the layer keeps its image from running.
-func (l Layer) broken() bool { return l.State == LayerDamaged || l.State == LayerLost }
-
 // Holder stands on a layer that is not ready.
 type Holder struct {
 	Text string `json:"text"` // what it is, with its identifier
