@@ -133,7 +133,10 @@ func TestLostShared(t *testing.T) {
 		}
 		if cut {
 			for _, key := range []string{a.Top(), b.Top(), a.ChainIDs[1].String()} {
-				must[string](t)(n.Ctr(t.Context(), "snapshots", "--snapshotter", "durable", "rm", key))
+				// containerd's collection may be quicker: nothing keeps the lower one any more.
+				if _, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", "durable", "rm", key); err != nil && !strings.Contains(err.Error(), "does not exist") {
+					t.Fatal(err)
+				}
 			}
 		}
 		if repaired, status := n.images(t, "repair", "--apply"); status != 0 {
