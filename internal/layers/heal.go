@@ -27,7 +27,7 @@ type healer struct {
 	gate          *gate.Gate
 	root          layout.Root
 	keys          *Keys
-	blobs         *blobs.Store
+	blobs         blobs.Source
 	unpack        *unpack.Unpacker
 	replaced      Replaced
 	bootID, runID string
@@ -65,7 +65,7 @@ func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (h
 			healed, err = h.extractFrom(ctx, entry, b)
 		}
 		if err != nil {
-			return fmt.Errorf("extract %s: %w", b.Digest, err)
+			return fmt.Errorf("extract %v: %w", b, err)
 		}
 		return nil
 	})

@@ -22,7 +22,7 @@ type Config struct {
 	Root  layout.Root
 	Gate  *gate.Gate
 	Keys  *Keys        // shared with those who remove and commit snapshots
-	Blobs *blobs.Store // out of which damaged layers are extracted again
+	Blobs blobs.Source // out of which damaged layers are extracted again
 
 	BootID, RunID string // of the kernel's boot and of this process
 
@@ -49,7 +49,7 @@ type Layers struct {
 
 	cfg    Config
 	gate   *gate.Gate
-	blobs  *blobs.Store
+	blobs  blobs.Source
 	unpack *unpack.Unpacker
 
 	verifying chan struct{} // bounds the layers that are verified at a time
