@@ -99,6 +99,16 @@ func parseManifest(text []byte) *manifest {
 	return m
 }
 
+// Manifest returns what the manifest of an image has of its configuration and its layers; ok
+// is false when text is none.
+func Manifest(text []byte) (config digest.Digest, layers []ocispec.Descriptor, ok bool) {
+	m := parseManifest(text)
+	if m == nil {
+		return "", nil, false
+	}
+	return m.config, m.layers, true
+}
+
 // resolve reads the configuration, which knows the diff IDs.
 func (m *manifest) resolve(dir string) error {
 	path := filepath.Join(dir, m.config.Algorithm().String(), m.config.Encoded())
@@ -120,7 +130,7 @@ func (m *manifest) resolve(dir string) error {
 	case err != nil:
 		return cannot(err, "its config")
 	}
-	ids, ok, err := parseConfig(text)
+	ids, ok, err := Config(text)
 	if err != nil {
 		return fmt.Errorf("its config %s %w", m.config, err)
 	}
@@ -136,9 +146,9 @@ func (m *manifest) resolve(dir string) error {
 	return nil
 }
 
-// parseConfig returns the diff IDs of an image's configuration; ok is false when text is
+// Config returns the diff IDs of an image's configuration; ok is false when text is
 // none. The error is that of one which containerd would not unpack.
-func parseConfig(text []byte) (ids []digest.Digest, ok bool, err error) {
+func Config(text []byte) (ids []digest.Digest, ok bool, err error) {
 	var image struct{ RootFS ocispec.RootFS }
 	if text == nil || json.Unmarshal(text, &image) != nil || len(image.RootFS.DiffIDs) == 0 {
 		return nil, false, nil

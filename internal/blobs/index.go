@@ -222,7 +222,7 @@ func read(path string, d digest.Digest, id fileID) *file {
 		f.other = true
 	default:
 		if f.manifest = parseManifest(text); f.manifest == nil {
-			f.diffIDs, _, _ = parseConfig(text) // of a bad one its manifest reports it
+			f.diffIDs, _, _ = Config(text) // of a bad one its manifest reports it
 		}
 	}
 	return f

@@ -3,6 +3,7 @@ package blobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -32,6 +33,16 @@ type Origin interface {
 // NewBlob returns a blob of a wanted layer that lies outside of a content store.
 func NewBlob(o Origin, place string, desc ocispec.Descriptor, diffID digest.Digest, want Layer) Blob {
 	return Blob{Descriptor: desc, DiffID: diffID, Place: place, origin: o, limit: want.limit()}
+}
+
+// Problem is an error of one of the kinds of this package, for sources outside of it. The
+// cause, which may be nil, is wrapped, too; that of a context that has ended stays without a
+// kind.
+func Problem(kind, cause error, format string, args ...any) error {
+	if kind == ErrCannot && cause != nil {
+		return cannot(cause, format, args...)
+	}
+	return &problem{kind, fmt.Sprintf(format, args...), cause}
 }
 
 // TryEach is the part of Try of each source: found are the blobs, the most trusted first, and

@@ -50,8 +50,8 @@ var errRemoved = errors.New("the layer was removed")
 var errNoBlob = errors.New("there is no good blob of it")
 
 // extractAgain tries the blobs that a layer can come from, and returns its new
-// journal entry.
-func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, err error) {
+// journal entry and the blob that it was extracted from.
+func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, used blobs.Blob, err error) {
 	// When it was added, what is below it may not have been known yet.
 	h.table.mu.Lock()
 	entry.ChainID = recorded.ChainID(entry, h.table.find)
@@ -62,6 +62,7 @@ func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (h
 			err = h.unpack.Room(entry.Bytes, entry.Entries)
 		}
 		if err == nil {
+			used = b
 			healed, err = h.extractFrom(ctx, entry, b)
 		}
 		if err != nil {
@@ -72,7 +73,7 @@ func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (h
 	if blobs.Bad(err) {
 		err = fmt.Errorf("%w: %w", errNoBlob, err)
 	}
-	return healed, err
+	return healed, used, err
 }
 
 // extractFrom makes healing/<id>.<boot> out of a blob and swaps it with

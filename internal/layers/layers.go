@@ -34,6 +34,9 @@ type Config struct {
 	OnDamaged func(*DamagedError)
 	OnReady   func(storage.CommitEntry)
 	OnBrake   func(reason string)
+	// OnOutside is called with a layer that was healed out of a blob which the content
+	// store does not have. It may be nil.
+	OnOutside func(storage.CommitEntry, blobs.Blob)
 	// WarnOnce logs a warning, once per key.
 	WarnOnce func(ctx context.Context, key string, fields log.Fields, message string)
 }

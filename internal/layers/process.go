@@ -209,8 +209,7 @@ func acquire(ctx context.Context, c chan struct{}) bool {
 	}
 }
 
-// heal extracts a damaged layer again, out of its blob in containerd's content
-// store, and puts the new tree in the place of the damaged one. Its parents are
+// heal extracts a damaged layer again, out of a blob of it, and puts the new tree in the place of the damaged one. Its parents are
 // whole.
 func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	t := s.table
@@ -225,7 +224,7 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	t.mu.Unlock()
 
 	start := time.Now()
-	healed, err := s.healer.extractAgain(ctx, entry)
+	healed, used, err := s.healer.extractAgain(ctx, entry)
 	if err != nil {
 		t.mu.Lock()
 		t.set(l, func(s *storage.StateEntry) { s.State = was })
@@ -256,8 +255,11 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	}
 	s.table.announce(l)
 	s.table.brake.Settle()
+	if used.Place != "" && s.cfg.OnOutside != nil {
+		s.cfg.OnOutside(l.entry, used)
+	}
 	s.running.Go(func() { s.compareAbove(s.background, entry.Name) })
-	log.G(ctx).WithFields(log.Fields{"event": "layer_healed", "name": entry.Name, "id": entry.ID, "took": time.Since(start).String()}).
+	log.G(ctx).WithFields(log.Fields{"event": "layer_healed", "name": entry.Name, "id": entry.ID, "from": used.String(), "took": time.Since(start).String()}).
 		Warn("a damaged layer was extracted again from its blob")
 }
 
