@@ -49,6 +49,8 @@ type JournalConfig struct {
 // HealConfig is where layers come from.
 type HealConfig struct {
 	Archives []string `toml:"archives" comment:"Image archives, of ctr image export or docker save, plain or compressed with gzip, zstd or bzip2:\nfiles, and directories of them. k3s: /var/lib/rancher/k3s/agent/images"`
+	Registry bool     `toml:"registry" comment:"Let containerd fetch the blob again, without credentials, before its image is dropped."`
+	Hosts    string   `toml:"hosts" comment:"With registry: the directory of containerd's configuration of registries.\nk3s: /var/lib/rancher/k3s/agent/etc/containerd/certs.d"`
 }
 
 // ScrubConfig is when layers are verified.
@@ -85,7 +87,7 @@ func Default() Config {
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
-		Heal:        HealConfig{Archives: []string{}},
+		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
 		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
 		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
@@ -125,6 +127,9 @@ func (c Config) Validate() error {
 	}
 	if c.ContentRoot != "" && !filepath.IsAbs(c.ContentRoot) {
 		return fmt.Errorf("content_root %q: not an absolute path", c.ContentRoot)
+	}
+	if c.Heal.Hosts != "" && !filepath.IsAbs(c.Heal.Hosts) {
+		return fmt.Errorf("heal.hosts %q: not an absolute path", c.Heal.Hosts)
 	}
 	for _, path := range c.Heal.Archives {
 		if !filepath.IsAbs(path) {
@@ -179,6 +184,8 @@ func (c Config) notifier() repull.NotifierConfig {
 		Address:     c.Containerd.Address,
 		Snapshotter: c.Containerd.Snapshotter,
 		ContentRoot: c.ContentRoot,
+		Registry:    c.Heal.Registry,
+		Hosts:       c.Heal.Hosts,
 		DropImages:  c.Containerd.DropImages,
 	}
 }

@@ -20,6 +20,7 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
@@ -86,6 +87,9 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	sc.OnReady = func(e storage.CommitEntry) { notifier.NotifyReady(e.Namespace, e.ChainID) }
+	sc.OnOutside = func(e storage.CommitEntry, b blobs.Blob) {
+		notifier.NotifyOutside(e.Namespace, e.ChainID, repull.Bytes{Digest: b.Digest, Size: b.Size, Open: b.Raw})
+	}
 	sc.OnCommit = notifier.NotifyCommitted
 	sn, err := snapshotter.New(ctx, sc)
 	if err != nil {

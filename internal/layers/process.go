@@ -300,14 +300,7 @@ func (s *Layers) notHealed(ctx context.Context, l *layer, err error) {
 func (s *Layers) ConfirmDamaged(ctx context.Context, namespace, chainID string) error {
 	t := s.table
 	t.mu.Lock()
-	var found *layer
-	for _, l := range t.layers {
-		// Another client may have the same layer under a name of its own, which
-		// containerd's images do not refer to.
-		if _, name := layout.SplitName(l.entry.Name); l.entry.Namespace == namespace && name == chainID {
-			found = l
-		}
-	}
+	found := t.named(namespace, chainID)
 	why, _ := s.table.brake.Stopped(ctx)
 	var err error
 	switch l := found; {
@@ -332,6 +325,33 @@ func (s *Layers) ConfirmDamaged(ctx context.Context, namespace, chainID string) 
 		return fmt.Errorf("%s is whole: %w", found.describe(), errdefs.ErrUnavailable)
 	}
 	return nil
+}
+
+// HealNow heals a damaged layer at once, because there is a good blob of it now, and returns
+// nil when it is ready.
+func (s *Layers) HealNow(ctx context.Context, namespace, chainID string) error {
+	s.table.mu.Lock()
+	l := s.table.named(namespace, chainID)
+	if l == nil {
+		s.table.mu.Unlock()
+		return fmt.Errorf("layer %s in namespace %q is not known: %w", chainID, namespace, errdefs.ErrNotFound)
+	}
+	l.heals = pause{}
+	name := l.entry.Name
+	s.table.mu.Unlock()
+	return s.ensureReady(ctx, name, true)
+}
+
+// named returns the layer that containerd's images refer to by a chain ID, nil when there is
+// none. Another client may have the same layer under a name of its own. It is called with mu
+// held.
+func (t *table) named(namespace, chainID string) (found *layer) {
+	for _, l := range t.layers {
+		if _, name := layout.SplitName(l.entry.Name); l.entry.Namespace == namespace && name == chainID {
+			found = l
+		}
+	}
+	return found
 }
 
 func firstLine(s string) string {

@@ -11,6 +11,7 @@ import (
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -46,6 +47,7 @@ type Containerd struct {
 	lib        library.Store // reads from content
 	leases     leases.Manager
 	inspect    introspectionapi.IntrospectionClient
+	transfers  transferapi.TransferClient
 }
 
 // Connect makes a connection to the unix socket of a containerd. It connects when
@@ -73,6 +75,7 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 		lib:        library.NewStore(store),
 		leases:     leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		inspect:    introspectionapi.NewIntrospectionClient(conn),
+		transfers:  transferapi.NewTransferClient(conn),
 	}, nil
 }
 

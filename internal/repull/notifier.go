@@ -27,6 +27,10 @@ type NotifierConfig struct {
 	Address     string // of containerd's socket; "": containerd is not notified
 	Snapshotter string // the name of this snapshotter in containerd's proxy_plugins
 	ContentRoot string // as configured; see Options
+	// Registry lets containerd fetch the blob of a damaged layer that is missing or corrupt.
+	// Hosts is the directory with its configuration of registries. See Containerd.Fetch.
+	Registry bool
+	Hosts    string
 	// DropImages lets containerd forget images of which a layer is damaged and its
 	// blob is missing or corrupt, so that the next pull is clean. See Containerd.Drop.
 	DropImages bool
@@ -38,6 +42,9 @@ type Layers interface {
 	// ConfirmDamaged verifies a layer once more, as deep as its damage was found,
 	// and returns nil only when it is damaged and nothing can heal it.
 	ConfirmDamaged(ctx context.Context, namespace, chainID string) error
+	// HealNow heals a damaged layer for which there is a good blob now, and returns nil when
+	// it is ready.
+	HealNow(ctx context.Context, namespace, chainID string) error
 	// Announced ends the debt of a layer that containerd was refused: until it is
 	// called, NotifyReady is called again for the layer after a restart.
 	Announced(namespace, chainID string)
@@ -55,9 +62,11 @@ type Notifier struct {
 	cfg                 NotifierConfig
 	layers              Layers
 	wake                chan struct{}
-	mu                  sync.Mutex       // guards queue and leased
+	mu                  sync.Mutex       // guards queue, leased and outside
 	queue               map[Layer]bool   // of each layer the latest: true when it is ready, false when it is to be dropped
 	leased              map[Layer]bool   // layers that may have a lease of a drop; true: it is to be deleted
+	outside             map[Layer]Bytes  // layers that were healed from elsewhere, whose blobs are to be put back
+	fetches             map[Layer]*pause // of attempts to fetch what could not be fetched; used by Run's goroutine only
 	collected, caughtUp bool             // what catchUp has done; used by Run's goroutine only
 	logged              map[Layer]string // the last error of each in the log; used by Run's goroutine only
 	conn                *Containerd      // used by Run's goroutine only
@@ -70,6 +79,7 @@ func NewNotifier(cfg NotifierConfig) *Notifier {
 	return &Notifier{
 		cfg: cfg, wake: make(chan struct{}, 1), caughtUp: cfg.Address == "",
 		queue: map[Layer]bool{}, leased: map[Layer]bool{}, logged: map[Layer]string{},
+		outside: map[Layer]Bytes{}, fetches: map[Layer]*pause{},
 	}
 }
 
@@ -77,12 +87,13 @@ func (n *Notifier) layer(namespace, chainID string) Layer {
 	return Layer{Namespace: namespace, Snapshotter: n.cfg.Snapshotter, ChainID: digest.Digest(chainID)}
 }
 
-// NotifyDamaged queues the drop of a layer that could not be healed because there is no
-// good blob of it. name is the snapshotter's own, <namespace>/<number>/<key>. Images use
+// NotifyDamaged queues the mending of a layer that could not be healed because there is no
+// good blob of it on this node: its blob is fetched, or, when that is not possible, it is
+// dropped. name is the snapshotter's own, <namespace>/<number>/<key>. Images use
 // the snapshot whose key is the chain ID; any other, such as BuildKit's, is left to the
 // client that made it.
 func (n *Notifier) NotifyDamaged(name, namespace, chainID string) {
-	if n.cfg.DropImages && chainID != "" && strings.HasSuffix(name, "/"+chainID) {
+	if (n.cfg.DropImages || n.cfg.Registry) && chainID != "" && strings.HasSuffix(name, "/"+chainID) {
 		n.enqueue(namespace, chainID, false)
 	}
 }
@@ -148,6 +159,7 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-retry:
 			}
 			n.notifyAll(ctx)
+			n.putBackAll(ctx)
 			n.release(ctx)
 		}
 	})
@@ -157,7 +169,7 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 func (n *Notifier) pending() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return !n.caughtUp || len(n.queue) > 0 || slices.Contains(slices.Collect(maps.Values(n.leased)), true)
+	return !n.caughtUp || len(n.queue)+len(n.outside) > 0 || slices.Contains(slices.Collect(maps.Values(n.leased)), true)
 }
 
 // Close waits until the processing has ended, and closes the connection. What is still
@@ -267,18 +279,21 @@ func (n *Notifier) drop(ctx context.Context, l Layer) error {
 	if err := n.connect(); err != nil {
 		return err
 	}
+	confirm := func(ctx context.Context) error {
+		if err := n.layers.ConfirmDamaged(ctx, l.Namespace, l.ChainID.String()); err != nil {
+			return fmt.Errorf("%w: %w", errNotConfirmed, err)
+		}
+		return nil
+	}
+	if fetched, err := n.fetch(ctx, l, confirm); fetched || err != nil || !n.cfg.DropImages {
+		return err
+	}
 	n.mu.Lock()
 	due := n.leased[l]
 	n.leased[l] = false // a Commit from now on ends it
 	n.mu.Unlock()
 	done, err := n.conn.Drop(ctx, l, Options{
-		Rows: n.layers, ContentRoot: n.cfg.ContentRoot, BlobsOfHeld: true,
-		Confirm: func(ctx context.Context) error {
-			if err := n.layers.ConfirmDamaged(ctx, l.Namespace, l.ChainID.String()); err != nil {
-				return fmt.Errorf("%w: %w", errNotConfirmed, err)
-			}
-			return nil
-		},
+		Rows: n.layers, ContentRoot: n.cfg.ContentRoot, BlobsOfHeld: true, Confirm: confirm,
 	})
 	if due && done.Nothing() {
 		// A Commit has called before this drop, and containerd had not recorded it yet:
