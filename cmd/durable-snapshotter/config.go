@@ -11,7 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -179,8 +179,8 @@ func (c Config) snapshotter() snapshotter.Config {
 }
 
 // notifier is the part of the configuration that the notifier of containerd uses.
-func (c Config) notifier() repull.NotifierConfig {
-	return repull.NotifierConfig{
+func (c Config) notifier() notify.Config {
+	return notify.Config{
 		Address:     c.Containerd.Address,
 		Snapshotter: c.Containerd.Snapshotter,
 		ContentRoot: c.ContentRoot,

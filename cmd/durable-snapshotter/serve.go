@@ -22,6 +22,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -80,7 +81,7 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 	sc.OnHealth = func(err error) { setHealth(healthy, "", err == nil) }
 	setHealth(healthy, mendingService, true)
 	sc.OnBrake = func(reason string) { setHealth(healthy, mendingService, reason == "") }
-	notifier := repull.NewNotifier(cfg.notifier())
+	notifier := notify.New(cfg.notifier())
 	sc.OnDamaged = func(e *layers.DamagedError) {
 		if e.NoBlob {
 			notifier.NotifyDamaged(e.Name, e.Namespace, e.ChainID)

@@ -78,7 +78,7 @@ func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest c
 	fail := func(err error) (bool, error) { return false, fmt.Errorf("put back blob %s: %w", b.Digest, err) }
 	src, err := b.Open(ctx)
 	if err != nil {
-		return fail(&bytesError{err})
+		return fail(&BytesError{err})
 	}
 	defer src.Close()
 	w, err := content.OpenWriter(ctx, c.content, content.WithRef("durable-snapshotter-"+b.Digest.String()))
@@ -93,7 +93,7 @@ func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest c
 		return fail(err)
 	}
 	if got := w.Digest(); got != b.Digest {
-		return fail(&bytesError{fmt.Errorf("its bytes have the digest %s", got)})
+		return fail(&BytesError{fmt.Errorf("its bytes have the digest %s", got)})
 	}
 	rows, err := c.rowsOf(ctx, b.Digest)
 	if err != nil {
@@ -119,21 +119,21 @@ func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest c
 	return true, nil
 }
 
-// bytesError is that of the bytes to store, with which containerd has nothing to do.
-type bytesError struct{ error }
+// BytesError is the error of the bytes to store, with which containerd has nothing to do.
+type BytesError struct{ error }
 
-func (e *bytesError) Unwrap() error { return e.error }
+func (e *BytesError) Unwrap() error { return e.error }
 
 // digest reads the bytes to find out their digest.
 func (b Bytes) digest(ctx context.Context) (digest.Digest, error) {
 	src, err := b.Open(ctx)
 	if err != nil {
-		return "", &bytesError{err}
+		return "", &BytesError{err}
 	}
 	defer src.Close()
 	digester := digest.Canonical.Digester()
 	if _, err := io.Copy(digester.Hash(), src); err != nil {
-		return "", &bytesError{err}
+		return "", &BytesError{err}
 	}
 	return digester.Digest(), nil
 }

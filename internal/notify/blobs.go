@@ -1,4 +1,4 @@
-package repull
+package notify
 
 import (
 	"context"
@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // A blob that could not be fetched is tried again after fetchAgain, then after twice as long
@@ -24,18 +26,18 @@ type pause struct {
 
 // fetch has containerd fetch the blob of a damaged layer, and heals it. false without an error
 // means that it could not be had.
-func (n *Notifier) fetch(ctx context.Context, l Layer, confirm func(context.Context) error) (bool, error) {
+func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(context.Context) error) (bool, error) {
 	p := n.fetches[l]
 	if !n.cfg.Registry || p != nil && time.Since(p.tried) < p.next {
 		return false, nil
 	}
-	err := n.conn.Fetch(ctx, l, FetchOptions{Hosts: n.cfg.Hosts, ContentRoot: n.cfg.ContentRoot, Confirm: confirm})
+	err := n.conn.Fetch(ctx, l, repull.FetchOptions{Hosts: n.cfg.Hosts, ContentRoot: n.cfg.ContentRoot, Confirm: confirm})
 	if err == nil {
 		delete(n.fetches, l)
 		log.G(ctx).WithField("event", "blob_fetched").WithField("layer", l.String()).Info("containerd has fetched the blob of a damaged layer")
 		return true, n.layers.HealNow(ctx, l.Namespace, l.ChainID.String())
 	}
-	var failed *FetchError
+	var failed *repull.FetchError
 	if !errors.As(err, &failed) || ctx.Err() != nil {
 		return false, err
 	}
@@ -50,7 +52,7 @@ func (n *Notifier) fetch(ctx context.Context, l Layer, confirm func(context.Cont
 
 // NotifyOutside queues that a good blob is put back into containerd's content store: the
 // layer was healed from it, and it lies elsewhere.
-func (n *Notifier) NotifyOutside(namespace, chainID string, b Bytes) {
+func (n *Notifier) NotifyOutside(namespace, chainID string, b repull.Bytes) {
 	if n.cfg.Address == "" || namespace == "" || chainID == "" {
 		return
 	}
@@ -65,7 +67,7 @@ func (n *Notifier) NotifyOutside(namespace, chainID string, b Bytes) {
 func (n *Notifier) putBackAll(ctx context.Context) {
 	n.mu.Lock()
 	queue := n.outside
-	n.outside = map[Layer]Bytes{}
+	n.outside = map[repull.Layer]repull.Bytes{}
 	n.mu.Unlock()
 	for l, b := range queue {
 		put, err := false, n.connect()
@@ -75,7 +77,7 @@ func (n *Notifier) putBackAll(ctx context.Context) {
 		if put {
 			log.G(ctx).WithField("event", "blob_put_back").WithField("layer", l.String()).Info("the blob of a healed layer is in containerd's content store again")
 		}
-		var bad *bytesError
+		var bad *repull.BytesError
 		if n.processed(ctx, l, err) || errors.As(err, &bad) {
 			continue
 		}

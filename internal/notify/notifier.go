@@ -1,4 +1,7 @@
-package repull
+// Package notify brings containerd's records in line with what has become of layers: it
+// decides when package repull drops images, fetches or puts back blobs, and announces layers
+// that are ready again, and it retries what containerd did not accept.
+package notify
 
 import (
 	"context"
@@ -12,6 +15,8 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // What containerd did not accept is tried again after retryFirst, then after twice as
@@ -22,8 +27,8 @@ const (
 	retryLast  = 30 * time.Second
 )
 
-// NotifierConfig configures a Notifier.
-type NotifierConfig struct {
+// Config configures a Notifier.
+type Config struct {
 	Address     string // of containerd's socket; "": containerd is not notified
 	Snapshotter string // the name of this snapshotter in containerd's proxy_plugins
 	ContentRoot string // as configured; see Options
@@ -38,7 +43,7 @@ type NotifierConfig struct {
 
 // Layers is what the Notifier needs of the snapshotter.
 type Layers interface {
-	Rows
+	repull.Rows
 	// ConfirmDamaged verifies a layer once more, as deep as its damage was found,
 	// and returns nil only when it is damaged and nothing can heal it.
 	ConfirmDamaged(ctx context.Context, namespace, chainID string) error
@@ -59,32 +64,32 @@ type Layers interface {
 // It also does what is due once after a start, see catchUp, and deletes the leases of
 // drops when their layers are ready again.
 type Notifier struct {
-	cfg                 NotifierConfig
+	cfg                 Config
 	layers              Layers
 	wake                chan struct{}
-	mu                  sync.Mutex       // guards queue, leased and outside
-	queue               map[Layer]bool   // of each layer the latest: true when it is ready, false when it is to be dropped
-	leased              map[Layer]bool   // layers that may have a lease of a drop; true: it is to be deleted
-	outside             map[Layer]Bytes  // layers that were healed from elsewhere, whose blobs are to be put back
-	fetches             map[Layer]*pause // of attempts to fetch what could not be fetched; used by Run's goroutine only
-	collected, caughtUp bool             // what catchUp has done; used by Run's goroutine only
-	logged              map[Layer]string // the last error of each in the log; used by Run's goroutine only
-	conn                *Containerd      // used by Run's goroutine only
+	mu                  sync.Mutex                    // guards queue, leased and outside
+	queue               map[repull.Layer]bool         // of each layer the latest: true when it is ready, false when it is to be dropped
+	leased              map[repull.Layer]bool         // layers that may have a lease of a drop; true: it is to be deleted
+	outside             map[repull.Layer]repull.Bytes // layers that were healed from elsewhere, whose blobs are to be put back
+	fetches             map[repull.Layer]*pause       // of attempts to fetch what could not be fetched; used by Run's goroutine only
+	collected, caughtUp bool                          // what catchUp has done; used by Run's goroutine only
+	logged              map[repull.Layer]string       // the last error of each in the log; used by Run's goroutine only
+	conn                *repull.Containerd            // used by Run's goroutine only
 	stop                context.CancelFunc
 	ended               sync.WaitGroup
 }
 
-// NewNotifier returns a Notifier that only queues until Run is called.
-func NewNotifier(cfg NotifierConfig) *Notifier {
+// New returns a Notifier that only queues until Run is called.
+func New(cfg Config) *Notifier {
 	return &Notifier{
 		cfg: cfg, wake: make(chan struct{}, 1), caughtUp: cfg.Address == "",
-		queue: map[Layer]bool{}, leased: map[Layer]bool{}, logged: map[Layer]string{},
-		outside: map[Layer]Bytes{}, fetches: map[Layer]*pause{},
+		queue: map[repull.Layer]bool{}, leased: map[repull.Layer]bool{}, logged: map[repull.Layer]string{},
+		outside: map[repull.Layer]repull.Bytes{}, fetches: map[repull.Layer]*pause{},
 	}
 }
 
-func (n *Notifier) layer(namespace, chainID string) Layer {
-	return Layer{Namespace: namespace, Snapshotter: n.cfg.Snapshotter, ChainID: digest.Digest(chainID)}
+func (n *Notifier) layer(namespace, chainID string) repull.Layer {
+	return repull.Layer{Namespace: namespace, Snapshotter: n.cfg.Snapshotter, ChainID: digest.Digest(chainID)}
 }
 
 // NotifyDamaged queues the mending of a layer that could not be healed because there is no
@@ -189,9 +194,9 @@ func (n *Notifier) Close() error {
 func (n *Notifier) notifyAll(ctx context.Context) {
 	n.mu.Lock()
 	queue := n.queue
-	n.queue = map[Layer]bool{}
+	n.queue = map[repull.Layer]bool{}
 	n.mu.Unlock()
-	var ready []Layer
+	var ready []repull.Layer
 	for l, isReady := range queue {
 		if isReady {
 			ready = append(ready, l)
@@ -218,7 +223,7 @@ func (n *Notifier) notifyAll(ctx context.Context) {
 
 // processed logs the error of a layer's notification, each error once, and reports
 // whether the notification is done with; false means that it must be retried.
-func (n *Notifier) processed(ctx context.Context, l Layer, err error) bool {
+func (n *Notifier) processed(ctx context.Context, l repull.Layer, err error) bool {
 	if err == nil {
 		delete(n.logged, l)
 		return true
@@ -230,15 +235,15 @@ func (n *Notifier) processed(ctx context.Context, l Layer, err error) bool {
 		n.logged[l] = text
 		log.G(ctx).WithField("event", "notify_failed").WithError(err).WithField("layer", l.String()).Warn("containerd was not notified of a layer")
 	}
-	var held *HeldError
-	var good *GoodBlobError
-	var unknown *UnknownBlobError
+	var held *repull.HeldError
+	var good *repull.GoodBlobError
+	var unknown *repull.UnknownBlobError
 	return errors.As(err, &held) || errors.As(err, &good) || errors.As(err, &unknown) || errors.Is(err, errNotConfirmed)
 }
 
 // requeue queues a notification again, unless a newer one of the layer was queued
 // meanwhile.
-func (n *Notifier) requeue(l Layer, ready bool) {
+func (n *Notifier) requeue(l repull.Layer, ready bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, newer := n.queue[l]; !newer {
@@ -252,12 +257,12 @@ var errNotConfirmed = errors.New("nothing is dropped")
 
 func (n *Notifier) connect() (err error) {
 	if n.conn == nil {
-		n.conn, err = Connect(n.cfg.Address)
+		n.conn, err = repull.Connect(n.cfg.Address)
 	}
 	return err
 }
 
-func (n *Notifier) announce(ctx context.Context, ready []Layer) error {
+func (n *Notifier) announce(ctx context.Context, ready []repull.Layer) error {
 	if err := n.connect(); err != nil {
 		return err
 	}
@@ -275,7 +280,7 @@ func (n *Notifier) announce(ctx context.Context, ready []Layer) error {
 	return nil
 }
 
-func (n *Notifier) drop(ctx context.Context, l Layer) error {
+func (n *Notifier) drop(ctx context.Context, l repull.Layer) error {
 	if err := n.connect(); err != nil {
 		return err
 	}
@@ -292,7 +297,7 @@ func (n *Notifier) drop(ctx context.Context, l Layer) error {
 	due := n.leased[l]
 	n.leased[l] = false // a Commit from now on ends it
 	n.mu.Unlock()
-	done, err := n.conn.Drop(ctx, l, Options{
+	done, err := n.conn.Drop(ctx, l, repull.Options{
 		Rows: n.layers, ContentRoot: n.cfg.ContentRoot, BlobsOfHeld: true, Confirm: confirm,
 	})
 	if due && done.Nothing() {
@@ -322,7 +327,7 @@ func (n *Notifier) release(ctx context.Context) {
 	}
 	n.mu.Lock()
 	due := slices.Collect(maps.Keys(n.leased))
-	due = slices.DeleteFunc(due, func(l Layer) bool { return !n.leased[l] })
+	due = slices.DeleteFunc(due, func(l repull.Layer) bool { return !n.leased[l] })
 	n.mu.Unlock()
 	for _, l := range due {
 		if err := n.conn.Release(ctx, l); err != nil {
@@ -335,7 +340,7 @@ func (n *Notifier) release(ctx context.Context) {
 
 // forgetLease removes a deleted lease from leased, unless another drop of the layer has
 // begun.
-func (n *Notifier) forgetLease(l Layer) {
+func (n *Notifier) forgetLease(l repull.Layer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.leased[l] {
