@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -27,15 +26,15 @@ func RepairRoot(ctx context.Context, cfg Config, o layers.RepairOptions) (result
 	if err != nil {
 		return nil, err
 	}
-	store := blobs.Open(cfg.ContentRoot)
+	from := cfg.Sources()
 	results = []layers.RepairResult{}
 	for _, e := range r.Selected(o.IDs) {
-		found, err := e.Verify(ctx, cfg.Root, verify.Options{Deep: o.Deep, Blobs: store, Reading: verify.FromDisk})
+		found, err := e.Verify(ctx, cfg.Root, verify.Options{Deep: o.Deep, Blobs: from, Reading: verify.FromDisk})
 		if err != nil {
 			return results, err
 		}
 		if found.State != storage.StateReady {
-			plan, _ := found.Plan(ctx, store, e.CommitEntry, slices.Contains(o.IDs, e.ID))
+			plan, _ := found.Plan(ctx, from, e.CommitEntry, slices.Contains(o.IDs, e.ID))
 			results = append(results, layers.RepairResult{Result: found, Plan: plan})
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/archives"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
@@ -40,6 +41,9 @@ type Config struct {
 	// ContentRoot is the directory of containerd's content store, out of whose
 	// blobs damaged layers are healed; "" when there is none.
 	ContentRoot string
+	// Archives are image archives, and directories of them, out of which layers are healed
+	// that have no good blob in the content store.
+	Archives []string
 	// BootID names the boot of the kernel; "" means the kernel's own. Tests
 	// let machines boot with it.
 	BootID string
@@ -58,6 +62,9 @@ type Config struct {
 	// the name has none, and containerd's name of the snapshot. The same holds for it,
 	// and more: containerd holds its locks, and may yet take back the Commit.
 	OnCommit func(namespace, name string)
+	// OnOutside is called with a layer that was healed out of a blob which is not in the
+	// content store, and with that. The same holds for it.
+	OnOutside func(storage.CommitEntry, blobs.Blob)
 	// OnBrake is called with the reason when damaged layers are not mended any
 	// more because too much is damaged at once, and with "" when they are again.
 	// The same holds for it.
@@ -66,6 +73,16 @@ type Config struct {
 	// OnHealth is called with an error when the file system stops accepting
 	// writes and with nil when it accepts them again. It must not call back.
 	OnHealth func(error)
+}
+
+// Sources is where the blobs of layers can come from, in order: the content store, then
+// archives.
+func (cfg Config) Sources() blobs.Source {
+	store := blobs.Open(cfg.ContentRoot)
+	if len(cfg.Archives) == 0 {
+		return store
+	}
+	return blobs.InOrder(store, archives.Open(cfg.Archives))
 }
 
 // Snapshotter is a containerd snapshotter; see the package documentation.
@@ -87,7 +104,7 @@ type Snapshotter struct {
 	actives actives
 
 	layers *layers.Layers
-	blobs  *blobs.Store
+	blobs  blobs.Source
 
 	emptyBad error    // why empty/ cannot be a lower directory
 	warned   sync.Map // what warnOnce has logged
@@ -132,7 +149,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	}()
 	s := &Snapshotter{
 		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(), actives: actives{byKey: map[string]*active{}},
-		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: blobs.Open(cfg.ContentRoot),
+		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: cfg.Sources(),
 	}
 	s.gate = gate.New(db, gate.Config{Root: cfg.Root, Dir: s.root.Snapshots(), OnHealth: cfg.OnHealth})
 	if s.bootID = cfg.BootID; s.bootID == "" {
@@ -161,7 +178,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	s.layers = layers.New(ctx, layers.Config{
 		Root: s.root, Gate: s.gate, Keys: s.keys, Blobs: s.blobs, BootID: s.bootID, RunID: s.runID,
 		MountOptions: s.options, Features: s.features, Replaced: s.trees, Scrub: cfg.Scrub,
-		OnDamaged: cfg.OnDamaged, OnReady: cfg.OnReady, OnBrake: cfg.OnBrake, WarnOnce: s.warnOnce,
+		OnDamaged: cfg.OnDamaged, OnReady: cfg.OnReady, OnOutside: cfg.OnOutside, OnBrake: cfg.OnBrake, WarnOnce: s.warnOnce,
 	})
 	if err := s.recover(ctx); err != nil {
 		s.Stopping()

@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
@@ -96,17 +95,17 @@ func (c *command) verify(cfg Config, names []string, deep, cached bool) ([]verif
 		return nil, err
 	}
 	results := []verify.Result{}
-	store := blobs.Open(cfg.ContentRoot)
+	from := cfg.snapshotter().Sources()
 	if cached {
 		for _, r := range report.Layers {
 			if len(ids) == 0 || slices.Contains(ids, r.ID) {
-				r.FindBlob(c.ctx, store)
+				r.FindBlob(c.ctx, from)
 				results = append(results, r)
 			}
 		}
 		return results, nil
 	}
-	o := verify.Options{Deep: deep, Blobs: store, Reading: verify.FromDisk}
+	o := verify.Options{Deep: deep, Blobs: from, Reading: verify.FromDisk}
 	layers := report.Selected(ids)
 	progress := newProgress(c, len(layers))
 	defer progress.clear()
@@ -117,7 +116,7 @@ func (c *command) verify(cfg Config, names []string, deep, cached bool) ([]verif
 			return nil, err
 		}
 		if !removed {
-			r.FindBlob(c.ctx, store)
+			r.FindBlob(c.ctx, from)
 			results = append(results, r)
 		}
 		progress.step()
@@ -182,7 +181,7 @@ func (c *command) printResults(results []verify.Result) error {
 // blobOf is, in one cell of a table, whether the layer could be healed.
 func blobOf(r verify.Result) string {
 	switch {
-	case r.Blob != "":
+	case r.Blob != "" || r.Place != "":
 		return "yes"
 	case r.Lacking:
 		return "no"

@@ -11,7 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -28,6 +28,7 @@ type Config struct {
 	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
 	Journal     JournalConfig     `toml:"journal"`
+	Heal        HealConfig        `toml:"heal" comment:"Where a damaged layer comes from when containerd's content store has no good blob of it, in this order."`
 	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers in the background, at idle I/O priority."`
 	Containerd  ContainerdConfig  `toml:"containerd" comment:"How containerd is notified when a layer is healed, or cannot be."`
 }
@@ -43,6 +44,13 @@ type SnapshotterConfig struct {
 // JournalConfig bounds the commit journal.
 type JournalConfig struct {
 	History uint64 `toml:"history" comment:"Removed snapshots whose commit entries are kept. Those of existing snapshots always are."`
+}
+
+// HealConfig is where layers come from.
+type HealConfig struct {
+	Archives []string `toml:"archives" comment:"Image archives, of ctr image export or docker save, plain or compressed with gzip, zstd or bzip2:\nfiles, and directories of them. k3s: /var/lib/rancher/k3s/agent/images"`
+	Registry bool     `toml:"registry" comment:"Let containerd fetch the blob again, without credentials, before its image is dropped."`
+	Hosts    string   `toml:"hosts" comment:"With registry: the directory of containerd's configuration of registries.\nk3s: /var/lib/rancher/k3s/agent/etc/containerd/certs.d"`
 }
 
 // ScrubConfig is when layers are verified.
@@ -79,6 +87,7 @@ func Default() Config {
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
+		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
 		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
 		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
@@ -119,6 +128,14 @@ func (c Config) Validate() error {
 	if c.ContentRoot != "" && !filepath.IsAbs(c.ContentRoot) {
 		return fmt.Errorf("content_root %q: not an absolute path", c.ContentRoot)
 	}
+	if c.Heal.Hosts != "" && !filepath.IsAbs(c.Heal.Hosts) {
+		return fmt.Errorf("heal.hosts %q: not an absolute path", c.Heal.Hosts)
+	}
+	for _, path := range c.Heal.Archives {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("heal.archives %q: not an absolute path", path)
+		}
+	}
 	for _, socket := range []string{c.Address, adminSocket(c.Address)} {
 		// sun_path with its terminating zero (unix(7)).
 		if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(socket) > limit {
@@ -154,6 +171,7 @@ func (c Config) snapshotter() snapshotter.Config {
 		SlowChown:      c.Snapshotter.SlowChown,
 		JournalHistory: c.Journal.History,
 		ContentRoot:    c.ContentRoot,
+		Archives:       c.Heal.Archives,
 		Scrub: scrub.Config{
 			Interval: time.Duration(c.Scrub.Interval), Depth: storage.Depth(c.Scrub.Depth), Rate: c.Scrub.Rate,
 		},
@@ -161,11 +179,13 @@ func (c Config) snapshotter() snapshotter.Config {
 }
 
 // notifier is the part of the configuration that the notifier of containerd uses.
-func (c Config) notifier() repull.NotifierConfig {
-	return repull.NotifierConfig{
+func (c Config) notifier() notify.Config {
+	return notify.Config{
 		Address:     c.Containerd.Address,
 		Snapshotter: c.Containerd.Snapshotter,
 		ContentRoot: c.ContentRoot,
+		Registry:    c.Heal.Registry,
+		Hosts:       c.Heal.Hosts,
 		DropImages:  c.Containerd.DropImages,
 	}
 }

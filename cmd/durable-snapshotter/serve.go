@@ -20,7 +20,9 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -79,13 +81,16 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 	sc.OnHealth = func(err error) { setHealth(healthy, "", err == nil) }
 	setHealth(healthy, mendingService, true)
 	sc.OnBrake = func(reason string) { setHealth(healthy, mendingService, reason == "") }
-	notifier := repull.NewNotifier(cfg.notifier())
+	notifier := notify.New(cfg.notifier())
 	sc.OnDamaged = func(e *layers.DamagedError) {
 		if e.NoBlob {
 			notifier.NotifyDamaged(e.Name, e.Namespace, e.ChainID)
 		}
 	}
 	sc.OnReady = func(e storage.CommitEntry) { notifier.NotifyReady(e.Namespace, e.ChainID) }
+	sc.OnOutside = func(e storage.CommitEntry, b blobs.Blob) {
+		notifier.NotifyOutside(e.Namespace, e.ChainID, repull.Bytes{Digest: b.Digest, Size: b.Size, Open: b.Raw})
+	}
 	sc.OnCommit = notifier.NotifyCommitted
 	sn, err := snapshotter.New(ctx, sc)
 	if err != nil {

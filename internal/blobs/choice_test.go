@@ -30,7 +30,7 @@ func sizes(chain digest.Digest) Layer {
 // extract is what healing does with a blob: it reads the tar to its end and
 // compares its digest.
 func extract(t testing.TB, s *Store, b Blob) (read int64, err error) {
-	l, err := s.Layer(t.Context(), b)
+	l, err := b.Layer(t.Context())
 	if err != nil {
 		return 0, err
 	}
@@ -38,7 +38,7 @@ func extract(t testing.TB, s *Store, b Blob) (read int64, err error) {
 	digester := digest.Canonical.Digester()
 	read, err = io.Copy(digester.Hash(), l)
 	if err == nil && digester.Digest() != b.DiffID {
-		err = s.Mismatch(t.Context(), b, digester.Digest())
+		err = b.Mismatch(t.Context(), digester.Digest())
 	}
 	return read, err
 }
@@ -177,7 +177,7 @@ func TestTryEnds(t *testing.T) {
 	s := Open(r.dir)
 	err := s.Try(t.Context(), sizes(img.chains[0]), func(b Blob) error {
 		calls++
-		return s.Blame(t.Context(), b, own)
+		return b.Blame(t.Context(), own)
 	})
 	if err != own || calls != 1 || Unusable(err) {
 		t.Errorf("%d calls, error %v", calls, err)
@@ -212,8 +212,8 @@ func TestOutOfDescriptors(t *testing.T) {
 	check(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
 	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: old.Max}))
 	_, finding := Open(r.dir).Find(t.Context(), sizes(img.chains[0]))
-	_, opening := known.Layer(t.Context(), b)
-	verifying := known.Verify(t.Context(), b)
+	_, opening := b.Layer(t.Context())
+	verifying := b.Verify(t.Context())
 	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
 	for what, err := range map[string]error{"find": finding, "open": opening, "verify": verifying} {
 		if !errors.Is(err, ErrCannot) || !errors.Is(err, unix.EMFILE) || Bad(err) {

@@ -99,6 +99,16 @@ func parseManifest(text []byte) *manifest {
 	return m
 }
 
+// Manifest returns what the manifest of an image has of its configuration and its layers; ok
+// is false when text is none.
+func Manifest(text []byte) (config digest.Digest, layers []ocispec.Descriptor, ok bool) {
+	m := parseManifest(text)
+	if m == nil {
+		return "", nil, false
+	}
+	return m.config, m.layers, true
+}
+
 // resolve reads the configuration, which knows the diff IDs.
 func (m *manifest) resolve(dir string) error {
 	path := filepath.Join(dir, m.config.Algorithm().String(), m.config.Encoded())
@@ -120,24 +130,36 @@ func (m *manifest) resolve(dir string) error {
 	case err != nil:
 		return cannot(err, "its config")
 	}
-	var image struct{ RootFS ocispec.RootFS }
-	if text == nil || json.Unmarshal(text, &image) != nil || len(image.RootFS.DiffIDs) == 0 {
+	ids, ok, err := Config(text)
+	if err != nil {
+		return fmt.Errorf("its config %s %w", m.config, err)
+	}
+	if !ok {
 		// A manifest can describe anything; containerd does not unpack this one.
 		m.layers, m.diffIDs = nil, []digest.Digest{}
 		return nil
 	}
-	ids := image.RootFS.DiffIDs
-	if t := image.RootFS.Type; t != "" && t != "layers" {
-		return fmt.Errorf("its config %s has a rootfs of type %q", m.config, t)
-	}
 	if len(ids) != len(m.layers) {
 		return fmt.Errorf("it has %d layers, its config %s has %d diff IDs", len(m.layers), m.config, len(ids))
 	}
-	for _, id := range ids {
-		if err := id.Validate(); err != nil {
-			return fmt.Errorf("its config %s has the diff ID %q: %w", m.config, id, err)
-		}
-	}
 	m.diffIDs, m.chains = ids, identity.ChainIDs(slices.Clone(ids))
 	return nil
+}
+
+// Config returns the diff IDs of an image's configuration; ok is false when text is
+// none. The error is that of one which containerd would not unpack.
+func Config(text []byte) (ids []digest.Digest, ok bool, err error) {
+	var image struct{ RootFS ocispec.RootFS }
+	if text == nil || json.Unmarshal(text, &image) != nil || len(image.RootFS.DiffIDs) == 0 {
+		return nil, false, nil
+	}
+	if t := image.RootFS.Type; t != "" && t != "layers" {
+		return nil, true, fmt.Errorf("has a rootfs of type %q", t)
+	}
+	for _, id := range image.RootFS.DiffIDs {
+		if err := id.Validate(); err != nil {
+			return nil, true, fmt.Errorf("has the diff ID %q: %w", id, err)
+		}
+	}
+	return image.RootFS.DiffIDs, true, nil
 }

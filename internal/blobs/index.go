@@ -13,26 +13,34 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // index is the content of the manifests of a store. Reading them again costs one
 // lstat for each blob: those that did not change are not opened again.
 type index struct {
 	chains map[digest.Digest][]Blob
-	over   []string // manifests, or what may be one, that were skipped, and why
-	unread bool     // one of those was skipped because it could not be read
+	layers map[digest.Digest][]Blob // by diff ID
+	// diffIDs are those of all configurations, with repetitions.
+	diffIDs []digest.Digest
+	over    []string // manifests, or what may be one, that were skipped, and why
+	unread  bool     // one of those was skipped because it could not be read
 
 	read  time.Time               // when the refresh that the above comes from began
 	dirs  map[string]time.Time    // the directories it listed, and their time then
 	files map[digest.Digest]*file // the small blobs that were opened
+
+	others map[digest.Digest]int64 // sizes of the blobs that are no JSON
 }
 
 // file is a blob that was opened to see whether it is a manifest.
 type file struct {
 	id       fileID
-	manifest *manifest // nil when it is none
-	problem  string    // why it is not used although it may be one
-	unread   bool      // because of an error of reading it, or its configuration
+	manifest *manifest       // nil when it is none
+	diffIDs  []digest.Digest // of a configuration, which may have lost its manifest
+	other    bool            // it is no JSON
+	problem  string          // why it is not used although it may be one
+	unread   bool            // because of an error of reading it, or its configuration
 }
 
 // fileID changes whenever a file is replaced or written.
@@ -76,11 +84,12 @@ func (x *index) refresh(ctx context.Context, dir string) error {
 	if x.files == nil {
 		x.files = files
 	}
-	if err := x.walk(ctx, dir, dirs, files); err != nil {
+	others := map[digest.Digest]int64{}
+	if err := x.walk(ctx, dir, dirs, files, others); err != nil {
 		maps.Copy(x.files, files)
 		return err
 	}
-	x.files = files
+	x.files, x.others = files, others
 	x.read = began
 	x.dirs = dirs
 	x.combine()
@@ -92,8 +101,8 @@ type errNotStore string
 
 func (e errNotStore) Error() string { return string(e) }
 
-// walk fills dirs and files from what is below dir.
-func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time, files map[digest.Digest]*file) error {
+// walk fills dirs, files and others from what is below dir.
+func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time, files map[digest.Digest]*file, others map[digest.Digest]int64) error {
 	algorithms, err := list(dir, dirs)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return errNotStore("it has no directory blobs")
@@ -121,8 +130,12 @@ func (x *index) walk(ctx context.Context, dir string, dirs map[string]time.Time,
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if f := x.file(filepath.Join(dir, a, name), d); f != nil {
+			f, size := x.file(filepath.Join(dir, a, name), d)
+			if f != nil {
 				files[d] = f
+			}
+			if size > 0 {
+				others[d] = size
 			}
 		}
 	}
@@ -163,25 +176,39 @@ func list(dir string, dirs map[string]time.Time) ([]string, error) {
 	return names, nil
 }
 
-// file returns what is known of a blob, and opens it if nothing is. It returns
-// nil for what cannot be a manifest by its size, and for what is gone.
-func (x *index) file(path string, d digest.Digest) *file {
+// file returns what is known of a blob, and opens it if nothing is. It returns nil for what
+// cannot be a manifest by its size, and for what is gone. size is that of a blob that is no
+// JSON, else 0.
+func (x *index) file(path string, d digest.Digest) (f *file, size int64) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, 0
 	}
 	// One bad sector must not hide the other manifests. Without an id, the blob is
 	// tried again.
 	if err != nil {
-		return &file{problem: fmt.Sprintf("%s: %v", d, err), unread: true}
+		return &file{problem: fmt.Sprintf("%s: %v", d, err), unread: true}, 0
 	}
-	if !info.Mode().IsRegular() || info.Size() == 0 || info.Size() > largest {
-		return nil
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return nil, 0
+	}
+	if info.Size() > largest {
+		return nil, info.Size()
 	}
 	id := idOf(info)
-	if f := x.files[d]; f != nil && f.id == id {
-		return f
+	if f = x.files[d]; f == nil || f.id != id {
+		if f = read(path, d, id); f == nil {
+			return nil, 0
+		}
 	}
+	if f.other {
+		size = info.Size()
+	}
+	return f, size
+}
+
+// read opens a small blob. It returns nil for what is gone.
+func read(path string, d digest.Digest, id fileID) *file {
 	f := &file{id: id}
 	text, err := document(path, d)
 	switch {
@@ -191,15 +218,20 @@ func (x *index) file(path string, d digest.Digest) *file {
 		f.problem = fmt.Sprintf("%s %v", d, err)
 	case err != nil:
 		f.id, f.problem, f.unread = fileID{}, fmt.Sprintf("%s: %v", d, err), true
+	case text == nil:
+		f.other = true
 	default:
-		f.manifest = parseManifest(text)
+		if f.manifest = parseManifest(text); f.manifest == nil {
+			f.diffIDs, _, _ = Config(text) // of a bad one its manifest reports it
+		}
 	}
 	return f
 }
 
 // combine makes the index out of the manifests.
 func (x *index) combine() {
-	x.chains, x.over, x.unread = map[digest.Digest][]Blob{}, nil, false
+	x.chains, x.layers, x.diffIDs = map[digest.Digest][]Blob{}, map[digest.Digest][]Blob{}, nil
+	x.over, x.unread = nil, false
 	for _, d := range slices.Sorted(maps.Keys(x.files)) {
 		f := x.files[d]
 		if f.problem != "" {
@@ -207,11 +239,66 @@ func (x *index) combine() {
 			x.unread = x.unread || f.unread
 			continue
 		}
+		x.diffIDs = append(x.diffIDs, f.diffIDs...)
 		if f.manifest == nil {
 			continue
 		}
+		x.diffIDs = append(x.diffIDs, f.manifest.diffIDs...)
 		for i, chain := range f.manifest.chains {
-			x.chains[chain] = append(x.chains[chain], Blob{Descriptor: f.manifest.layers[i], DiffID: f.manifest.diffIDs[i]})
+			b := Blob{Descriptor: f.manifest.layers[i], DiffID: f.manifest.diffIDs[i]}
+			x.chains[chain] = append(x.chains[chain], b)
+			x.layers[b.DiffID] = append(x.layers[b.DiffID], b)
 		}
 	}
+}
+
+// find returns the blobs that manifests name for the chain ID of a layer, and for its diff
+// ID on other layers. Different images have the same layer at different places: on another
+// base, or twice.
+func (x *index) find(want Layer) (own, others []Blob) {
+	own = x.chains[digest.Digest(want.ChainID)]
+	for _, b := range x.layers[x.diffID(want)] {
+		if !slices.ContainsFunc(own, func(o Blob) bool { return o.Digest == b.Digest }) {
+			others = append(others, b)
+		}
+	}
+	return own, others
+}
+
+// diffID returns the diff ID of a layer, "" when nothing in the store, nor the caller,
+// has it.
+func (x *index) diffID(want Layer) digest.Digest {
+	if own := x.chains[digest.Digest(want.ChainID)]; len(own) > 0 {
+		return own[0].DiffID
+	}
+	if id := digest.Digest(want.DiffID); id.Validate() == nil && want.Is(id) {
+		return id
+	}
+	for _, id := range x.diffIDs {
+		if want.Is(id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// unnamed returns the blobs that may be layers and that no manifest in use names, as blobs
+// of a layer: the manifest of one of them may be lost.
+func (x *index) unnamed(want Layer) (all []Blob) {
+	id := x.diffID(want)
+	if id == "" {
+		return nil
+	}
+	named := map[digest.Digest]bool{}
+	for _, blobs := range x.layers {
+		for _, b := range blobs {
+			named[b.Digest] = true
+		}
+	}
+	for _, d := range slices.Sorted(maps.Keys(x.others)) {
+		if size := x.others[d]; !named[d] && want.plausible(size) {
+			all = append(all, Blob{Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: size}, DiffID: id})
+		}
+	}
+	return all
 }

@@ -277,10 +277,10 @@ func TestOneLookServesAllWhoWait(t *testing.T) {
 	asked := time.Now()
 	r.refuses(s, unknown)
 	listed := opened(t, filepath.Join(r.dir, "blobs/sha256"))
-	if _, err := s.named(t.Context(), unknown, asked); !errors.Is(err, ErrNotFound) || listed() {
+	if _, _, err := s.named(t.Context(), Layer{ChainID: unknown.String()}, asked); !errors.Is(err, ErrNotFound) || listed() {
 		t.Errorf("a refresh that began after the call was not used; error %v", err)
 	}
-	if _, err := s.named(t.Context(), unknown, time.Now()); !errors.Is(err, ErrNotFound) || !listed() {
+	if _, _, err := s.named(t.Context(), Layer{ChainID: unknown.String()}, time.Now()); !errors.Is(err, ErrNotFound) || !listed() {
 		t.Errorf("a refresh from before the call was used; error %v", err)
 	}
 }

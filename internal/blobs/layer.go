@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
 
@@ -44,22 +45,79 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 	return blob, nil
 }
 
+// Open returns the bytes of a blob in the store, as [Store.ReaderAt] does.
+func (s *Store) Open(ctx context.Context, b Blob) (io.ReadCloser, error) {
+	blob, err := s.ReaderAt(ctx, b.Descriptor)
+	if err != nil {
+		return nil, err
+	}
+	return readCloser{content.NewReader(blob), blob}, nil
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// Raw returns the bytes of a blob as they lie in its origin. Reading ends with ctx.
+func (b Blob) Raw(ctx context.Context) (io.ReadCloser, error) { return b.source(ctx) }
+
 // Verify reads a whole blob. The error wraps ErrCorrupt when its content does
-// not have the digest that is its name.
-func (s *Store) Verify(ctx context.Context, b Blob) error {
-	src, err := s.source(ctx, b)
+// not have the digest that is its name. A blob of an archive may have no name; then it
+// is the diff ID that counts.
+func (b Blob) Verify(ctx context.Context) error {
+	if b.Digest == "" {
+		return b.verifyTar(ctx)
+	}
+	src, err := b.source(ctx)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
 	digester := b.Digest.Algorithm().Digester()
 	if _, err := io.CopyBuffer(digester.Hash(), src, make([]byte, 1<<20)); err != nil {
-		return cannot(err, "read blob %s", b.Digest)
+		return readError(err, b)
 	}
 	if is := digester.Digest(); is != b.Digest {
-		return corrupt("blob %s has the content of %s", b.Digest, is)
+		return corrupt("%v has the content of %s", b, is)
 	}
 	return nil
+}
+
+// verifyTar is Verify for a blob without a digest.
+func (b Blob) verifyTar(ctx context.Context) error {
+	src, err := b.source(ctx)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	tar, err := Decompress(src)
+	if err == nil {
+		defer tar.Close()
+		digester := b.DiffID.Algorithm().Digester()
+		most := int64(math.MaxInt64)
+		if b.limit > 0 {
+			most = b.limit
+		}
+		if _, err = io.CopyBuffer(digester.Hash(), io.LimitReader(tar, most), make([]byte, 1<<20)); err == nil && digester.Digest() == b.DiffID {
+			return nil
+		}
+	}
+	if failed := src.failure(); failed != nil {
+		return readError(failed, b)
+	}
+	if err == nil {
+		err = errors.New("it holds another tar")
+	}
+	return corrupt("%v is not the layer %s: %v", b, b.DiffID, err)
+}
+
+// readError gives an error of reading a blob a kind, unless it has one.
+func readError(err error, b Blob) error {
+	if kindOf(err) != nil {
+		return err
+	}
+	return cannot(err, "read %v", b)
 }
 
 // Blame returns the error that a caller had with the tar of a blob. It wraps
@@ -67,11 +125,11 @@ func (s *Store) Verify(ctx context.Context, b Blob) error {
 // damage of it shows as any error of reading a tar. It wraps ErrNotLayer if the
 // blob is intact and holds another tar than the layer's. When the tar is the
 // layer's, the blob has nothing to do with the error, which is returned as it is.
-func (s *Store) Blame(ctx context.Context, b Blob, err error) error {
+func (b Blob) Blame(ctx context.Context, err error) error {
 	if kindOf(err) != nil || ctx.Err() != nil {
 		return err
 	}
-	if bad := s.prove(ctx, b); kindOf(bad) != nil {
+	if bad := b.prove(ctx); kindOf(bad) != nil {
 		return fmt.Errorf("%w: %w", bad, err)
 	}
 	return err
@@ -80,16 +138,18 @@ func (s *Store) Blame(ctx context.Context, b Blob, err error) error {
 // Mismatch is the error for a blob whose tar, read to its end, has the digest got
 // and not its diff ID. It wraps ErrCorrupt when the blob is corrupt, else
 // ErrNotLayer.
-func (s *Store) Mismatch(ctx context.Context, b Blob, got digest.Digest) error {
-	return s.notLayer(ctx, b, fmt.Sprintf("blob %s holds %s, the layer is %s", b.Digest, got, b.DiffID))
+func (b Blob) Mismatch(ctx context.Context, got digest.Digest) error {
+	return b.notLayer(ctx, fmt.Sprintf("%v holds %s, the layer is %s", b, got, b.DiffID))
 }
 
-func (s *Store) notLayer(ctx context.Context, b Blob, text string) error {
-	if err := s.Verify(ctx, b); err != nil {
-		return err
+func (b Blob) notLayer(ctx context.Context, text string) error {
+	if b.Digest != "" {
+		if err := b.Verify(ctx); err != nil {
+			return err
+		}
 	}
 	err := &problem{kind: ErrNotLayer, text: text}
-	s.remember(b, err)
+	b.origin.Remember(b, err)
 	return err
 }
 
@@ -105,11 +165,11 @@ type proofResult struct {
 // prove decompresses a blob without writing anything, and returns nil when it
 // holds the tar of the layer. What was found once is remembered as long as the
 // file does not change.
-func (s *Store) prove(ctx context.Context, b Blob) error {
-	if known, err := s.remembered(b); known {
+func (b Blob) prove(ctx context.Context) error {
+	if known, err := b.origin.Remembered(b); known {
 		return err
 	}
-	l, err := s.Layer(ctx, b)
+	l, err := b.Layer(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,23 +179,25 @@ func (s *Store) prove(ctx context.Context, b Blob) error {
 		return err
 	}
 	if got := digester.Digest(); got != b.DiffID {
-		return s.Mismatch(ctx, b, got)
+		return b.Mismatch(ctx, got)
 	}
-	s.remember(b, nil)
+	b.origin.Remember(b, nil)
 	return nil
 }
 
-func (s *Store) remember(b Blob, err error) {
-	info, serr := os.Stat(s.path(b.Digest))
-	if serr != nil {
+// Remember is for [Origin].
+func (s *Store) Remember(b Blob, result error) {
+	info, err := os.Stat(s.path(b.Digest))
+	if err != nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.proven[proof{b.Digest, b.DiffID}] = proofResult{idOf(info), err}
+	s.proven[proof{b.Digest, b.DiffID}] = proofResult{idOf(info), result}
 }
 
-func (s *Store) remembered(b Blob) (known bool, err error) {
+// Remembered is for [Origin].
+func (s *Store) Remembered(b Blob) (known bool, result error) {
 	s.mu.Lock()
 	r, known := s.proven[proof{b.Digest, b.DiffID}]
 	s.mu.Unlock()
@@ -160,15 +222,15 @@ var errStream = errors.New("not a valid compressed stream")
 // decompressed may still be another, so the caller must compare the diff ID of
 // what was read, and that means all of it: a tar ends before its stream does; see
 // Mismatch. Close checks nothing.
-func (s *Store) Layer(ctx context.Context, b Blob) (io.ReadCloser, error) {
+func (b Blob) Layer(ctx context.Context) (io.ReadCloser, error) {
 	if err := extractable(b.MediaType); err != nil {
-		return nil, fmt.Errorf("blob %s %w", b.Digest, err)
+		return nil, fmt.Errorf("%v %w", b, err)
 	}
-	src, err := s.source(ctx, b)
+	src, err := b.source(ctx)
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{store: s, blob: b, src: src}
+	l := &layer{blob: b, src: src}
 	if l.tar, err = Decompress(src); err != nil {
 		src.Close()
 		return nil, l.blame(err)
@@ -191,26 +253,25 @@ func Decompress(src io.Reader) (io.ReadCloser, error) {
 
 // source is a blob as a stream.
 type source struct {
-	io.Reader
-	blob content.ReaderAt
-	ctx  context.Context
+	io.ReadCloser
+	ctx context.Context
 
 	mu     sync.Mutex // decompressors read in goroutines of their own
 	failed error      // guarded by mu
 }
 
-func (s *Store) source(ctx context.Context, b Blob) (*source, error) {
-	blob, err := s.ReaderAt(ctx, b.Descriptor)
+func (b Blob) source(ctx context.Context) (*source, error) {
+	blob, err := b.origin.Open(ctx, b)
 	if err != nil {
 		return nil, err
 	}
-	return &source{Reader: content.NewReader(blob), blob: blob, ctx: ctx}, nil
+	return &source{ReadCloser: blob, ctx: ctx}, nil
 }
 
 func (src *source) Read(p []byte) (int, error) {
 	n, err := 0, src.ctx.Err()
 	if err == nil {
-		n, err = src.Reader.Read(p)
+		n, err = src.ReadCloser.Read(p)
 	}
 	if err != nil && err != io.EOF {
 		src.mu.Lock()
@@ -220,15 +281,20 @@ func (src *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (src *source) Close() error { return src.blob.Close() }
+// failure returns the error with which reading the blob has ended, nil when it was none of
+// the blob's place.
+func (src *source) failure() error {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	return src.failed
+}
 
 // layer is a stream whose errors distinguish bad blobs from bad disks.
 type layer struct {
-	store *Store
-	blob  Blob
-	src   *source
-	tar   io.ReadCloser
-	read  int64
+	blob Blob
+	src  *source
+	tar  io.ReadCloser
+	read int64
 }
 
 func (l *layer) Read(p []byte) (int, error) {
@@ -238,23 +304,20 @@ func (l *layer) Read(p []byte) (int, error) {
 	case err != nil && err != io.EOF:
 		err = l.blame(err)
 	case l.blob.limit > 0 && l.read > l.blob.limit:
-		n, err = 0, l.store.notLayer(l.src.ctx, l.blob, fmt.Sprintf("blob %s holds more than %d bytes, which no tar of a layer of this size has", l.blob.Digest, l.blob.limit))
+		n, err = 0, l.blob.notLayer(l.src.ctx, fmt.Sprintf("%v holds more than %d bytes, which no tar of a layer of this size has", l.blob, l.blob.limit))
 	}
 	return n, err
 }
 
 // blame finds the cause of an error of decompressing.
 func (l *layer) blame(err error) error {
-	l.src.mu.Lock()
-	failed := l.src.failed
-	l.src.mu.Unlock()
-	if failed != nil {
-		return cannot(failed, "read blob %s", l.blob.Digest)
+	if failed := l.src.failure(); failed != nil {
+		return readError(failed, l.blob)
 	}
-	if bad := l.store.Verify(l.src.ctx, l.blob); bad != nil {
+	if bad := l.blob.Verify(l.src.ctx); bad != nil {
 		return fmt.Errorf("%w: decompress: %v", bad, err)
 	}
-	return cannot(fmt.Errorf("%w: %w", errStream, err), "decompress blob %s, whose digest is right", l.blob.Digest)
+	return cannot(fmt.Errorf("%w: %w", errStream, err), "decompress %v, whose digest is right", l.blob)
 }
 
 func (l *layer) Close() error {

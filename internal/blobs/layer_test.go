@@ -26,8 +26,8 @@ func TestLayerIsTheTar(t *testing.T) {
 			s := Open(r.dir)
 			for i, chain := range img.chains {
 				b := r.wants(s, chain, img.layers[i].Digest)[0]
-				check(t, s.Verify(t.Context(), b))
-				l, err := s.Layer(t.Context(), b)
+				check(t, b.Verify(t.Context()))
+				l, err := b.Layer(t.Context())
 				check(t, err)
 				got, err := io.ReadAll(l)
 				check(t, err)
@@ -62,11 +62,11 @@ func TestDamagedBlob(t *testing.T) {
 				}
 				r.write(img.layers[0].Digest, bad)
 				b := r.wants(s, img.chains[0], img.layers[0].Digest)[0]
-				err := s.Verify(t.Context(), b)
+				err := b.Verify(t.Context())
 				if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "has the content of "+digest.FromBytes(bad).String()) {
 					t.Errorf("%s: Verify returns %v", name, err)
 				}
-				l, err := s.Layer(t.Context(), b)
+				l, err := b.Layer(t.Context())
 				if err == nil {
 					var got []byte
 					if got, err = io.ReadAll(l); err == nil && digest.FromBytes(got) == b.DiffID {
@@ -102,15 +102,15 @@ func TestBlobChangesAfterFind(t *testing.T) {
 	} {
 		check(t, c.damage())
 		_, opening := s.ReaderAt(t.Context(), b.Descriptor)
-		_, reading := s.Layer(t.Context(), b)
-		for _, err := range []error{opening, reading, s.Verify(t.Context(), b)} {
+		_, reading := b.Layer(t.Context())
+		for _, err := range []error{opening, reading, b.Verify(t.Context())} {
 			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), "blob "+b.Digest.String()+" "+c.text) {
 				t.Errorf("error %v", err)
 			}
 		}
 	}
 	b.MediaType = images.MediaTypeImageLayerEncrypted
-	if _, err := s.Layer(t.Context(), b); !errors.Is(err, ErrCannot) || Bad(err) || !strings.Contains(err.Error(), "is encrypted") {
+	if _, err := b.Layer(t.Context()); !errors.Is(err, ErrCannot) || Bad(err) || !strings.Contains(err.Error(), "is encrypted") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -144,7 +144,7 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 		s := Open(r.dir)
 		b := r.wants(s, img.chains[0], img.layers[0].Digest)[0]
 		ctx, cancel := context.WithCancel(t.Context())
-		l, err := s.Layer(ctx, b)
+		l, err := b.Layer(ctx)
 		check(t, err)
 		_, err = io.ReadFull(l, make([]byte, 1000))
 		check(t, err)
@@ -153,7 +153,7 @@ func TestReadingEndsWithItsContext(t *testing.T) {
 			t.Errorf("%s: reading returns %v", mediaType, err)
 		}
 		check(t, l.Close())
-		if err := s.Verify(ctx, b); !errors.Is(err, context.Canceled) || errors.Is(err, ErrCorrupt) {
+		if err := b.Verify(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: Verify returns %v", mediaType, err)
 		}
 	}
@@ -166,7 +166,7 @@ func TestLayerClosedEarly(t *testing.T) {
 		img := r.image(how)
 		s := Open(r.dir)
 		b := r.wants(s, img.chains[0], img.layers[0].Digest)[0]
-		l, err := s.Layer(t.Context(), b)
+		l, err := b.Layer(t.Context())
 		check(t, err)
 		_, err = l.Read(make([]byte, 10))
 		check(t, err)

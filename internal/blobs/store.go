@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -45,8 +46,8 @@ var (
 	ErrNotLayer = errors.New("not a blob of this layer")
 )
 
-// Bad reports whether an error of [Store.Find] or [Store.Try] means that the
-// store has no good blob of a layer: every blob that could be one is missing or
+// Bad reports whether an error of Find or Try of a [Source] means that it
+// has no good blob of a layer: every blob that could be one is missing or
 // corrupt. It is false when anything could not be examined.
 func Bad(err error) bool { return errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) }
 
@@ -108,15 +109,30 @@ func cannot(cause error, format string, args ...any) error {
 // digest and size. DiffID is the digest of the tar in it. It follows from the
 // chain ID: a manifest can lie about the blob of a layer, not about its diff ID.
 type Blob struct {
-	ocispec.Descriptor
-	DiffID digest.Digest
+	ocispec.Descriptor // without a digest where nothing names it: in archives of docker save
+	DiffID             digest.Digest
+	// Place is where it lies outside of the content store, for people; "" in the store.
+	Place string
 
-	limit int64 // bytes that the tar can have at most; 0: not known
+	origin Origin
+	limit  int64 // bytes that the tar can have at most; 0: not known
+}
+
+// String names the blob in errors.
+func (b Blob) String() string {
+	if b.Place != "" {
+		return b.Place
+	}
+	return "blob " + b.Digest.String()
 }
 
 // Layer is what is known of a layer that a blob is wanted for.
 type Layer struct {
 	ChainID string
+	// Parent is the chain ID of the layer below; "" when there is none, or when it is not
+	// known. DiffID is what a client has recorded, "" when it has not. Both only lead to
+	// further blobs: a diff ID counts when the chain ID follows from it.
+	Parent, DiffID string
 	// Entries and Bytes are the size of its tree: names, and the sizes of its
 	// regular files with hard links counted once. Both are 0 when not known.
 	Entries, Bytes int64
@@ -143,6 +159,16 @@ func (l Layer) limit() int64 {
 		return 0
 	}
 	return slack + duplicates*l.Bytes + perEntry*l.Entries
+}
+
+// Is reports whether the diff ID of the layer is d: the chain ID follows from it and the
+// chain ID below.
+func (l Layer) Is(d digest.Digest) bool {
+	chain := []digest.Digest{d}
+	if l.Parent != "" {
+		chain = []digest.Digest{digest.Digest(l.Parent), d}
+	}
+	return identity.ChainID(chain).String() == l.ChainID
 }
 
 // plausible reports whether a compressed blob is of a size to expect. Compression
@@ -211,12 +237,12 @@ func (s *Store) candidates(ctx context.Context, want Layer) (found []Blob, reaso
 		}
 		return nil, nil, cannot(err, "no blob can be determined by the chain ID %q", want.ChainID)
 	}
-	named, err := s.named(ctx, chain, time.Now())
+	own, others, err := s.named(ctx, want, time.Now())
 	if err != nil {
 		return nil, nil, err
 	}
 	times := map[digest.Digest]int{}
-	for _, b := range named {
+	for _, b := range slices.Concat(own, others) {
 		if times[b.Digest]++; times[b.Digest] > 1 {
 			continue
 		}
@@ -228,23 +254,26 @@ func (s *Store) candidates(ctx context.Context, want Layer) (found []Blob, reaso
 			reasons = append(reasons, fmt.Errorf("its blob %s %w", b.Digest, err))
 			continue
 		}
-		b.limit = want.limit()
+		b.origin, b.limit = s, want.limit()
 		found = append(found, b)
 	}
-	order := func(b Blob) (int, int, int) {
-		proven, implausible := 1, 1
-		if known, err := s.remembered(b); known && err == nil {
+	order := func(b Blob) (int, int, int, int) {
+		proven, implausible, other := 1, 1, 1
+		if known, err := s.Remembered(b); known && err == nil {
 			proven = 0
 		}
 		if want.plausible(b.Size) {
 			implausible = 0
 		}
-		return proven, implausible, -times[b.Digest]
+		if slices.ContainsFunc(own, func(o Blob) bool { return o.Digest == b.Digest }) {
+			other = 0
+		}
+		return proven, implausible, other, -times[b.Digest]
 	}
 	slices.SortStableFunc(found, func(a, b Blob) int {
-		a1, a2, a3 := order(a)
-		b1, b2, b3 := order(b)
-		return cmp.Or(cmp.Compare(a1, b1), cmp.Compare(a2, b2), cmp.Compare(a3, b3), cmp.Compare(a.Size, b.Size))
+		a1, a2, a3, a4 := order(a)
+		b1, b2, b3, b4 := order(b)
+		return cmp.Or(cmp.Compare(a1, b1), cmp.Compare(a2, b2), cmp.Compare(a3, b3), cmp.Compare(a4, b4), cmp.Compare(a.Size, b.Size))
 	})
 	return found, reasons, nil
 }
@@ -255,46 +284,53 @@ func (s *Store) candidates(ctx context.Context, want Layer) (found []Blob, reaso
 // is not called with what some manifest claims to be the layer and is not.
 //
 // A call that fails with one of the kinds of this package makes Try go on with the
-// next blob; see [Store.Blame] for how an error gets one. Any other error ends it
+// next blob; see [Blob.Blame] for how an error gets one. Any other error ends it
 // and is returned as it is. After the last blob the error has the kind that
 // describes all of them, as that of Find.
+//
+// When all of them are bad, the blobs that no manifest names are read and decompressed:
+// the layer's manifest may be what is lost.
 func (s *Store) Try(ctx context.Context, want Layer, use func(Blob) error) error {
 	found, reasons, err := s.candidates(ctx, want)
-	if err != nil {
+	if err == nil {
+		err = TryEach(ctx, want, found, reasons, len(found)+len(reasons) > 1, use)
+	}
+	if !Bad(err) || ctx.Err() != nil {
 		return err
 	}
-	several := len(found)+len(reasons) > 1
-	for _, b := range found {
-		var err error
-		if several {
-			err = s.prove(ctx, b)
-			// A stream with the right digest that is none is not what containerd has
-			// extracted. Without a rival, our decompressor may be to blame.
-			if errors.Is(err, errStream) {
-				err = &problem{ErrNotLayer, "blob " + b.Digest.String(), err}
-			}
-		}
-		if err == nil {
-			if err = use(b); err == nil {
-				s.remember(b, nil)
-				return nil
-			}
-		}
-		if kindOf(err) == nil || ctx.Err() != nil {
-			return err
-		}
-		reasons = append(reasons, err)
+	// What no manifest names is most likely no blob of this layer, which it shows when it is
+	// decompressed. So an error of one is no reason.
+	if uerr := TryEach(ctx, want, s.unnamed(want), nil, true, use); uerr == nil || kindOf(uerr) == nil {
+		return uerr
 	}
-	return verdict(want, reasons)
+	return err
 }
 
-// verdict is the error for a layer none of whose named blobs could be used. Blobs
-// of other layers do not count.
+// unnamed returns blobs that no manifest names and that could be those of a layer, as far
+// as their sizes show.
+func (s *Store) unnamed(want Layer) (all []Blob) {
+	s.busy <- struct{}{}
+	defer func() { <-s.busy }()
+	for _, b := range s.index.unnamed(want) {
+		b.origin, b.limit = s, want.limit()
+		all = append(all, b)
+	}
+	return all
+}
+
+// verdict is the error for a layer none of whose named blobs could be used.
 func verdict(want Layer, reasons []error) error {
-	kind := ErrNotFound
-	var text []string
+	kind, text := combine(reasons)
+	return &problem{kind: kind, text: fmt.Sprintf("chain ID %s: %s", want.ChainID, text)}
+}
+
+// combine returns the kind and the text of several reasons together. Blobs of other
+// layers do not count.
+func combine(reasons []error) (kind error, text string) {
+	kind = ErrNotFound
+	var texts []string
 	for _, r := range reasons {
-		text = append(text, r.Error())
+		texts = append(texts, r.Error())
 		switch is := kindOf(r); {
 		case is == ErrNotLayer:
 		case is == ErrNoStore, kind == ErrNoStore:
@@ -305,31 +341,35 @@ func verdict(want Layer, reasons []error) error {
 			kind = ErrCorrupt
 		}
 	}
-	return &problem{kind: kind, text: fmt.Sprintf("chain ID %s: %s", want.ChainID, strings.Join(text, "; "))}
+	return kind, strings.Join(texts, "; ")
 }
 
-// named returns the blobs that manifests name for a chain ID: at least one, or an error.
-func (s *Store) named(ctx context.Context, chain digest.Digest, asked time.Time) ([]Blob, error) {
+// named returns the blobs that manifests name for the chain ID of a layer, and those that
+// they name for its diff ID anywhere else: at least one of either, or an error.
+func (s *Store) named(ctx context.Context, want Layer, asked time.Time) (own, others []Blob, err error) {
 	select {
 	case s.busy <- struct{}{}:
 		defer func() { <-s.busy }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, nil, ctx.Err()
 	}
+	chain := digest.Digest(want.ChainID)
 	if !s.index.current() {
 		if err := s.index.refresh(ctx, s.dir()); err != nil {
-			return nil, s.refreshError(chain, err)
+			return nil, nil, s.refreshError(chain, err)
 		}
 	}
+	own, others = s.index.find(want)
 	// What is missing may have been added without a change of a directory. One refresh
 	// serves all callers that came before it began.
-	if len(s.index.chains[chain]) == 0 && s.index.read.Before(asked) {
+	if len(own) == 0 && s.index.read.Before(asked) {
 		if err := s.index.refresh(ctx, s.dir()); err != nil {
-			return nil, s.refreshError(chain, err)
+			return nil, nil, s.refreshError(chain, err)
 		}
+		own, others = s.index.find(want)
 	}
-	if found := s.index.chains[chain]; len(found) > 0 {
-		return found, nil
+	if len(own)+len(others) > 0 {
+		return own, others, nil
 	}
 	text := fmt.Sprintf("no manifest in %s names chain ID %s", s.dir(), chain)
 	if over := s.index.over; len(over) > 0 {
@@ -340,9 +380,9 @@ func (s *Store) named(ctx context.Context, chain digest.Digest, asked time.Time)
 	}
 	if s.index.unread {
 		// One that cannot be read now may name it.
-		return nil, &problem{kind: ErrCannot, text: text}
+		return nil, nil, &problem{kind: ErrCannot, text: text}
 	}
-	return nil, notFound("%s", text)
+	return nil, nil, notFound("%s", text)
 }
 
 func (s *Store) refreshError(chain digest.Digest, err error) error {

@@ -15,6 +15,7 @@ func init() {
 		return snapshotter.Config{
 			Root: c.Root, JournalHistory: 10, ContentRoot: c.ContentRoot, BootID: c.BootID, MountOptions: c.MountOptions,
 			NoBackground: c.NoBackground, OnDamaged: c.OnDamaged, OnReady: c.OnReady, OnBrake: c.OnBrake,
+			Archives: c.Archives, OnOutside: c.OnOutside,
 		}
 	}
 	layers.StartDaemon = func(ctx context.Context, c layers.DaemonConfig) (layers.Daemon, *layers.Layers, error) {

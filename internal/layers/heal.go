@@ -27,7 +27,7 @@ type healer struct {
 	gate          *gate.Gate
 	root          layout.Root
 	keys          *Keys
-	blobs         *blobs.Store
+	blobs         blobs.Source
 	unpack        *unpack.Unpacker
 	replaced      Replaced
 	bootID, runID string
@@ -50,8 +50,8 @@ var errRemoved = errors.New("the layer was removed")
 var errNoBlob = errors.New("there is no good blob of it")
 
 // extractAgain tries the blobs that a layer can come from, and returns its new
-// journal entry.
-func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, err error) {
+// journal entry and the blob that it was extracted from.
+func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (healed storage.CommitEntry, used blobs.Blob, err error) {
 	// When it was added, what is below it may not have been known yet.
 	h.table.mu.Lock()
 	entry.ChainID = recorded.ChainID(entry, h.table.find)
@@ -62,17 +62,18 @@ func (h *healer) extractAgain(ctx context.Context, entry storage.CommitEntry) (h
 			err = h.unpack.Room(entry.Bytes, entry.Entries)
 		}
 		if err == nil {
+			used = b
 			healed, err = h.extractFrom(ctx, entry, b)
 		}
 		if err != nil {
-			return fmt.Errorf("extract %s: %w", b.Digest, err)
+			return fmt.Errorf("extract %v: %w", b, err)
 		}
 		return nil
 	})
 	if blobs.Bad(err) {
 		err = fmt.Errorf("%w: %w", errNoBlob, err)
 	}
-	return healed, err
+	return healed, used, err
 }
 
 // extractFrom makes healing/<id>.<boot> out of a blob and swaps it with

@@ -22,7 +22,7 @@ type Config struct {
 	Root  layout.Root
 	Gate  *gate.Gate
 	Keys  *Keys        // shared with those who remove and commit snapshots
-	Blobs *blobs.Store // out of which damaged layers are extracted again
+	Blobs blobs.Source // out of which damaged layers are extracted again
 
 	BootID, RunID string // of the kernel's boot and of this process
 
@@ -34,6 +34,9 @@ type Config struct {
 	OnDamaged func(*DamagedError)
 	OnReady   func(storage.CommitEntry)
 	OnBrake   func(reason string)
+	// OnOutside is called with a layer that was healed out of a blob which the content
+	// store does not have. It may be nil.
+	OnOutside func(storage.CommitEntry, blobs.Blob)
 	// WarnOnce logs a warning, once per key.
 	WarnOnce func(ctx context.Context, key string, fields log.Fields, message string)
 }
@@ -49,7 +52,7 @@ type Layers struct {
 
 	cfg    Config
 	gate   *gate.Gate
-	blobs  *blobs.Store
+	blobs  blobs.Source
 	unpack *unpack.Unpacker
 
 	verifying chan struct{} // bounds the layers that are verified at a time

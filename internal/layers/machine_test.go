@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/recorded"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
@@ -67,11 +68,12 @@ type Daemon interface {
 
 type DaemonConfig struct {
 	Root, ContentRoot, BootID string
-	MountOptions              []string
+	MountOptions, Archives    []string
 	NoBackground              bool
 	OnDamaged                 func(*DamagedError)
 	OnReady                   func(storage.CommitEntry)
 	OnBrake                   func(string)
+	OnOutside                 func(storage.CommitEntry, blobs.Blob)
 }
 
 var (

@@ -209,8 +209,7 @@ func acquire(ctx context.Context, c chan struct{}) bool {
 	}
 }
 
-// heal extracts a damaged layer again, out of its blob in containerd's content
-// store, and puts the new tree in the place of the damaged one. Its parents are
+// heal extracts a damaged layer again, out of a blob of it, and puts the new tree in the place of the damaged one. Its parents are
 // whole.
 func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	t := s.table
@@ -225,7 +224,7 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	t.mu.Unlock()
 
 	start := time.Now()
-	healed, err := s.healer.extractAgain(ctx, entry)
+	healed, used, err := s.healer.extractAgain(ctx, entry)
 	if err != nil {
 		t.mu.Lock()
 		t.set(l, func(s *storage.StateEntry) { s.State = was })
@@ -256,8 +255,11 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	}
 	s.table.announce(l)
 	s.table.brake.Settle()
+	if used.Place != "" && s.cfg.OnOutside != nil {
+		s.cfg.OnOutside(l.entry, used)
+	}
 	s.running.Go(func() { s.compareAbove(s.background, entry.Name) })
-	log.G(ctx).WithFields(log.Fields{"event": "layer_healed", "name": entry.Name, "id": entry.ID, "took": time.Since(start).String()}).
+	log.G(ctx).WithFields(log.Fields{"event": "layer_healed", "name": entry.Name, "id": entry.ID, "from": used.String(), "took": time.Since(start).String()}).
 		Warn("a damaged layer was extracted again from its blob")
 }
 
@@ -298,14 +300,7 @@ func (s *Layers) notHealed(ctx context.Context, l *layer, err error) {
 func (s *Layers) ConfirmDamaged(ctx context.Context, namespace, chainID string) error {
 	t := s.table
 	t.mu.Lock()
-	var found *layer
-	for _, l := range t.layers {
-		// Another client may have the same layer under a name of its own, which
-		// containerd's images do not refer to.
-		if _, name := layout.SplitName(l.entry.Name); l.entry.Namespace == namespace && name == chainID {
-			found = l
-		}
-	}
+	found := t.named(namespace, chainID)
 	why, _ := s.table.brake.Stopped(ctx)
 	var err error
 	switch l := found; {
@@ -330,6 +325,33 @@ func (s *Layers) ConfirmDamaged(ctx context.Context, namespace, chainID string) 
 		return fmt.Errorf("%s is whole: %w", found.describe(), errdefs.ErrUnavailable)
 	}
 	return nil
+}
+
+// HealNow heals a damaged layer at once, because there is a good blob of it now, and returns
+// nil when it is ready.
+func (s *Layers) HealNow(ctx context.Context, namespace, chainID string) error {
+	s.table.mu.Lock()
+	l := s.table.named(namespace, chainID)
+	if l == nil {
+		s.table.mu.Unlock()
+		return fmt.Errorf("layer %s in namespace %q is not known: %w", chainID, namespace, errdefs.ErrNotFound)
+	}
+	l.heals = pause{}
+	name := l.entry.Name
+	s.table.mu.Unlock()
+	return s.ensureReady(ctx, name, true)
+}
+
+// named returns the layer that containerd's images refer to by a chain ID, nil when there is
+// none. Another client may have the same layer under a name of its own. It is called with mu
+// held.
+func (t *table) named(namespace, chainID string) (found *layer) {
+	for _, l := range t.layers {
+		if _, name := layout.SplitName(l.entry.Name); l.entry.Namespace == namespace && name == chainID {
+			found = l
+		}
+	}
+	return found
 }
 
 func firstLine(s string) string {

@@ -13,6 +13,7 @@ import (
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -57,6 +58,7 @@ type Containerd struct {
 	inspect    introspectionapi.IntrospectionClient
 	tasks      tasksapi.TasksClient
 	differ     diffapi.DiffClient
+	transfers  transferapi.TransferClient
 }
 
 // Connect makes a connection to the unix socket of a containerd. It connects when
@@ -85,6 +87,7 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 		inspect:    introspectionapi.NewIntrospectionClient(conn),
 		tasks:      tasksapi.NewTasksClient(conn),
 		differ:     diffapi.NewDiffClient(conn),
+		transfers:  transferapi.NewTransferClient(conn),
 	}, nil
 }
 

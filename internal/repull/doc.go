@@ -56,7 +56,10 @@
 // reads snapshots only when containerd starts, so an image that was not ready
 // then stays unknown to it until a pull, or until its record is changed.
 //
-// [Notifier] decides when to call these, and retries them.
+// [Containerd.Fetch] comes before a drop: it has containerd fetch the blob, so that the layer can be
+// healed in place. [Containerd.PutBack] stores a blob that a layer was healed from elsewhere.
+//
+// Package notify decides when to call these, and retries them.
 //
 // Nothing here may be called from inside a call of containerd to the snapshotter:
 // containerd holds locks then, and calls the snapshotter in turn.

@@ -10,6 +10,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 )
 
@@ -40,7 +41,7 @@ func (u *Unpacker) Normalizer(ctx context.Context, t Tree) (*marks.Normalizer, e
 	// forbidden (core/diff/apply/apply_linux.go:34).
 	direct := t.Extraction && (!userns.RunningInUserNS() || len(lower) == 0)
 	origin := marks.Origin{Since: t.Created, Load: func(ctx context.Context) (*marks.TarDirs, error) {
-		return u.TarDirs(ctx, blobs.Layer{ChainID: t.ChainID}, t.Path)
+		return u.TarDirs(ctx, blobs.Layer{ChainID: t.ChainID, Parent: layout.ChainIDOf(t.Parent, nil)}, t.Path)
 	}}
 	return u.newNormalizer(t.Path, t.Parent, lower, direct, t.Rebased, origin), nil
 }
@@ -59,7 +60,7 @@ func (u *Unpacker) newNormalizer(tree, parent string, lower []Parent, direct, re
 func (u *Unpacker) TarDirs(ctx context.Context, l blobs.Layer, root string) (dirs *marks.TarDirs, err error) {
 	err = u.cfg.Blobs.Try(ctx, l, func(b blobs.Blob) (err error) {
 		if dirs, err = u.readTarDirs(ctx, b, root); err != nil {
-			return fmt.Errorf("blob %s: %w", b.Digest, err)
+			return fmt.Errorf("%v: %w", b, err)
 		}
 		return nil
 	})
@@ -67,7 +68,7 @@ func (u *Unpacker) TarDirs(ctx context.Context, l blobs.Layer, root string) (dir
 }
 
 func (u *Unpacker) readTarDirs(ctx context.Context, b blobs.Blob, root string) (*marks.TarDirs, error) {
-	layer, err := u.cfg.Blobs.Layer(ctx, b)
+	layer, err := b.Layer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +83,7 @@ func (u *Unpacker) readTarDirs(ctx context.Context, b blobs.Blob, root string) (
 		return nil, err
 	}
 	if got := digester.Digest(); got != b.DiffID {
-		return nil, u.cfg.Blobs.Mismatch(ctx, b, got)
+		return nil, b.Mismatch(ctx, got)
 	}
 	return dirs, nil
 }

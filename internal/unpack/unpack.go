@@ -31,7 +31,7 @@ import (
 type Config struct {
 	Root         layout.Root
 	Gate         *gate.Gate // its View
-	Blobs        *blobs.Store
+	Blobs        blobs.Source
 	MountOptions []string              // of overlay mounts
 	Features     *overlayutil.Features // of the kernel; not changed
 
@@ -91,7 +91,7 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 			return nil, err
 		}
 	}
-	tar, err := u.cfg.Blobs.Layer(ctx, b)
+	tar, err := b.Layer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -116,13 +116,13 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 		_, err = archive.Apply(ctx, root, r, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithFilter(dirs.Filter))
 	}
 	if err != nil {
-		return nil, u.cfg.Blobs.Blame(ctx, b, err)
+		return nil, b.Blame(ctx, err)
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return nil, err
 	}
 	if got := digester.Digest(); got != b.DiffID {
-		return nil, u.cfg.Blobs.Mismatch(ctx, b, got)
+		return nil, b.Mismatch(ctx, got)
 	}
 	return dirs, nil
 }

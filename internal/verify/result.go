@@ -6,6 +6,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -14,6 +15,7 @@ type Result struct {
 	ID       uint64            `json:"id"`
 	Name     string            `json:"name"`
 	ChainID  string            `json:"chain_id,omitempty"`
+	Parent   string            `json:"parent_chain_id,omitempty"` // chain ID of the layer below, when known
 	State    storage.State     `json:"state"`
 	Entries  int64             `json:"entries"`
 	Bytes    int64             `json:"bytes"`
@@ -24,9 +26,11 @@ type Result struct {
 	Findings []finding.Finding `json:"findings"`           // the first of them
 	Reason   string            `json:"reason,omitempty"`   // of unverified, or why it was not healed
 
-	// Blob is the digest of a blob that the layer can be extracted from again; without
-	// one, NoBlob is the reason. Lacking: nothing could heal the layer.
+	// Blob is the digest of a blob that the layer can be extracted from again, Place where it
+	// lies outside of the content store; in an archive it may have no digest. Without either,
+	// NoBlob is the reason. Lacking: nothing could heal the layer.
 	Blob    string `json:"blob,omitempty"`
+	Place   string `json:"place,omitempty"`
 	NoBlob  string `json:"no_blob,omitempty"`
 	Lacking bool   `json:"lacking,omitempty"`
 
@@ -56,7 +60,7 @@ const (
 // New is the result of a verification of a layer that has not begun.
 func New(e storage.CommitEntry) Result {
 	return Result{
-		ID: e.ID, Name: e.Name, ChainID: e.ChainID, Ref: e.Ref(),
+		ID: e.ID, Name: e.Name, ChainID: e.ChainID, Parent: layout.ChainIDOf(e.Parent, nil), Ref: e.Ref(),
 		Entries: e.Entries, Bytes: e.Bytes, Sealed: e.Time, Findings: []finding.Finding{},
 	}
 }
@@ -80,16 +84,20 @@ func (r Result) With(known Result) Result {
 	return known
 }
 
-// FindBlob finds a blob of the layer in the content store. A store that is not
-// there, or a blob that cannot be extracted here, is no evidence that there is none.
-func (r *Result) FindBlob(ctx context.Context, store *blobs.Store) {
-	found, err := store.Find(ctx, blobs.Layer{ChainID: r.ChainID, Entries: r.Entries, Bytes: r.Bytes})
+// FindBlob finds a blob of the layer. A content store that is not there, or a blob that
+// cannot be extracted here, is no evidence that there is none.
+func (r *Result) FindBlob(ctx context.Context, from blobs.Source) {
+	r.Blob, r.Place, r.NoBlob, r.Lacking = "", "", "", false
+	found, err := from.Find(ctx, blobs.Layer{ChainID: r.ChainID, Parent: r.Parent, Entries: r.Entries, Bytes: r.Bytes})
 	if err != nil {
-		r.Blob, r.NoBlob, r.Lacking = "", err.Error(), blobs.Bad(err)
+		r.NoBlob, r.Lacking = err.Error(), blobs.Bad(err)
 		return
 	}
-	r.Blob, r.NoBlob, r.Lacking = found[0].Digest.String(), "", false
+	r.Blob, r.Place = found[0].Digest.String(), found[0].Place
 }
+
+// found reports whether FindBlob has found one.
+func (r *Result) found() bool { return r.Blob != "" || r.Place != "" }
 
 // Damaged makes the result that of a damaged layer.
 func (r *Result) Damaged(found ...finding.Finding) {

@@ -32,7 +32,7 @@ type Options struct {
 	// seal or, without them, with a blob of the layer.
 	Deep     bool
 	Contents string       // the digest of the content digests, when there are any
-	Blobs    *blobs.Store // where there may be a blob
+	Blobs    blobs.Source // where there may be a blob
 	Reading  contents.Reading
 }
 
@@ -170,7 +170,7 @@ func compareBlob(ctx context.Context, tree string, e storage.CommitEntry, o Opti
 }
 
 func compareWith(ctx context.Context, tree string, b blobs.Blob, o Options) ([]finding.Finding, error) {
-	tar, err := o.Blobs.Layer(ctx, b)
+	tar, err := b.Layer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -179,14 +179,14 @@ func compareWith(ctx context.Context, tree string, b blobs.Blob, o Options) ([]f
 	found, err := contents.VerifyTar(ctx, tree, io.TeeReader(tar, digester.Hash()), MaxFindings, o.Reading)
 	switch {
 	case err != nil:
-		err = o.Blobs.Blame(ctx, b, err)
+		err = b.Blame(ctx, err)
 	case digester.Digest() != b.DiffID:
-		err = o.Blobs.Mismatch(ctx, b, digester.Digest())
+		err = b.Mismatch(ctx, digester.Digest())
 	}
 	return found, err
 }
 
 // BlobLayer is what is known of a layer that a blob is wanted for.
 func BlobLayer(e storage.CommitEntry) blobs.Layer {
-	return blobs.Layer{ChainID: e.ChainID, Entries: e.Entries, Bytes: e.Bytes}
+	return blobs.Layer{ChainID: e.ChainID, Parent: layout.ChainIDOf(e.Parent, nil), DiffID: e.DiffID, Entries: e.Entries, Bytes: e.Bytes}
 }

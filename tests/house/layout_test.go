@@ -30,12 +30,14 @@ var ours = map[string][]string{
 	"internal/mounts":         {},
 	"internal/tree":           {},
 	"internal/layout":         {"fsync"},
+	"internal/archives":       {"internal/blobs"},
 	"internal/library":        {"internal/blobs"}, // how a blob is decompressed
 	"internal/mtree":          {"internal/tree"},
 	"internal/treetest":       {"internal/finding"}, // for tests only
 	"overlayutil":             {"fsync", "internal/tree"},
 	"internal/contents":       {"internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
 	"internal/repull":         {"internal/library"},
+	"internal/notify":         {"internal/repull"},
 	"internal/seal":           {"overlayutil", "internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
 	"storage":                 {"fsync", "internal/boltcheck", "internal/faults", "internal/finding", "internal/layout"}, // the journal keeps findings
 	"internal/gate":           {"fsync", "storage", "internal/faults"},
@@ -49,8 +51,8 @@ var ours = map[string][]string{
 	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/images":         {"storage", "internal/library", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
-	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/notify", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,

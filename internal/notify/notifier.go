@@ -1,4 +1,7 @@
-package repull
+// Package notify brings containerd's records in line with what has become of layers: it
+// decides when package repull drops images, fetches or puts back blobs, and announces layers
+// that are ready again, and it retries what containerd did not accept.
+package notify
 
 import (
 	"context"
@@ -12,6 +15,8 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // What containerd did not accept is tried again after retryFirst, then after twice as
@@ -23,11 +28,15 @@ const (
 	retryLast  = 30 * time.Second
 )
 
-// NotifierConfig configures a Notifier.
-type NotifierConfig struct {
+// Config configures a Notifier.
+type Config struct {
 	Address     string // of containerd's socket; "": containerd is not notified
 	Snapshotter string // the name of this snapshotter in containerd's proxy_plugins
 	ContentRoot string // as configured; see Options
+	// Registry lets containerd fetch the blob of a damaged layer that is missing or corrupt.
+	// Hosts is the directory with its configuration of registries. See Containerd.Fetch.
+	Registry bool
+	Hosts    string
 	// DropImages lets containerd forget images of which a layer is damaged and its
 	// blob is missing or corrupt, so that the next pull is clean. See Containerd.Drop.
 	DropImages bool
@@ -35,10 +44,13 @@ type NotifierConfig struct {
 
 // Layers is what the Notifier needs of the snapshotter.
 type Layers interface {
-	Rows
+	repull.Rows
 	// ConfirmDamaged verifies a layer once more, as deep as its damage was found,
 	// and returns nil only when it is damaged and nothing can heal it.
 	ConfirmDamaged(ctx context.Context, namespace, chainID string) error
+	// HealNow heals a damaged layer for which there is a good blob now, and returns nil when
+	// it is ready.
+	HealNow(ctx context.Context, namespace, chainID string) error
 	// Announced ends the debt of a layer that containerd was refused: until it is
 	// called, NotifyReady is called again for the layer after a restart.
 	Announced(namespace, chainID string)
@@ -53,38 +65,42 @@ type Layers interface {
 // It also does what is due once after a start, see catchUp, and deletes the leases of
 // drops when their layers are ready again.
 type Notifier struct {
-	cfg                 NotifierConfig
+	cfg                 Config
 	layers              Layers
 	wake                chan struct{}
-	returned            chan struct{}    // containerd can be called again
-	mu                  sync.Mutex       // guards queue and leased
-	queue               map[Layer]bool   // of each layer the latest: true when it is ready, false when it is to be dropped
-	leased              map[Layer]bool   // layers that may have a lease of a drop; true: it is to be deleted
-	collected, caughtUp bool             // what catchUp has done; used by Run's goroutine only
-	logged              map[Layer]string // the last error of each in the log; used by Run's goroutine only
-	conn                *Containerd      // used by Run's goroutine only
+	returned            chan struct{}                 // containerd can be called again
+	mu                  sync.Mutex                    // guards queue, leased and outside
+	queue               map[repull.Layer]bool         // of each layer the latest: true when it is ready, false when it is to be dropped
+	leased              map[repull.Layer]bool         // layers that may have a lease of a drop; true: it is to be deleted
+	outside             map[repull.Layer]repull.Bytes // layers that were healed from elsewhere, whose blobs are to be put back
+	fetches             map[repull.Layer]*pause       // of attempts to fetch what could not be fetched; used by Run's goroutine only
+	collected, caughtUp bool                          // what catchUp has done; used by Run's goroutine only
+	logged              map[repull.Layer]string       // the last error of each in the log; used by Run's goroutine only
+	conn                *repull.Containerd            // used by Run's goroutine only
 	stop                context.CancelFunc
 	ended               sync.WaitGroup
 }
 
-// NewNotifier returns a Notifier that only queues until Run is called.
-func NewNotifier(cfg NotifierConfig) *Notifier {
+// New returns a Notifier that only queues until Run is called.
+func New(cfg Config) *Notifier {
 	return &Notifier{
 		cfg: cfg, wake: make(chan struct{}, 1), returned: make(chan struct{}, 1), caughtUp: cfg.Address == "",
-		queue: map[Layer]bool{}, leased: map[Layer]bool{}, logged: map[Layer]string{},
+		queue: map[repull.Layer]bool{}, leased: map[repull.Layer]bool{}, logged: map[repull.Layer]string{},
+		outside: map[repull.Layer]repull.Bytes{}, fetches: map[repull.Layer]*pause{},
 	}
 }
 
-func (n *Notifier) layer(namespace, chainID string) Layer {
-	return Layer{Namespace: namespace, Snapshotter: n.cfg.Snapshotter, ChainID: digest.Digest(chainID)}
+func (n *Notifier) layer(namespace, chainID string) repull.Layer {
+	return repull.Layer{Namespace: namespace, Snapshotter: n.cfg.Snapshotter, ChainID: digest.Digest(chainID)}
 }
 
-// NotifyDamaged queues the drop of a layer that could not be healed because there is no
-// good blob of it. name is the snapshotter's own, <namespace>/<number>/<key>. Images use
+// NotifyDamaged queues the mending of a layer that could not be healed because there is no
+// good blob of it on this node: its blob is fetched, or, when that is not possible, it is
+// dropped. name is the snapshotter's own, <namespace>/<number>/<key>. Images use
 // the snapshot whose key is the chain ID; any other, such as BuildKit's, is left to the
 // client that made it.
 func (n *Notifier) NotifyDamaged(name, namespace, chainID string) {
-	if n.cfg.DropImages && chainID != "" && strings.HasSuffix(name, "/"+chainID) {
+	if (n.cfg.DropImages || n.cfg.Registry) && chainID != "" && strings.HasSuffix(name, "/"+chainID) {
 		n.enqueue(namespace, chainID, false)
 	}
 }
@@ -158,6 +174,7 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-retry:
 			}
 			n.notifyAll(ctx)
+			n.putBackAll(ctx)
 			n.release(ctx)
 		}
 	})
@@ -167,7 +184,7 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 func (n *Notifier) pending() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return !n.caughtUp || len(n.queue) > 0 || slices.Contains(slices.Collect(maps.Values(n.leased)), true)
+	return !n.caughtUp || len(n.queue)+len(n.outside) > 0 || slices.Contains(slices.Collect(maps.Values(n.leased)), true)
 }
 
 // Close waits until the processing has ended, and closes the connection. What is still
@@ -187,9 +204,9 @@ func (n *Notifier) Close() error {
 func (n *Notifier) notifyAll(ctx context.Context) {
 	n.mu.Lock()
 	queue := n.queue
-	n.queue = map[Layer]bool{}
+	n.queue = map[repull.Layer]bool{}
 	n.mu.Unlock()
-	var ready []Layer
+	var ready []repull.Layer
 	for l, isReady := range queue {
 		if isReady {
 			ready = append(ready, l)
@@ -216,7 +233,7 @@ func (n *Notifier) notifyAll(ctx context.Context) {
 
 // processed logs the error of a layer's notification, each error once, and reports
 // whether the notification is done with; false means that it must be retried.
-func (n *Notifier) processed(ctx context.Context, l Layer, err error) bool {
+func (n *Notifier) processed(ctx context.Context, l repull.Layer, err error) bool {
 	if err == nil {
 		delete(n.logged, l)
 		return true
@@ -228,15 +245,15 @@ func (n *Notifier) processed(ctx context.Context, l Layer, err error) bool {
 		n.logged[l] = text
 		log.G(ctx).WithField("event", "notify_failed").WithError(err).WithField("layer", l.String()).Warn("containerd was not notified of a layer")
 	}
-	var held *HeldError
-	var good *GoodBlobError
-	var unknown *UnknownBlobError
+	var held *repull.HeldError
+	var good *repull.GoodBlobError
+	var unknown *repull.UnknownBlobError
 	return errors.As(err, &held) || errors.As(err, &good) || errors.As(err, &unknown) || errors.Is(err, errNotConfirmed)
 }
 
 // requeue queues a notification again, unless a newer one of the layer was queued
 // meanwhile.
-func (n *Notifier) requeue(l Layer, ready bool) {
+func (n *Notifier) requeue(l repull.Layer, ready bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, newer := n.queue[l]; !newer {
@@ -250,12 +267,12 @@ var errNotConfirmed = errors.New("nothing is dropped")
 
 func (n *Notifier) connect() (err error) {
 	if n.conn == nil {
-		n.conn, err = Connect(n.cfg.Address)
+		n.conn, err = repull.Connect(n.cfg.Address)
 	}
 	return err
 }
 
-func (n *Notifier) announce(ctx context.Context, ready []Layer) error {
+func (n *Notifier) announce(ctx context.Context, ready []repull.Layer) error {
 	if err := n.connect(); err != nil {
 		return err
 	}
@@ -273,22 +290,25 @@ func (n *Notifier) announce(ctx context.Context, ready []Layer) error {
 	return nil
 }
 
-func (n *Notifier) drop(ctx context.Context, l Layer) error {
+func (n *Notifier) drop(ctx context.Context, l repull.Layer) error {
 	if err := n.connect(); err != nil {
+		return err
+	}
+	confirm := func(ctx context.Context) error {
+		if err := n.layers.ConfirmDamaged(ctx, l.Namespace, l.ChainID.String()); err != nil {
+			return fmt.Errorf("%w: %w", errNotConfirmed, err)
+		}
+		return nil
+	}
+	if fetched, err := n.fetch(ctx, l, confirm); fetched || err != nil || !n.cfg.DropImages {
 		return err
 	}
 	n.mu.Lock()
 	due := n.leased[l]
 	n.leased[l] = false // a Commit from now on ends it
 	n.mu.Unlock()
-	done, err := n.conn.Drop(ctx, l, Options{
-		Rows: n.layers, ContentRoot: n.cfg.ContentRoot, BlobsOfHeld: true,
-		Confirm: func(ctx context.Context) error {
-			if err := n.layers.ConfirmDamaged(ctx, l.Namespace, l.ChainID.String()); err != nil {
-				return fmt.Errorf("%w: %w", errNotConfirmed, err)
-			}
-			return nil
-		},
+	done, err := n.conn.Drop(ctx, l, repull.Options{
+		Rows: n.layers, ContentRoot: n.cfg.ContentRoot, BlobsOfHeld: true, Confirm: confirm,
 	})
 	if due && done.Nothing() {
 		// A Commit has called before this drop, and containerd had not recorded it yet:
@@ -317,7 +337,7 @@ func (n *Notifier) release(ctx context.Context) {
 	}
 	n.mu.Lock()
 	due := slices.Collect(maps.Keys(n.leased))
-	due = slices.DeleteFunc(due, func(l Layer) bool { return !n.leased[l] })
+	due = slices.DeleteFunc(due, func(l repull.Layer) bool { return !n.leased[l] })
 	n.mu.Unlock()
 	for _, l := range due {
 		if err := n.conn.Release(ctx, l); err != nil {
@@ -330,7 +350,7 @@ func (n *Notifier) release(ctx context.Context) {
 
 // forgetLease removes a deleted lease from leased, unless another drop of the layer has
 // begun.
-func (n *Notifier) forgetLease(l Layer) {
+func (n *Notifier) forgetLease(l repull.Layer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.leased[l] {

@@ -1,4 +1,4 @@
-package repull
+package notify
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 // closes its Notifier at once, even when the queue is not empty and containerd does not
 // answer.
 func TestNotifierCloses(t *testing.T) {
-	n := NewNotifier(NotifierConfig{
+	n := New(Config{
 		Address: t.TempDir() + "/none.sock", Snapshotter: "durable", ContentRoot: t.TempDir(), DropImages: true,
 	})
 	n.Run(context.Background(), nil)

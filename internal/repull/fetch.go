@@ -1,0 +1,365 @@
+package repull
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
+	"github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/protobuf/proto"
+	"github.com/containerd/containerd/v2/pkg/protobuf/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
+)
+
+// FetchOptions are how a blob is fetched.
+type FetchOptions struct {
+	Hosts       string // directory with containerd's configuration of registries; "" or missing: none
+	ContentRoot string // as configured; an error names it when it is not containerd's
+	// Confirm is called before anything is changed, as that of Options.
+	Confirm func(context.Context) error
+}
+
+// FetchError is returned by Fetch when no registry has returned the blob.
+type FetchError struct {
+	Layer Layer
+	Refs  []string // that were tried
+	Err   error    // of the last
+	// Credentials: a registry wants some. Only the kubelet, or another client that has
+	// them, can pull the image.
+	Credentials bool
+}
+
+func (e *FetchError) Error() string {
+	if len(e.Refs) == 0 {
+		return fmt.Sprintf("fetch the blob of %v: nothing on record shows which registry has it", e.Layer)
+	}
+	why := ""
+	if e.Credentials {
+		why = "the registry wants credentials, which durable-snapshotter does not have: a pull by the kubelet, or by ctr with --user, brings the image back: "
+	}
+	return fmt.Sprintf("fetch the blob of %v from %s: %s%v", e.Layer, strings.Join(e.Refs, ", "), why, e.Err)
+}
+
+func (e *FetchError) Unwrap() error { return e.Err }
+
+const (
+	// stalled is how long a registry may send nothing.
+	stalled = 15 * time.Second
+	// watched is how often that is checked.
+	watched = time.Second
+	// fetchedPrefix begins the name under which containerd records what it has fetched. It
+	// is deleted at once. No registry has this host (RFC 2606).
+	fetchedPrefix = "durable-snapshotter.invalid/fetched@"
+)
+
+// Fetch has containerd fetch what it lacks to heal a layer, from the registry that the image
+// came from, with containerd's own configuration and without credentials. Nothing is
+// unpacked, and no name of an image changes. It returns nil when containerd has a good blob of
+// the layer then, with the manifest and the config that lead to it.
+//
+// containerd takes a row for the blob, whatever is in the file. So the rows of the bad ones
+// are deleted first, on the evidence that Drop requires; meanwhile a lease keeps all that
+// they refer to. What is fetched is compared with its digest by containerd.
+func (c *Containerd) Fetch(ctx context.Context, layer Layer, o FetchOptions) (err error) {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, layer.Namespace))
+	defer cancel()
+	l, err := c.lib.Read(ctx, layer.Snapshotter)
+	if err != nil {
+		return err
+	}
+	root, err := c.contentRoot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.evidence(ctx, layer, l, map[string]bool{layer.ChainID.String(): true}, root, o.ContentRoot); err != nil {
+		return err
+	}
+	all, err := c.listImages(ctx)
+	if err != nil {
+		return err
+	}
+	failed := &FetchError{Layer: layer}
+	for _, m := range l.Manifests {
+		if m.Digest == "" || m.Above(layer.ChainID.String()) == nil {
+			continue
+		}
+		refs := references(l, m, all)
+		if len(refs) == 0 {
+			continue
+		}
+		if o.Confirm != nil {
+			if err := o.Confirm(ctx); err != nil {
+				return err
+			}
+		}
+		f := fetch{c: c, layer: layer, library: l, manifest: m, root: root, hosts: o.Hosts, rows: map[digest.Digest]map[string]content.Info{}}
+		for _, ref := range refs {
+			failed.Refs = append(failed.Refs, ref)
+			if failed.Err = f.run(ctx, ref); failed.Err == nil {
+				return nil
+			}
+			failed.Credentials = failed.Credentials || wantsCredentials(failed.Err)
+			if ctx.Err() != nil || errdefs.IsNotImplemented(failed.Err) {
+				return failed
+			}
+		}
+	}
+	return failed
+}
+
+// wantsCredentials reports whether a registry has refused a request without credentials.
+// Over gRPC only the text arrives.
+func wantsCredentials(err error) bool {
+	text := err.Error()
+	return slices.ContainsFunc([]string{"401 Unauthorized", "403 Forbidden", "authorization failed", "insufficient_scope", "no basic auth credentials"},
+		func(s string) bool { return strings.Contains(text, s) })
+}
+
+// references returns under which names registries have a manifest, by digest: a tag may mean
+// another image by now. The names of images come first, then what blobs have on record.
+func references(l *library.Library, m library.Manifest, all []*imagesapi.Image) (refs []string) {
+	add := func(repository string) {
+		host, path, ok := strings.Cut(repository, "/")
+		if ref := repository + "@" + m.Digest.String(); ok && path != "" && (strings.ContainsAny(host, ".:") || host == "localhost") && !slices.Contains(refs, ref) {
+			refs = append(refs, ref)
+		}
+	}
+	for _, i := range all {
+		if _, ok := l.LeadsTo(target(i), map[digest.Digest]bool{m.Digest: true}); !ok || strings.HasPrefix(i.Name, fetchedPrefix) {
+			continue
+		}
+		name, _, _ := strings.Cut(i.Name, "@")
+		if colon := strings.LastIndex(name, ":"); colon > strings.LastIndex(name, "/") {
+			name = name[:colon]
+		}
+		add(name)
+	}
+	for _, d := range m.Parts() {
+		for label, paths := range sources(l.Blobs[d]) {
+			for path := range strings.SplitSeq(paths, ",") {
+				add(strings.TrimPrefix(label, sourceLabel) + "/" + path)
+			}
+		}
+	}
+	return refs
+}
+
+// fetch is the part of one call of Fetch that is about one manifest.
+type fetch struct {
+	c        *Containerd
+	layer    Layer
+	library  *library.Library
+	manifest library.Manifest
+	root     string // of containerd's content store
+	hosts    string
+	rows     map[digest.Digest]map[string]content.Info // of bad blobs, before they were deleted
+}
+
+// run fetches from one reference.
+func (f *fetch) run(ctx context.Context, ref string) (err error) {
+	lease, err := f.keep(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.c.tidy(ctx, lease)) }()
+	if err := f.dropBad(ctx); err != nil {
+		return err
+	}
+	err = f.transfer(leases.WithLease(ctx, lease.ID), ref)
+	if err == nil {
+		err = f.verify(ctx)
+	}
+	return errors.Join(err, f.restore(leases.WithLease(ctx, lease.ID)))
+}
+
+// needed are the blobs without which the layer cannot be healed.
+func (f *fetch) needed() []digest.Digest {
+	all := f.manifest.Documents()
+	if d := f.manifest.Layer(f.layer.ChainID.String()); d != "" {
+		all = append(all, d)
+	}
+	return all
+}
+
+// keep leases all of the image, which the rows that are deleted may be alone to refer to.
+func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
+	lease, err := f.c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keepFor))
+	if err != nil {
+		return lease, fmt.Errorf("lease an image: %w", err)
+	}
+	var all []leases.Resource
+	for _, d := range f.manifest.Parts() {
+		all = append(all, leases.Resource{ID: d.String(), Type: "content"})
+	}
+	if f.manifest.Unpacked != "" {
+		all = append(all, leases.Resource{ID: f.manifest.Unpacked, Type: "snapshots/" + f.layer.Snapshotter})
+	}
+	for _, r := range all {
+		if err := f.c.leases.AddResource(ctx, lease, r); err != nil && !errdefs.IsNotFound(err) {
+			return lease, errors.Join(fmt.Errorf("lease %s: %w", r.ID, err), f.c.tidy(ctx, lease))
+		}
+	}
+	return lease, nil
+}
+
+// dropBad deletes the rows and files of those blobs that are bad.
+func (f *fetch) dropBad(ctx context.Context) error {
+	p := &plan{contentRoot: f.root}
+	for _, d := range f.needed() {
+		at, info, err := f.c.record(ctx, f.library, d)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		flaw, err := f.c.lib.Flaw(at, info, f.root)
+		if err != nil {
+			return err
+		}
+		if flaw == "" {
+			continue
+		}
+		rows, err := f.c.rowsOf(ctx, d)
+		if err != nil {
+			return err
+		}
+		if len(rows) == 0 {
+			continue // an earlier reference was tried
+		}
+		f.rows[d] = rows
+		p.bad = append(p.bad, Blob{d, info.Size, flaw})
+	}
+	if len(p.bad) == 0 {
+		return nil
+	}
+	return (&drop{c: f.c, layer: f.layer, plan: p}).dropBlobs(ctx)
+}
+
+// transfer has containerd fetch what is missing of the manifest.
+func (f *fetch) transfer(ctx context.Context, ref string) error {
+	name := fetchedPrefix + f.manifest.Digest.String()
+	source, err := proto.Marshal(&transfer.OCIRegistry{Reference: ref, Resolver: &transfer.RegistryResolver{HostDir: f.hosts}})
+	if err != nil {
+		return err
+	}
+	destination, err := proto.Marshal(&transfer.ImageStore{Name: name})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go f.watch(ctx, cancel)
+	// containerd resolves the types by their bare names.
+	_, err = f.c.transfers.Transfer(ctx, &transferapi.TransferRequest{
+		Source:      &types.Any{TypeUrl: "containerd.types.transfer.OCIRegistry", Value: source},
+		Destination: &types.Any{TypeUrl: "containerd.types.transfer.ImageStore", Value: destination},
+	})
+	err = errgrpc.ToNative(err)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	gone := context.WithoutCancel(ctx)
+	_, derr := f.c.images.Delete(gone, &imagesapi.DeleteImageRequest{Name: name})
+	if derr = errgrpc.ToNative(derr); derr != nil && !errdefs.IsNotFound(derr) && err == nil {
+		err = fmt.Errorf("delete image %s: %w", name, derr)
+	}
+	return err
+}
+
+// errStalled ends a fetch from a registry that does not answer.
+var errStalled = fmt.Errorf("nothing was received for %v", stalled)
+
+// watch ends a fetch during which containerd receives nothing for long.
+func (f *fetch) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	last, since := "", time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watched):
+		}
+		all, err := f.c.content.ListStatuses(ctx)
+		if err != nil {
+			continue
+		}
+		var now strings.Builder
+		for _, s := range all {
+			fmt.Fprint(&now, s.Ref, s.Offset, " ")
+		}
+		if now.String() != last {
+			last, since = now.String(), time.Now()
+		}
+		if time.Since(since) > stalled {
+			cancel(errStalled)
+			return
+		}
+	}
+}
+
+// verify returns an error unless all that is needed is good now.
+func (f *fetch) verify(ctx context.Context) error {
+	for _, d := range f.needed() {
+		info, err := f.c.content.Info(ctx, d)
+		if err != nil {
+			return fmt.Errorf("blob %s after it was fetched: %w", d, err)
+		}
+		flaw, err := f.c.lib.Flaw(ctx, info, f.root)
+		if err != nil {
+			return err
+		}
+		if flaw != "" {
+			return fmt.Errorf("blob %s is %s after it was fetched", d, flaw)
+		}
+	}
+	return nil
+}
+
+// restore gives the fetched blobs the labels that the deleted rows had, by which a config
+// keeps its snapshots, and the other namespaces their rows.
+func (f *fetch) restore(ctx context.Context) error {
+	for d, rows := range f.rows {
+		now, err := f.c.content.Info(ctx, d)
+		if errdefs.IsNotFound(err) {
+			continue // not fetched
+		}
+		if err != nil {
+			return fmt.Errorf("label blob %s: %w", d, err)
+		}
+		if was, ok := rows[f.layer.Namespace]; ok {
+			for label, value := range was.Labels {
+				if now.Labels[label] == "" {
+					if now.Labels == nil {
+						now.Labels = map[string]string{}
+					}
+					now.Labels[label] = value
+				}
+			}
+			if _, err := f.c.content.Update(ctx, now, "labels"); err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("label blob %s: %w", d, err)
+			}
+		}
+		others := map[string]content.Info{}
+		for ns, info := range rows {
+			if ns != f.layer.Namespace {
+				others[ns] = info
+			}
+		}
+		if err := f.c.share(ctx, others); err != nil {
+			return err
+		}
+	}
+	return nil
+}
