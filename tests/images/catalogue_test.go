@@ -235,9 +235,24 @@ func (n *node) wantPlans(t *testing.T, all []*cell) {
 	}
 }
 
+// repair repairs the images of cells, a few in each call: kit ends a verb that takes minutes. The
+// status is the worst.
+func (n *node) repair(t *testing.T, all []*cell, args ...string) (done results, worst int) {
+	t.Helper()
+	for some := range slices.Chunk(all, 5) {
+		call := slices.Clone(args)
+		for _, c := range some {
+			call = append(call, c.img.Ref)
+		}
+		r, status := n.images(t, "repair", call...)
+		done, worst = append(done, r...), max(worst, status)
+	}
+	return done, worst
+}
+
 func (n *node) wantRepaired(t *testing.T, all []*cell) {
 	t.Helper()
-	repaired, status := n.images(t, "repair", "--deep", "--apply")
+	repaired, status := n.repair(t, all, "--deep", "--apply")
 	if status != 1 {
 		t.Errorf("repair --images --apply: status %d, want 1 for the images in use", status)
 	}
@@ -270,7 +285,7 @@ func (n *node) wantRepaired(t *testing.T, all []*cell) {
 // wantForced: with --force the snapshots of containers that have ended go.
 func (n *node) wantForced(t *testing.T, all []*cell) {
 	t.Helper()
-	forced, _ := n.images(t, "repair", "--deep", "--apply", "--force")
+	forced, _ := n.repair(t, all, "--deep", "--apply", "--force")
 	for _, c := range all {
 		_, _, blocked := c.verdict()
 		if blocked == "" {
@@ -295,7 +310,7 @@ func (n *node) wantClean(t *testing.T, p *kit.Pod, all []*cell) {
 			check(t, n.CRI.Pull(t.Context(), c.img.Ref))
 		}
 	}
-	if left, status := n.images(t, "repair", "--deep", "--apply"); status != 0 {
+	if left, status := n.repair(t, all, "--deep", "--apply"); status != 0 {
 		t.Errorf("after the blobs were fetched: status %d: %+v", status, left)
 	}
 	found, status := n.images(t, "check", "--deep")
