@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/orphans"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
@@ -121,7 +122,7 @@ func findOrphans(ctx context.Context, conn *repull.Containerd, names []string, r
 			rows[i].Sealed = t.Format(time.RFC3339Nano)
 		}
 	}
-	unknown, err := conn.Orphans(ctx, names, rows)
+	unknown, err := orphans.Find(ctx, conn.View(), names, rows)
 	if err != nil {
 		return nil, err
 	}

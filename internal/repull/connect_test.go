@@ -93,7 +93,7 @@ func TestPlace(t *testing.T) {
 		"k8s.io/12/sha256:ab": "k8s.io sha256:ab true", "a/1/b/c": "a b/c true",
 		"a/x/b": "a b false", "by hand": "  false", "a/b": "  false",
 	} {
-		ns, key, ok := Snapshot{Name: name}.place()
+		ns, key, ok := Snapshot{Name: name}.Place()
 		if got := fmt.Sprint(ns, " ", key, " ", ok); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}

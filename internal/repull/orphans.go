@@ -1,7 +1,6 @@
 package repull
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 )
 
@@ -34,8 +32,8 @@ type Snapshot struct {
 // containerd, which passes it on, it shows which of two rows containerd means.
 const SealedLabel = "durable-snapshotter/sealed"
 
-// place takes the name of a row apart; ok is false when it is not containerd's.
-func (s Snapshot) place() (namespace, key string, ok bool) {
+// Place takes the name of a row apart; ok is false when it is not containerd's.
+func (s Snapshot) Place() (namespace, key string, ok bool) {
 	part := strings.SplitN(s.Name, "/", 3)
 	if len(part) < 3 {
 		return "", "", false
@@ -69,96 +67,6 @@ func (c *Containerd) Served(ctx context.Context, socket string) (names []string,
 
 // snapshotPlugin is the type of containerd's snapshotters among its plugins.
 const snapshotPlugin = "io.containerd.snapshotter.v1"
-
-// Orphans are rows that containerd knows nothing of.
-type Orphans struct {
-	Rows    []Snapshot
-	Foreign []Snapshot // rows of another client than containerd, which knows nothing about them
-}
-
-// Orphans determines for each of rows, under each of the names that [Served] has
-// returned, whether containerd has it on record. When that fails for one of them, there
-// is an error.
-//
-// containerd answers NotFound for a key that it does not have on record, and calls the
-// snapshotter for any other (core/metadata/snapshot.go, Stat). The
-// snapshotter has each of rows, so it never answers that for them, but perhaps that they are
-// damaged: any answer but "not found" means that containerd knows the key. One of
-// several rows with the same key and different numbers is known, at most: that whose
-// time of commit, or whose directory in mounts, containerd passes on.
-//
-// An operation in flight has a row before containerd has it on record. Call twice,
-// some time apart, and take what is an orphan both times.
-func (c *Containerd) Orphans(ctx context.Context, names []string, rows []Snapshot) (o Orphans, err error) {
-	// Proves that containerd itself answers, before and after.
-	if _, err := c.listNamespaces(ctx); err != nil {
-		return o, err
-	}
-	type place struct{ namespace, key string }
-	groups := map[place][]Snapshot{}
-	for _, r := range rows {
-		ns, key, ok := r.place()
-		if !ok {
-			o.Foreign = append(o.Foreign, r)
-			continue
-		}
-		groups[place{ns, key}] = append(groups[place{ns, key}], r)
-	}
-	for p, group := range groups {
-		unknown := group
-		for _, name := range names {
-			ctx := namespaces.WithNamespace(ctx, p.namespace)
-			if unknown, err = c.unknown(ctx, name, p.key, unknown); err != nil {
-				return o, fmt.Errorf("stat snapshot %s in namespace %s: %w", p.key, p.namespace, err)
-			}
-		}
-		o.Rows = append(o.Rows, unknown...)
-	}
-	slices.SortFunc(o.Rows, func(a, b Snapshot) int { return cmp.Compare(a.ID, b.ID) })
-	_, err = c.listNamespaces(ctx)
-	return o, err
-}
-
-// unknown returns those of the rows with one key that containerd does not mean by it.
-func (c *Containerd) unknown(ctx context.Context, snapshotter, key string, rows []Snapshot) ([]Snapshot, error) {
-	sn := c.snapshotter(Layer{Snapshotter: snapshotter})
-	info, err := sn.Stat(ctx, key)
-	switch {
-	case errdefs.IsNotFound(err):
-		return rows, nil
-	case ctx.Err() != nil:
-		return nil, err
-	case len(rows) < 2:
-		return nil, nil
-	case err != nil:
-		return nil, nil // one of them, and nothing shows which
-	}
-	means := func(r Snapshot) bool { return r.Sealed != "" && r.Sealed == info.Labels[SealedLabel] }
-	if info.Labels[SealedLabel] == "" {
-		mounts, err := sn.Mounts(ctx, key)
-		if err != nil {
-			return nil, nil
-		}
-		text := ""
-		for _, m := range mounts {
-			text += m.Source + "\n" + strings.Join(m.Options, "\n") + "\n"
-		}
-		// upperdir, or the source of a bind mount; lower directories belong to others.
-		means = func(r Snapshot) bool {
-			for _, line := range strings.Split(text, "\n") {
-				if !strings.HasPrefix(line, "lowerdir") && strings.HasSuffix(line, fmt.Sprintf("/snapshots/%d/fs", r.ID)) {
-					return true
-				}
-			}
-			return false
-		}
-	}
-	i := slices.IndexFunc(rows, means)
-	if i < 0 {
-		return nil, nil
-	}
-	return slices.Delete(slices.Clone(rows), i, i+1), nil
-}
 
 // Collect has containerd delete what it does not know from its snapshotters, and waits
 // for it. containerd does so under its own lock, which no Prepare or Commit in flight
@@ -202,7 +110,7 @@ func (c *Containerd) CollectMissed(ctx context.Context, snapshotter string, rows
 	}
 	foreign := ""
 	err = rows.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if _, _, ok := (Snapshot{Name: info.Name}).place(); !ok {
+		if _, _, ok := (Snapshot{Name: info.Name}).Place(); !ok {
 			foreign = info.Name
 		}
 		return nil

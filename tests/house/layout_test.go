@@ -49,10 +49,11 @@ var ours = map[string][]string{
 	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
 	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/verify"},
 	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
+	"internal/orphans":        {"internal/repull"},
 	"internal/images":         {"storage", "internal/library", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/notify", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/notify", "internal/orphans", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,
