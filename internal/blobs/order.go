@@ -111,6 +111,6 @@ func joined(reasons []error) error {
 	if len(reasons) == 1 {
 		return reasons[0]
 	}
-	kind, text := combine(reasons)
+	text, kind := combine(reasons)
 	return &problem{kind: kind, text: text}
 }

@@ -320,13 +320,13 @@ func (s *Store) unnamed(want Layer) (all []Blob) {
 
 // verdict is the error for a layer none of whose named blobs could be used.
 func verdict(want Layer, reasons []error) error {
-	kind, text := combine(reasons)
+	text, kind := combine(reasons)
 	return &problem{kind: kind, text: fmt.Sprintf("chain ID %s: %s", want.ChainID, text)}
 }
 
-// combine returns the kind and the text of several reasons together. Blobs of other
+// combine returns the text and the kind of several reasons together. Blobs of other
 // layers do not count.
-func combine(reasons []error) (kind error, text string) {
+func combine(reasons []error) (text string, kind error) {
 	kind = ErrNotFound
 	var texts []string
 	for _, r := range reasons {
@@ -341,7 +341,7 @@ func combine(reasons []error) (kind error, text string) {
 			kind = ErrCorrupt
 		}
 	}
-	return kind, strings.Join(texts, "; ")
+	return strings.Join(texts, "; "), kind
 }
 
 // named returns the blobs that manifests name for the chain ID of a layer, and those that
