@@ -50,6 +50,10 @@ history = 7
 interval = '1h'
 depth = 'content'
 rate = 5
+[heal]
+archives = ['/srv/images']
+registry = false
+hosts = '/etc/hosts.d'
 [containerd]
 address = '/from/containerd.sock'
 snapshotter = 'other'
