@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
@@ -161,7 +162,9 @@ func (n *node) lose(t *testing.T, img kit.Pushed, layer int) {
 	t.Helper()
 	sn := must[snapshots.Snapshotter](t)(n.Daemon.Snapshotter())
 	defer sn.Close()
-	check(t, sn.Remove(t.Context(), n.row(t, img, layer).Name))
+	name := n.row(t, img, layer).Name
+	// The snapshot of a container that was removed is there until containerd collects it.
+	kittest.WaitFor(t, time.Minute, func() error { return sn.Remove(t.Context(), name) })
 	check(t, sn.(snapshots.Cleaner).Cleanup(context.Background()))
 }
 
