@@ -304,7 +304,8 @@ func TestServeWaitsForRepair(t *testing.T) {
 	verb := []string{kittest.Binaries(t).Daemon, "repair", "--deep", "--apply", "--root", d.Root, "--address", d.Address}
 	waited := false
 	for pause := time.Duration(0); !waited && pause < time.Second; pause += time.Millisecond / 2 {
-		p, err := kit.StartProcess("repair", filepath.Join(t.TempDir(), "repair.log"), nil, verb...)
+		file := filepath.Join(t.TempDir(), "repair.log")
+		p, err := kit.StartProcess("repair", file, nil, verb...)
 		check(err)
 		time.Sleep(pause) // until it has the lock and has not ended
 		err = p.While(func() error {
@@ -326,7 +327,8 @@ func TestServeWaitsForRepair(t *testing.T) {
 		})
 		code, werr := p.Wait(time.Minute)
 		if waited && (err != nil || werr != nil || code != 0) {
-			t.Errorf("repair: exit status %d, %v, %v", code, err, werr)
+			text, _ := os.ReadFile(file)
+			t.Errorf("repair: exit status %d, %v, %v: %s", code, err, werr, text)
 		}
 	}
 	if !waited {
