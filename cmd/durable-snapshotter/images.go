@@ -22,11 +22,11 @@ import (
 // The answers of check --images and repair --images, which are no failures of them.
 var (
 	errImagesDamaged    = errors.New("not all images are ready")
-	errImagesUnverified = errors.New("nothing can be said of some images")
+	errImagesUnverified = errors.New("the state of some images is unknown")
 )
 
-// errNoAnswer means that nothing can be said of any image.
-var errNoAnswer = errors.New("nothing can be said of images")
+// errNoAnswer means that the state of no image is known.
+var errNoAnswer = errors.New("the state of the images is unknown")
 
 // checkImages prints the readiness of images.
 func (c *command) checkImages(cfg Config, o images.Options, asJSON bool) error {

@@ -40,7 +40,7 @@ Exit status: 0 done; 1 an error; 2 a usage error. Of check and repair: 0 all are
 ready, or their content cannot be compared with anything yet; 1 some are damaged;
 3 none is, but some could not be verified. 2 of check: it could not verify any.
 Of repair --orphans: 0 none is left; 1 some are. With --images: 0 all images run, can be
-unpacked, or were dropped for the next pull; 1 some do not; 3 nothing can be said of some,
+unpacked, or were dropped for the next pull; 1 some do not; 3 the state of some is unknown,
 or of any, as when containerd is down.
 
 Example:

@@ -136,7 +136,7 @@ func (s *Set) read(ctx context.Context) (all []*archive, reasons []error, err er
 	for _, path := range s.paths {
 		files, err := list(path)
 		if err != nil {
-			reasons = append(reasons, blobs.Problem(blobs.ErrCannot, err, "look for image archives"))
+			reasons = append(reasons, blobs.Problem(blobs.ErrCannot, err, "list image archives"))
 		}
 		for _, file := range files {
 			info, err := os.Stat(file)
@@ -144,7 +144,7 @@ func (s *Set) read(ctx context.Context) (all []*archive, reasons []error, err er
 				continue
 			}
 			if err != nil {
-				reasons = append(reasons, blobs.Problem(blobs.ErrCannot, err, "look for image archives"))
+				reasons = append(reasons, blobs.Problem(blobs.ErrCannot, err, "list image archives"))
 				continue
 			}
 			a := s.known[file]

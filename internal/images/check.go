@@ -94,7 +94,7 @@ const (
 )
 
 // Check examines the selected images, in the order of namespaces and names. The error means
-// that nothing can be said of any image: containerd does not answer, or it wraps ErrNotFound.
+// that the state of no image is known: containerd does not answer, or it wraps ErrNotFound.
 func (c *Checker) Check(ctx context.Context) ([]Image, error) {
 	found, err := c.pass(ctx, nil)
 	if err != nil {
@@ -123,7 +123,7 @@ func (c *Checker) Check(ctx context.Context) ([]Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	// One that is not there any more was removed: nothing is to be said of it.
+	// One that is not there any more was removed: it is left out.
 	found = slices.DeleteFunc(found, func(i Image) bool { return doubtful[i.place()] })
 	found = append(found, again...)
 	slices.SortStableFunc(found, order)

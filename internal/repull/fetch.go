@@ -104,7 +104,7 @@ func (c *Containerd) Fetch(ctx context.Context, layer Layer, o FetchOptions) (er
 				return err
 			}
 		}
-		f := fetch{c: c, layer: layer, library: l, manifest: m, root: root, hosts: o.Hosts, rows: map[digest.Digest]map[string]content.Info{}}
+		f := fetch{c: c, layer: layer, lib: l, manifest: m, root: root, hosts: o.Hosts, rows: map[digest.Digest]map[string]content.Info{}}
 		for _, ref := range refs {
 			failed.Refs = append(failed.Refs, ref)
 			if failed.Err = f.run(ctx, ref); failed.Err == nil {
@@ -160,7 +160,7 @@ func references(l *library.Library, m library.Manifest, all []*imagesapi.Image) 
 type fetch struct {
 	c        *Containerd
 	layer    Layer
-	library  *library.Library
+	lib      *library.Library
 	manifest library.Manifest
 	root     string // of containerd's content store
 	hosts    string
@@ -218,7 +218,7 @@ func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 func (f *fetch) dropBad(ctx context.Context) error {
 	p := &plan{contentRoot: f.root}
 	for _, d := range f.needed() {
-		at, info, err := f.c.record(ctx, f.library, d)
+		at, info, err := f.c.record(ctx, f.lib, d)
 		if errdefs.IsNotFound(err) {
 			continue
 		}
