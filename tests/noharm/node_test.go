@@ -136,7 +136,7 @@ func (n *node) configure(t testing.TB, contentRoot string) {
 	t.Helper()
 	depth := map[bool]string{false: "metadata", true: "content"}[n.deep]
 	check(t, os.WriteFile(n.configPath(), fmt.Appendf(nil,
-		"content_root = '%s'\n[scrub]\ninterval = '%s'\ndepth = '%s'\nrate = 0\n[containerd]\naddress = '%s'\ndrop_images = true\n",
+		"content_root = '%s'\n[scrub]\ninterval = '%s'\ndepth = '%s'\nrate = 0\n[containerd]\naddress = '%s'\ndrop_images = true\n[heal]\nregistry = false\n",
 		contentRoot, n.interval, depth, n.Socket()), 0o644))
 }
 
@@ -249,7 +249,8 @@ func (n *node) ctr(t testing.TB, args ...string) string {
 }
 
 // stat calls Stat of containerd for each layer, which calls the daemon. Clients do so
-// before they use an image.
+// before they use an image. After a restart of the daemon, containerd's next attempt
+// to connect may be a second away.
 func (n *node) stat(t testing.TB) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -260,7 +261,12 @@ func (n *node) stat(t testing.TB) error {
 	}
 	defer cl.Close()
 	for _, id := range n.image.ChainIDs {
-		if _, err := cl.SnapshotService("durable").Stat(ctx, id.String()); err != nil {
+		_, err := cl.SnapshotService("durable").Stat(ctx, id.String())
+		for until := time.Now().Add(10 * time.Second); err != nil && strings.Contains(err.Error(), "connection error") && time.Now().Before(until); {
+			time.Sleep(100 * time.Millisecond)
+			_, err = cl.SnapshotService("durable").Stat(ctx, id.String())
+		}
+		if err != nil {
 			return fmt.Errorf("stat %s: %w", id, err)
 		}
 	}
