@@ -23,6 +23,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -89,7 +90,7 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 	}
 	sc.OnReady = func(e storage.CommitEntry) { notifier.NotifyReady(e.Namespace, e.ChainID) }
 	sc.OnOutside = func(e storage.CommitEntry, b blobs.Blob) {
-		notifier.NotifyOutside(e.Namespace, e.ChainID, repull.Bytes{Digest: b.Digest, Size: b.Size, Open: b.Raw})
+		notifier.NotifyOutside(e.Namespace, e.ChainID, refill.Bytes{Digest: b.Digest, Size: b.Size, Open: b.Raw})
 	}
 	sc.OnCommit = notifier.NotifyCommitted
 	sn, err := snapshotter.New(ctx, sc)

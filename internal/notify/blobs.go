@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
@@ -31,13 +32,13 @@ func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(conte
 	if !n.cfg.Registry || p != nil && time.Since(p.tried) < p.next {
 		return false, nil
 	}
-	err := n.conn.Fetch(ctx, l, repull.FetchOptions{Hosts: n.cfg.Hosts, ContentRoot: n.cfg.ContentRoot, Confirm: confirm})
+	err := refill.Fetch(ctx, n.conn.View(), l, refill.FetchOptions{Hosts: n.cfg.Hosts, ContentRoot: n.cfg.ContentRoot, Confirm: confirm})
 	if err == nil {
 		delete(n.fetches, l)
 		log.G(ctx).WithField("event", "blob_fetched").WithField("layer", l.String()).Info("containerd has fetched the blob of a damaged layer")
 		return true, n.layers.HealNow(ctx, l.Namespace, l.ChainID.String())
 	}
-	var failed *repull.FetchError
+	var failed *refill.FetchError
 	if !errors.As(err, &failed) || ctx.Err() != nil {
 		return false, err
 	}
@@ -52,7 +53,7 @@ func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(conte
 
 // NotifyOutside queues that a good blob is put back into containerd's content store: the
 // layer was healed from it, and it lies elsewhere.
-func (n *Notifier) NotifyOutside(namespace, chainID string, b repull.Bytes) {
+func (n *Notifier) NotifyOutside(namespace, chainID string, b refill.Bytes) {
 	if n.cfg.Address == "" || namespace == "" || chainID == "" {
 		return
 	}
@@ -67,17 +68,17 @@ func (n *Notifier) NotifyOutside(namespace, chainID string, b repull.Bytes) {
 func (n *Notifier) putBackAll(ctx context.Context) {
 	n.mu.Lock()
 	queue := n.outside
-	n.outside = map[repull.Layer]repull.Bytes{}
+	n.outside = map[repull.Layer]refill.Bytes{}
 	n.mu.Unlock()
 	for l, b := range queue {
 		put, err := false, n.connect()
 		if err == nil {
-			put, err = n.conn.PutBack(ctx, l, b, n.cfg.ContentRoot)
+			put, err = refill.PutBack(ctx, n.conn.View(), l, b)
 		}
 		if put {
 			log.G(ctx).WithField("event", "blob_put_back").WithField("layer", l.String()).Info("the blob of a healed layer is in containerd's content store again")
 		}
-		var bad *repull.BytesError
+		var bad *refill.BytesError
 		if n.processed(ctx, l, err) || errors.As(err, &bad) {
 			continue
 		}

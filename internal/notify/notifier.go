@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
@@ -34,7 +35,7 @@ type Config struct {
 	Snapshotter string // the name of this snapshotter in containerd's proxy_plugins
 	ContentRoot string // as configured; see Options
 	// Registry lets containerd fetch the blob of a damaged layer that is missing or corrupt.
-	// Hosts is the directory with its configuration of registries. See Containerd.Fetch.
+	// Hosts is the directory with its configuration of registries. See refill.Fetch.
 	Registry bool
 	Hosts    string
 	// DropImages lets containerd forget images of which a layer is damaged and its
@@ -72,7 +73,7 @@ type Notifier struct {
 	mu                  sync.Mutex                    // guards queue, leased and outside
 	queue               map[repull.Layer]bool         // of each layer the latest: true when it is ready, false when it is to be dropped
 	leased              map[repull.Layer]bool         // layers that may have a lease of a drop; true: it is to be deleted
-	outside             map[repull.Layer]repull.Bytes // layers that were healed from elsewhere, whose blobs are to be put back
+	outside             map[repull.Layer]refill.Bytes // layers that were healed from elsewhere, whose blobs are to be put back
 	fetches             map[repull.Layer]*pause       // of attempts to fetch what could not be fetched; used by Run's goroutine only
 	collected, caughtUp bool                          // what catchUp has done; used by Run's goroutine only
 	logged              map[repull.Layer]string       // the last error of each in the log; used by Run's goroutine only
@@ -86,7 +87,7 @@ func New(cfg Config) *Notifier {
 	return &Notifier{
 		cfg: cfg, wake: make(chan struct{}, 1), returned: make(chan struct{}, 1), caughtUp: cfg.Address == "",
 		queue: map[repull.Layer]bool{}, leased: map[repull.Layer]bool{}, logged: map[repull.Layer]string{},
-		outside: map[repull.Layer]repull.Bytes{}, fetches: map[repull.Layer]*pause{},
+		outside: map[repull.Layer]refill.Bytes{}, fetches: map[repull.Layer]*pause{},
 	}
 }
 

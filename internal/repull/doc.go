@@ -56,10 +56,8 @@
 // reads snapshots only when containerd starts, so an image that was not ready
 // then stays unknown to it until a pull, or until its record is changed.
 //
-// [Containerd.Fetch] comes before a drop: it has containerd fetch the blob, so that the layer can be
-// healed in place. [Containerd.PutBack] stores a blob that a layer was healed from elsewhere.
-//
-// Package notify decides when to call these, and retries them.
+// Before a drop, package refill has containerd fetch what was bad, so that the layer can be
+// healed in place. Package notify decides when to call these, and retries them.
 //
 // Nothing here may be called from inside a call of containerd to the snapshotter:
 // containerd holds locks then, and calls the snapshotter in turn.

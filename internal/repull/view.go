@@ -7,6 +7,7 @@ import (
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/content"
@@ -33,6 +34,9 @@ func (v View) Content() content.Store { return v.c.content }
 
 // Library reads images out of containerd's content store.
 func (v View) Library() library.Store { return v.c.lib }
+
+// Transfers is containerd's transfer service.
+func (v View) Transfers() transferapi.TransferClient { return v.c.transfers }
 
 // Leases are containerd's leases.
 func (v View) Leases() leases.Manager { return v.c.leases }
@@ -83,6 +87,34 @@ func (v View) DeleteImage(ctx context.Context, i *imagesapi.Image) error {
 		return fmt.Errorf("delete image %s: %w", i.Name, err)
 	}
 	return err
+}
+
+// DeleteName deletes a name that the caller itself has made. One that is gone is no error.
+func (v View) DeleteName(ctx context.Context, name string) error {
+	_, err := v.c.images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: name})
+	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete image %s: %w", name, err)
+	}
+	return nil
+}
+
+// Tidy deletes a lease, also when ctx has ended. What cannot be deleted ends with its date.
+func (v View) Tidy(ctx context.Context, lease leases.Lease) error { return v.c.tidy(ctx, lease) }
+
+// Record returns what containerd has on record of a blob, and a context of a namespace that has
+// it: that of l, or else any. The error is NotFound when none has.
+func (v View) Record(ctx context.Context, l *library.Library, d digest.Digest) (context.Context, content.Info, error) {
+	return v.c.record(ctx, l, d)
+}
+
+// Evidence returns nil when containerd itself shows that a layer cannot be healed, as [Containerd.Drop]
+// requires it. l is the library of the layer's namespace, configured the content_root.
+func (v View) Evidence(ctx context.Context, layer Layer, l *library.Library, configured string) error {
+	root, err := v.c.contentRoot(ctx)
+	if err != nil {
+		return err
+	}
+	return v.c.evidence(ctx, layer, l, map[string]bool{layer.ChainID.String(): true}, root, configured)
 }
 
 // Container is a container of a snapshotter.

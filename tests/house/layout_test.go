@@ -37,7 +37,8 @@ var ours = map[string][]string{
 	"overlayutil":             {"fsync", "internal/tree"},
 	"internal/contents":       {"internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
 	"internal/repull":         {"internal/library"},
-	"internal/notify":         {"internal/repull"},
+	"internal/refill":         {"internal/library", "internal/repull"},
+	"internal/notify":         {"internal/refill", "internal/repull"},
 	"internal/seal":           {"overlayutil", "internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
 	"storage":                 {"fsync", "internal/boltcheck", "internal/faults", "internal/finding", "internal/layout"}, // the journal keeps findings
 	"internal/gate":           {"fsync", "storage", "internal/faults"},
@@ -53,7 +54,7 @@ var ours = map[string][]string{
 	"internal/images":         {"storage", "internal/library", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/notify", "internal/orphans", "internal/rebuild", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,

@@ -1,4 +1,4 @@
-package repull
+package refill
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // Bytes is a good blob of a layer that lies outside of containerd's content store.
@@ -38,10 +39,10 @@ const sourceLabel = "containerd.io/distribution.source."
 //
 // All bytes are in the store before the bad blob is deleted, which is done as Drop does it. A
 // lease keeps the blob until it has the row that the manifest refers to.
-func (c *Containerd) PutBack(ctx context.Context, layer Layer, b Bytes, configured string) (put bool, err error) {
+func PutBack(ctx context.Context, c repull.View, layer repull.Layer, b Bytes) (put bool, err error) {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, layer.Namespace))
 	defer cancel() // ends the stream of the writer
-	l, err := c.lib.Read(ctx, layer.Snapshotter)
+	l, err := c.Library().Read(ctx, layer.Snapshotter)
 	if err != nil {
 		return false, err
 	}
@@ -54,34 +55,34 @@ func (c *Containerd) PutBack(ctx context.Context, layer Layer, b Bytes, configur
 	if from == "" {
 		return false, nil
 	}
-	root, err := c.contentRoot(ctx)
+	root, err := c.ContentRoot(ctx)
 	if err != nil {
 		return false, err
 	}
 	info, known := l.Blobs[b.Digest]
 	flaw := library.Missing
 	if known {
-		if flaw, err = c.lib.Flaw(ctx, info, root); err != nil || flaw == "" {
+		if flaw, err = c.Library().Flaw(ctx, info, root); err != nil || flaw == "" {
 			return false, err
 		}
 	}
-	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keepFor))
+	lease, err := c.Leases().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseFor))
 	if err != nil {
 		return false, fmt.Errorf("put back blob %s: %w", b.Digest, err)
 	}
-	defer func() { err = errors.Join(err, c.tidy(ctx, lease)) }()
-	return c.store(leases.WithLease(ctx, lease.ID), layer, b, l.Blobs[from], Blob{b.Digest, info.Size, flaw}, root)
+	defer func() { err = errors.Join(err, c.Tidy(ctx, lease)) }()
+	return store(leases.WithLease(ctx, lease.ID), c, layer, b, l.Blobs[from], repull.Blob{Digest: b.Digest, Size: info.Size, Flaw: flaw})
 }
 
 // store is PutBack within its lease.
-func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest content.Info, bad Blob, root string) (bool, error) {
+func store(ctx context.Context, c repull.View, layer repull.Layer, b Bytes, manifest content.Info, bad repull.Blob) (bool, error) {
 	fail := func(err error) (bool, error) { return false, fmt.Errorf("put back blob %s: %w", b.Digest, err) }
 	src, err := b.Open(ctx)
 	if err != nil {
 		return fail(&BytesError{err})
 	}
 	defer src.Close()
-	w, err := content.OpenWriter(ctx, c.content, content.WithRef("durable-snapshotter-"+b.Digest.String()))
+	w, err := content.OpenWriter(ctx, c.Content(), content.WithRef("durable-snapshotter-"+b.Digest.String()))
 	if err != nil {
 		return fail(err)
 	}
@@ -95,13 +96,12 @@ func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest c
 	if got := w.Digest(); got != b.Digest {
 		return fail(&BytesError{fmt.Errorf("its bytes have the digest %s", got)})
 	}
-	rows, err := c.rowsOf(ctx, b.Digest)
+	rows, err := rowsOf(ctx, c, b.Digest)
 	if err != nil {
 		return fail(err)
 	}
 	if len(rows) > 0 {
-		d := drop{c: c, layer: layer, plan: &plan{bad: []Blob{bad}, contentRoot: root}}
-		if err := d.dropBlobs(ctx); err != nil {
+		if _, err := c.DropBlobs(ctx, layer, []repull.Blob{bad}); err != nil {
 			return fail(err)
 		}
 	}
@@ -113,7 +113,7 @@ func (c *Containerd) store(ctx context.Context, layer Layer, b Bytes, manifest c
 		return fail(err)
 	}
 	delete(rows, layer.Namespace)
-	if err := c.share(ctx, rows); err != nil {
+	if err := share(ctx, c, rows); err != nil {
 		return fail(err)
 	}
 	return true, nil
@@ -140,7 +140,7 @@ func (b Bytes) digest(ctx context.Context) (digest.Digest, error) {
 
 // refersTo returns a manifest on record whose labels refer to a blob as that of a layer, "" when
 // there is none.
-func refersTo(l *library.Library, layer Layer, blob digest.Digest) digest.Digest {
+func refersTo(l *library.Library, layer repull.Layer, blob digest.Digest) digest.Digest {
 	for _, m := range l.Manifests {
 		if m.Digest == "" || m.Layer(layer.ChainID.String()) != blob {
 			continue
@@ -166,14 +166,14 @@ func sources(info content.Info) map[string]string {
 }
 
 // rowsOf returns the rows of a blob, by namespace.
-func (c *Containerd) rowsOf(ctx context.Context, d digest.Digest) (map[string]content.Info, error) {
-	all, err := c.listNamespaces(ctx)
+func rowsOf(ctx context.Context, c repull.View, d digest.Digest) (map[string]content.Info, error) {
+	all, err := c.Namespaces(ctx)
 	if err != nil {
 		return nil, err
 	}
 	rows := map[string]content.Info{}
 	for _, ns := range all {
-		info, err := c.content.Info(namespaces.WithNamespace(ctx, ns), d)
+		info, err := c.Content().Info(namespaces.WithNamespace(ctx, ns), d)
 		if errdefs.IsNotFound(err) {
 			continue
 		}
@@ -187,10 +187,10 @@ func (c *Containerd) rowsOf(ctx context.Context, d digest.Digest) (map[string]co
 
 // share makes rows anew that were deleted with a bad blob, now that there is a good one.
 // containerd makes one without any bytes being sent.
-func (c *Containerd) share(ctx context.Context, rows map[string]content.Info) error {
+func share(ctx context.Context, c repull.View, rows map[string]content.Info) error {
 	for _, ns := range slices.Sorted(maps.Keys(rows)) {
 		info, ctx := rows[ns], namespaces.WithNamespace(ctx, ns)
-		w, err := content.OpenWriter(ctx, c.content, content.WithRef("durable-snapshotter-"+info.Digest.String()),
+		w, err := content.OpenWriter(ctx, c.Content(), content.WithRef("durable-snapshotter-"+info.Digest.String()),
 			content.WithDescriptor(ocispec.Descriptor{Digest: info.Digest, Size: info.Size}))
 		if err == nil {
 			w.Close() // its own store does not share: the next pull of that namespace fetches it
@@ -199,7 +199,7 @@ func (c *Containerd) share(ctx context.Context, rows map[string]content.Info) er
 		if !errdefs.IsAlreadyExists(err) {
 			return fmt.Errorf("record blob %s in namespace %s: %w", info.Digest, ns, err)
 		}
-		if _, err := c.content.Update(ctx, info, "labels"); err != nil && !errdefs.IsNotFound(err) {
+		if _, err := c.Content().Update(ctx, info, "labels"); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("label blob %s in namespace %s: %w", info.Digest, ns, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package repull
+package refill
 
 import (
 	"errors"

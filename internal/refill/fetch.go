@@ -1,4 +1,4 @@
-package repull
+package refill
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
 // FetchOptions are how a blob is fetched.
@@ -33,7 +34,7 @@ type FetchOptions struct {
 
 // FetchError is returned by Fetch when no registry has returned the blob.
 type FetchError struct {
-	Layer Layer
+	Layer repull.Layer
 	Refs  []string // that were tried
 	Err   error    // of the last
 	// Credentials: a registry wants some. Only the kubelet, or another client that has
@@ -62,6 +63,8 @@ const (
 	// fetchedPrefix begins the name under which containerd records what it has fetched. It
 	// is deleted at once. No registry has this host (RFC 2606).
 	fetchedPrefix = "durable-snapshotter.invalid/fetched@"
+	// leaseFor bounds the lease of a fetch, or of putting back, that is cut short.
+	leaseFor = time.Hour
 )
 
 // Fetch has containerd fetch what it lacks to heal a layer, from the registry that the image
@@ -72,21 +75,21 @@ const (
 // containerd takes a row for the blob, whatever is in the file. So the rows of the bad ones
 // are deleted first, on the evidence that Drop requires; meanwhile a lease keeps all that
 // they refer to. What is fetched is compared with its digest by containerd.
-func (c *Containerd) Fetch(ctx context.Context, layer Layer, o FetchOptions) (err error) {
+func Fetch(ctx context.Context, c repull.View, layer repull.Layer, o FetchOptions) (err error) {
 	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, layer.Namespace))
 	defer cancel()
-	l, err := c.lib.Read(ctx, layer.Snapshotter)
+	l, err := c.Library().Read(ctx, layer.Snapshotter)
 	if err != nil {
 		return err
 	}
-	root, err := c.contentRoot(ctx)
+	root, err := c.ContentRoot(ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.evidence(ctx, layer, l, map[string]bool{layer.ChainID.String(): true}, root, o.ContentRoot); err != nil {
+	if err := c.Evidence(ctx, layer, l, o.ContentRoot); err != nil {
 		return err
 	}
-	all, err := c.listImages(ctx)
+	all, err := c.Images(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func references(l *library.Library, m library.Manifest, all []*imagesapi.Image) 
 		}
 	}
 	for _, i := range all {
-		if _, ok := l.LeadsTo(target(i), map[digest.Digest]bool{m.Digest: true}); !ok || strings.HasPrefix(i.Name, fetchedPrefix) {
+		if _, ok := l.LeadsTo(digest.Digest(i.GetTarget().GetDigest()), map[digest.Digest]bool{m.Digest: true}); !ok || strings.HasPrefix(i.Name, fetchedPrefix) {
 			continue
 		}
 		name, _, _ := strings.Cut(i.Name, "@")
@@ -158,8 +161,8 @@ func references(l *library.Library, m library.Manifest, all []*imagesapi.Image) 
 
 // fetch is the part of one call of Fetch that is about one manifest.
 type fetch struct {
-	c        *Containerd
-	layer    Layer
+	c        repull.View
+	layer    repull.Layer
 	lib      *library.Library
 	manifest library.Manifest
 	root     string // of containerd's content store
@@ -173,7 +176,7 @@ func (f *fetch) run(ctx context.Context, ref string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.c.tidy(ctx, lease)) }()
+	defer func() { err = errors.Join(err, f.c.Tidy(ctx, lease)) }()
 	if err := f.dropBad(ctx); err != nil {
 		return err
 	}
@@ -195,7 +198,7 @@ func (f *fetch) needed() []digest.Digest {
 
 // keep leases all of the image, which the rows that are deleted may be alone to refer to.
 func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
-	lease, err := f.c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keepFor))
+	lease, err := f.c.Leases().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseFor))
 	if err != nil {
 		return lease, fmt.Errorf("lease an image: %w", err)
 	}
@@ -207,8 +210,8 @@ func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 		all = append(all, leases.Resource{ID: f.manifest.Unpacked, Type: "snapshots/" + f.layer.Snapshotter})
 	}
 	for _, r := range all {
-		if err := f.c.leases.AddResource(ctx, lease, r); err != nil && !errdefs.IsNotFound(err) {
-			return lease, errors.Join(fmt.Errorf("lease %s: %w", r.ID, err), f.c.tidy(ctx, lease))
+		if err := f.c.Leases().AddResource(ctx, lease, r); err != nil && !errdefs.IsNotFound(err) {
+			return lease, errors.Join(fmt.Errorf("lease %s: %w", r.ID, err), f.c.Tidy(ctx, lease))
 		}
 	}
 	return lease, nil
@@ -216,23 +219,23 @@ func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 
 // dropBad deletes the rows and files of those blobs that are bad.
 func (f *fetch) dropBad(ctx context.Context) error {
-	p := &plan{contentRoot: f.root}
+	var bad []repull.Blob
 	for _, d := range f.needed() {
-		at, info, err := f.c.record(ctx, f.lib, d)
+		at, info, err := f.c.Record(ctx, f.lib, d)
 		if errdefs.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		flaw, err := f.c.lib.Flaw(at, info, f.root)
+		flaw, err := f.c.Library().Flaw(at, info, f.root)
 		if err != nil {
 			return err
 		}
 		if flaw == "" {
 			continue
 		}
-		rows, err := f.c.rowsOf(ctx, d)
+		rows, err := rowsOf(ctx, f.c, d)
 		if err != nil {
 			return err
 		}
@@ -240,12 +243,13 @@ func (f *fetch) dropBad(ctx context.Context) error {
 			continue // an earlier reference was tried
 		}
 		f.rows[d] = rows
-		p.bad = append(p.bad, Blob{d, info.Size, flaw})
+		bad = append(bad, repull.Blob{Digest: d, Size: info.Size, Flaw: flaw})
 	}
-	if len(p.bad) == 0 {
+	if len(bad) == 0 {
 		return nil
 	}
-	return (&drop{c: f.c, layer: f.layer, plan: p}).dropBlobs(ctx)
+	_, err := f.c.DropBlobs(ctx, f.layer, bad)
+	return err
 }
 
 // transfer has containerd fetch what is missing of the manifest.
@@ -263,7 +267,7 @@ func (f *fetch) transfer(ctx context.Context, ref string) error {
 	defer cancel(nil)
 	go f.watch(ctx, cancel)
 	// containerd resolves the types by their bare names.
-	_, err = f.c.transfers.Transfer(ctx, &transferapi.TransferRequest{
+	_, err = f.c.Transfers().Transfer(ctx, &transferapi.TransferRequest{
 		Source:      &types.Any{TypeUrl: "containerd.types.transfer.OCIRegistry", Value: source},
 		Destination: &types.Any{TypeUrl: "containerd.types.transfer.ImageStore", Value: destination},
 	})
@@ -272,9 +276,8 @@ func (f *fetch) transfer(ctx context.Context, ref string) error {
 		err = cause
 	}
 	gone := context.WithoutCancel(ctx)
-	_, derr := f.c.images.Delete(gone, &imagesapi.DeleteImageRequest{Name: name})
-	if derr = errgrpc.ToNative(derr); derr != nil && !errdefs.IsNotFound(derr) && err == nil {
-		err = fmt.Errorf("delete image %s: %w", name, derr)
+	if derr := f.c.DeleteName(gone, name); derr != nil && err == nil {
+		err = derr
 	}
 	return err
 }
@@ -291,7 +294,7 @@ func (f *fetch) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 			return
 		case <-time.After(watched):
 		}
-		all, err := f.c.content.ListStatuses(ctx)
+		all, err := f.c.Content().ListStatuses(ctx)
 		if err != nil {
 			continue
 		}
@@ -312,11 +315,11 @@ func (f *fetch) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 // verify returns an error unless all that is needed is good now.
 func (f *fetch) verify(ctx context.Context) error {
 	for _, d := range f.needed() {
-		info, err := f.c.content.Info(ctx, d)
+		info, err := f.c.Content().Info(ctx, d)
 		if err != nil {
 			return fmt.Errorf("blob %s after it was fetched: %w", d, err)
 		}
-		flaw, err := f.c.lib.Flaw(ctx, info, f.root)
+		flaw, err := f.c.Library().Flaw(ctx, info, f.root)
 		if err != nil {
 			return err
 		}
@@ -331,7 +334,7 @@ func (f *fetch) verify(ctx context.Context) error {
 // keeps its snapshots, and the other namespaces their rows.
 func (f *fetch) restore(ctx context.Context) error {
 	for d, rows := range f.rows {
-		now, err := f.c.content.Info(ctx, d)
+		now, err := f.c.Content().Info(ctx, d)
 		if errdefs.IsNotFound(err) {
 			continue // not fetched
 		}
@@ -347,7 +350,7 @@ func (f *fetch) restore(ctx context.Context) error {
 					now.Labels[label] = value
 				}
 			}
-			if _, err := f.c.content.Update(ctx, now, "labels"); err != nil && !errdefs.IsNotFound(err) {
+			if _, err := f.c.Content().Update(ctx, now, "labels"); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("label blob %s: %w", d, err)
 			}
 		}
@@ -357,7 +360,7 @@ func (f *fetch) restore(ctx context.Context) error {
 				others[ns] = info
 			}
 		}
-		if err := f.c.share(ctx, others); err != nil {
+		if err := share(ctx, f.c, others); err != nil {
 			return err
 		}
 	}
