@@ -27,6 +27,9 @@ type Run struct {
 	// SnapshotsMounted: snapshots/ was a mount of its own. If it is none now, and
 	// has no layer in it, its file system is not mounted.
 	SnapshotsMounted bool `json:"snapshots_mounted,omitempty"`
+	// ImagesEpoch is the epoch in which all images were last checked. When it is not that
+	// of the run, a check is due.
+	ImagesEpoch uint64 `json:"images_epoch,omitempty"`
 }
 
 // Depth is how much of a layer a verification compares. Damage that was found at

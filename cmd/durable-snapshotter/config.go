@@ -29,6 +29,7 @@ type Config struct {
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
 	Journal     JournalConfig     `toml:"journal"`
 	Heal        HealConfig        `toml:"heal" comment:"Where a damaged layer comes from when containerd's content store has no good blob of it, in this order."`
+	Images      ImagesConfig      `toml:"images" comment:"What is done about the images of containerd after a power cut, or another unclean shutdown of the machine."`
 	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers in the background, at idle I/O priority."`
 	Containerd  ContainerdConfig  `toml:"containerd" comment:"How containerd is notified when a layer is healed, or cannot be."`
 }
@@ -51,6 +52,11 @@ type HealConfig struct {
 	Archives []string `toml:"archives" comment:"Image archives, of ctr image export or docker save, plain or compressed with gzip, zstd or bzip2:\nfiles, and directories of them. k3s: /var/lib/rancher/k3s/agent/images"`
 	Registry bool     `toml:"registry" comment:"Let containerd fetch the blob again, without credentials, before its image is dropped."`
 	Hosts    string   `toml:"hosts" comment:"With registry: the directory of containerd's configuration of registries.\nk3s: /var/lib/rancher/k3s/agent/etc/containerd/certs.d"`
+}
+
+// ImagesConfig is what is done about images after an unclean shutdown.
+type ImagesConfig struct {
+	Repair string `toml:"repair" comment:"off: images are not checked.\nheal: each image is checked, its damaged layers are healed in place, and the verdicts are logged.\nfetch: also, blobs that are not what their digests require are deleted, and fetched again if registry allows it.\nfull: also, what is missing of an image is unpacked again; with drop_images, images that cannot be repaired are dropped."`
 }
 
 // ScrubConfig is when layers are verified.
@@ -88,6 +94,7 @@ func Default() Config {
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
 		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
+		Images:      ImagesConfig{Repair: repairFetch},
 		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
 		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
@@ -135,6 +142,11 @@ func (c Config) Validate() error {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("heal.archives %q: not an absolute path", path)
 		}
+	}
+	switch c.Images.Repair {
+	case repairOff, repairHeal, repairFetch, repairFull:
+	default:
+		return fmt.Errorf("images.repair %q: not one of off, heal, fetch, full", c.Images.Repair)
 	}
 	for _, socket := range []string{c.Address, adminSocket(c.Address)} {
 		// sun_path with its terminating zero (unix(7)).

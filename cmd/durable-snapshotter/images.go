@@ -68,12 +68,8 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 		return nil, err
 	}
 	defer conn.Close()
-	names, err := conn.Served(c.ctx, cfg.Address)
-	if err != nil {
+	if o.Snapshotter, err = servedAs(c.ctx, conn, cfg); err != nil {
 		return nil, fmt.Errorf("%w: containerd at %s: %w", errNoAnswer, cfg.Containerd.Address, err)
-	}
-	if o.Snapshotter = names[0]; slices.Contains(names, cfg.Containerd.Snapshotter) {
-		o.Snapshotter = cfg.Containerd.Snapshotter
 	}
 	progress := newProgress(c, 0)
 	progress.what = "layers and blobs"
@@ -89,6 +85,18 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	return found, nil
+}
+
+// servedAs returns the name of this snapshotter in the configuration of a containerd.
+func servedAs(ctx context.Context, conn *repull.Containerd, cfg Config) (string, error) {
+	names, err := conn.Served(ctx, cfg.Address)
+	if err != nil {
+		return "", err
+	}
+	if slices.Contains(names, cfg.Containerd.Snapshotter) {
+		return cfg.Containerd.Snapshotter, nil
+	}
+	return names[0], nil
 }
 
 // imageRows are the rows of the snapshotter, from a running daemon or a stopped one's
@@ -110,9 +118,17 @@ func (r *imageRows) list(context.Context) ([]images.Row, error) {
 		r.c.warnBrake(report)
 		r.warned = true
 	}
-	r.layers = map[uint64]snapshotter.Layer{}
+	var rows []images.Row
+	rows, r.layers = rowsOf(report)
+	return rows, nil
+}
+
+// rowsOf takes from a report what package images needs of it, and the committed layers by their
+// numbers.
+func rowsOf(report snapshotter.Report) ([]images.Row, map[uint64]snapshotter.Layer) {
+	byID := map[uint64]snapshotter.Layer{}
 	for _, l := range report.Selected(nil) {
-		r.layers[l.ID] = l
+		byID[l.ID] = l
 	}
 	abandoned := map[uint64]bool{}
 	for _, e := range report.Journal.Open {
@@ -120,13 +136,13 @@ func (r *imageRows) list(context.Context) ([]images.Row, error) {
 	}
 	rows := make([]images.Row, len(report.Snapshots))
 	for i, s := range report.Snapshots {
-		l, committed := r.layers[s.ID]
+		l, committed := byID[s.ID]
 		rows[i] = images.Row{ID: s.ID, Name: s.Name, Parent: s.Parent, Created: s.Created, Abandoned: abandoned[s.ID]}
 		if rows[i].Committed = s.Kind == "committed"; committed {
 			rows[i].Sealed = l.Time.Format(time.RFC3339Nano)
 		}
 	}
-	return rows, nil
+	return rows, byID
 }
 
 func (r *imageRows) verify(ctx context.Context, row images.Row) (found verify.Result, removed bool, err error) {
@@ -232,7 +248,10 @@ func (c *command) repairImages(cfg Config, o images.Options, apply, force, asJSO
 		if err != nil {
 			return nil, err
 		}
-		ro := images.RepairOptions{Force: force, ContentRoot: cfg.ContentRoot, Heal: c.healImages(cfg), Confirm: rows.confirm}
+		ro := images.RepairOptions{
+			Force: force, ContentRoot: cfg.ContentRoot, Registry: cfg.Heal.Registry, Hosts: cfg.Heal.Hosts,
+			Heal: c.healImages(cfg), Confirm: rows.confirm,
+		}
 		if apply {
 			repairs, err = checker.Apply(c.ctx, found, ro)
 		} else {

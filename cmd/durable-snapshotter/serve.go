@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -98,12 +99,17 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close(), notifier.Close()) }()
+	ctx, stop := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	defer func() { stop(); background.Wait() }()
 	// At once, whatever is in flight: calls that wait for a layer are answered.
 	defer context.AfterFunc(ctx, sn.Stopping)()
 	notifier.Run(ctx, struct {
 		*layers.Layers
 		repull.Rows
 	}{sn.Layers(), sn})
+
+	background.Go(func() { repairAfterShutdown(ctx, cfg, sn) })
 
 	admin, err := serveAdmin(ctx, cfg, sn)
 	if err != nil {

@@ -81,6 +81,30 @@ func NewChecker(conn *repull.Containerd, o Options) *Checker {
 	}
 }
 
+// pinnedLabel is given by the CRI plugin to images that the kubelet never removes, such as that
+// of the pause container (containerd's internal/cri/labels/labels.go).
+const pinnedLabel = "io.cri-containerd.pinned"
+
+// Pinned returns the names of the pinned images of all namespaces.
+func Pinned(ctx context.Context, conn *repull.Containerd) (names []string, err error) {
+	all, err := conn.View().Namespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, ns := range all {
+		records, err := conn.View().Images(namespaces.WithNamespace(ctx, ns))
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range records {
+			if r.Labels[pinnedLabel] == "pinned" {
+				names = append(names, r.Name)
+			}
+		}
+	}
+	return names, nil
+}
+
 const (
 	// settle is longer than an operation of containerd is between its own record and the
 	// snapshotter's.

@@ -9,7 +9,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
@@ -22,6 +24,9 @@ const (
 	// ActDropBlobs deletes the rows and files of bad blobs, so that they can be fetched:
 	// containerd takes a file of which it has a row for the blob, whatever is in it.
 	ActDropBlobs Action = "drop blobs"
+	// ActFetch has containerd fetch what is missing or bad from the registry that the image came
+	// from, see [refill.FetchImage], and heals damaged layers from it.
+	ActFetch Action = "fetch"
 	// ActUnpack removes the snapshots from the lowest that is not ready upwards from
 	// containerd's records, and unpacks the layers again from their blobs.
 	ActUnpack Action = "unpack"
@@ -32,6 +37,9 @@ const (
 	ActDropNames Action = "drop names"
 )
 
+// actions are all of them, in their order.
+var actions = []Action{ActHeal, ActDropBlobs, ActFetch, ActUnpack, ActDropLayer, ActDropNames}
+
 // Step is a part of a repair.
 type Step struct {
 	Action Action `json:"action"`
@@ -39,6 +47,7 @@ type Step struct {
 
 	layers []Layer // healed, or the one that is dropped
 	blobs  []repull.Blob
+	wanted refill.Wanted
 }
 
 // Repair is what can be done about an image, and what was done.
@@ -58,6 +67,12 @@ type RepairOptions struct {
 	// must be dropped, with what they have written. The containers themselves stay on record.
 	Force       bool
 	ContentRoot string // as configured, for error messages
+	// Registry allows ActFetch. Hosts is the directory with containerd's configuration of
+	// registries.
+	Registry bool
+	Hosts    string
+	// Limit is the most destructive action that is taken; "": all are.
+	Limit Action
 
 	// Heal heals damaged layers in place, as far as there are good bytes, and returns what it
 	// did with each. ids are those of their directories. What it cannot heal is no error.
@@ -102,7 +117,15 @@ func (c repairer) plan(ctx context.Context, i Image, o RepairOptions) (Repair, e
 		}
 		r.Plan = append(r.Plan, Step{Action: ActHeal, Text: text + strings.Join(from, ", "), layers: damaged})
 	}
-	step, blocked, err := c.next(ctx, i, o, len(r.Plan) > 0)
+	healing := len(r.Plan) > 0
+	step, blocked, err := c.next(ctx, i, o, healing)
+	if err == nil && step != nil && step.Action == ActFetch {
+		r.Plan = append(r.Plan, *step)
+		o.Registry = false
+		if step, blocked, err = c.next(ctx, i, o, healing); step != nil {
+			step.Text = "if that fails: " + step.Text
+		}
+	}
 	if step != nil {
 		r.Plan = append(r.Plan, *step)
 	}
@@ -121,6 +144,82 @@ func count(n int, of string) string {
 // attempt is still to come. blocked is why nothing makes the image ready. The error is that
 // of ctx.
 func (c repairer) next(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
+	step, blocked, err = c.least(ctx, i, o, healing)
+	switch {
+	case step == nil || err != nil:
+		return nil, blocked, err
+	case o.Limit != "" && slices.Index(actions, step.Action) > slices.Index(actions, o.Limit):
+		return nil, "left to an operator: " + step.Text, nil
+	case step.Action == ActUnpack:
+		return step, blocked, nil
+	}
+	there, err := c.storeThere(ctx, i.space)
+	if err != nil {
+		return nil, "", err
+	}
+	if !there {
+		return nil, fmt.Sprintf("no blob on record in namespace %s is in the content store %s, which is probably not mounted: nothing is removed", i.Namespace, c.root), nil
+	}
+	return step, blocked, nil
+}
+
+// storeThere reports whether the content store has any blob that a namespace has on record.
+// Where it has none, a blob that is missing shows nothing. The error is that of ctx.
+func (c repairer) storeThere(ctx context.Context, s *space) (bool, error) {
+	for _, info := range s.lib.Blobs {
+		if flaw, err := c.view.Library().Sized(ctx, info, c.root); flaw == "" && err == nil {
+			return true, nil
+		}
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+	}
+	return len(s.lib.Blobs) == 0, nil
+}
+
+// fetch is the step that fetches what keeps an image from being repaired on this node, nil when
+// there is no such thing, or no registry is known. Blobs of ready layers that are missing are
+// not fetched: containerd may be configured to discard them.
+func (i Image) fetch(o RepairOptions) *Step {
+	f := i.facts
+	if !o.Registry || i.Manifest == "" || i.Verdict != Incomplete && i.Verdict != NeedsFetch && i.Verdict != InUse {
+		return nil
+	}
+	s := &Step{Action: ActFetch, blobs: slices.Clone(f.documents)}
+	for _, b := range f.blobs {
+		_, onRecord := i.space.lib.Blobs[b.Digest]
+		ready := !slices.ContainsFunc(f.layers, func(l Layer) bool { return l.Blob == b.Digest && l.State != LayerReady })
+		if onRecord || !ready {
+			s.blobs = append(s.blobs, b)
+		}
+	}
+	s.wanted = refill.Wanted{
+		Layer:   repull.Layer{Namespace: i.Namespace},
+		Library: i.space.lib, Manifest: i.entry.manifest, Names: i.Names, Target: i.Target, Platform: parsed(i.Platform),
+	}
+	for _, b := range s.blobs {
+		s.wanted.Needed = append(s.wanted.Needed, b.Digest)
+	}
+	refs := s.wanted.References()
+	if len(s.blobs) == 0 || len(refs) == 0 {
+		return nil
+	}
+	host, _, _ := strings.Cut(refs[0], "/")
+	s.Text = fmt.Sprintf("have containerd fetch from %s what is not usable: %s", host, flaws(s.blobs))
+	return s
+}
+
+// parsed is the platform that platformOf has written.
+func parsed(platform string) ocispec.Platform {
+	part := append(strings.SplitN(platform, "/", 3), "", "")
+	return ocispec.Platform{OS: part[0], Architecture: part[1], Variant: part[2]}
+}
+
+// least is next without the conditions that are the same for each step.
+func (c repairer) least(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
+	if s := i.fetch(o); s != nil {
+		return s, "", nil
+	}
 	f := i.facts
 	broken := f.having(LayerDamaged, LayerLost)
 	unhealable := slices.DeleteFunc(slices.Clone(broken), func(l Layer) bool { return l.Source != "" })

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
@@ -20,7 +21,8 @@ import (
 //
 //	heal     all damaged layers in place, at once: a layer that images share is healed once
 //	examine  every image again; what was healed is ready, and is announced to the CRI plugin
-//	act      for each image that is still not ready, the next step of its plan
+//	act      for each image that is still not ready, the next step of its plan; after a fetch,
+//	         also the one that follows
 //	examine  again, for the result
 //
 // Each step examines the image anew, because a step for one image may have repaired another,
@@ -106,27 +108,32 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 			done = append(done, fmt.Sprintf("%s: %s", short(l.ChainID), text))
 		}
 	}
-	if ok {
+	for ok {
 		step, blocked, err := c.next(namespaces.WithNamespace(ctx, now.Namespace), now, o, false)
 		if err != nil {
 			return err
 		}
 		r.Blocked = blocked
-		if step != nil {
-			text, err := c.take(namespaces.WithNamespace(ctx, now.Namespace), now, *step, o)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if text != "" {
-				done = append(done, text)
-			}
-			if err != nil {
-				r.Blocked = err.Error()
-			}
-			if now, ok, err = c.again(ctx, now); err != nil {
-				return err
-			}
+		if step == nil {
+			break
 		}
+		text, err := c.take(namespaces.WithNamespace(ctx, now.Namespace), now, *step, o)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if text != "" {
+			done = append(done, text)
+		}
+		if err != nil {
+			r.Blocked = err.Error()
+		}
+		if now, ok, err = c.again(ctx, now); err != nil {
+			return err
+		}
+		if step.Action != ActFetch {
+			break
+		}
+		o.Registry = false // what it did not bring, it does not bring now
 	}
 	r.Done, r.Dropped = strings.Join(done, "; "), !ok
 	if ok {
@@ -150,6 +157,8 @@ func (c repairer) take(ctx context.Context, i Image, s Step, o RepairOptions) (d
 			done = "dropped: " + flaws(gone)
 		}
 		return done, err
+	case ActFetch:
+		return c.fetchAndHeal(ctx, i, s, o)
 	case ActUnpack:
 		return c.unpackAgain(ctx, i, o)
 	case ActDropLayer:
@@ -158,6 +167,28 @@ func (c repairer) take(ctx context.Context, i Image, s Step, o RepairOptions) (d
 		return c.takeNames(ctx, i, s)
 	}
 	return "", nil
+}
+
+// fetchAndHeal has containerd fetch what is not usable, and heals the damaged layers that have
+// a good blob then. That no registry has it is no error: the next step is taken.
+func (c repairer) fetchAndHeal(ctx context.Context, i Image, s Step, o RepairOptions) (string, error) {
+	s.wanted.Layer.Snapshotter = c.o.Snapshotter
+	err := refill.FetchImage(ctx, c.view, s.wanted, o.Hosts)
+	if failed := (*refill.FetchError)(nil); errors.As(err, &failed) {
+		return err.Error(), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	done := fmt.Sprintf("fetched %s", count(len(s.blobs), "blob"))
+	if len(i.facts.having(LayerDamaged)) == 0 {
+		return done, nil
+	}
+	healed, err := c.heal(ctx, []Repair{{Image: i}}, o)
+	for _, l := range i.facts.having(LayerDamaged) {
+		done += fmt.Sprintf("; %s: %s", short(l.ChainID), healed[l.ID])
+	}
+	return done, err
 }
 
 // dropBlobs deletes bad blobs. They are read again before.

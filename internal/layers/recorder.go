@@ -31,7 +31,12 @@ type recorder struct {
 // begin notes that this daemon has the root now.
 func (r *recorder) begin(last storage.Run) (unclean bool) {
 	r.table.epoch = recorded.Epoch(last, r.bootID)
-	r.run = storage.Run{BootID: r.bootID, RunID: r.runID, Epoch: r.table.epoch, Started: time.Now().UTC()}
+	r.run = storage.Run{
+		BootID: r.bootID, RunID: r.runID, Epoch: r.table.epoch, Started: time.Now().UTC(), ImagesEpoch: last.ImagesEpoch,
+	}
+	if last.BootID == "" { // a new root: no image has a layer in it
+		r.run.ImagesEpoch = r.run.Epoch
+	}
 	r.table.brake.Load(last)
 	return recorded.WentDown(last, r.bootID)
 }
@@ -113,6 +118,23 @@ func (r *recorder) flush(ctx context.Context) error {
 	}
 	t.mu.Unlock()
 	return err
+}
+
+// ImagesDue reports whether the images were not checked since the last unclean shutdown.
+func (r *recorder) ImagesDue() bool {
+	r.table.mu.Lock()
+	defer r.table.mu.Unlock()
+	return r.run.ImagesEpoch != r.run.Epoch
+}
+
+// ImagesChecked notes that they were. After an error the next start of the daemon checks
+// them again.
+func (r *recorder) ImagesChecked(ctx context.Context) error {
+	r.table.mu.Lock()
+	r.run.ImagesEpoch = r.run.Epoch
+	r.table.mu.Unlock()
+	run := r.runEntry()
+	return r.gate.Update(ctx, nil, func(_ context.Context, j *storage.Journal) error { return j.PutRun(run) })
 }
 
 // recordCleanStop notes a clean stop. Without it, the next boot verifies all layers:

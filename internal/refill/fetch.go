@@ -10,15 +10,17 @@ import (
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/protobuf/proto"
-	"github.com/containerd/containerd/v2/pkg/protobuf/types"
+	anytypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
@@ -98,7 +100,7 @@ func Fetch(ctx context.Context, c repull.View, layer repull.Layer, o FetchOption
 		if m.Digest == "" || m.Above(layer.ChainID.String()) == nil {
 			continue
 		}
-		refs := references(l, m, all)
+		refs := references(namesOf(l, m, all), l, m.Digest, m.Parts())
 		if len(refs) == 0 {
 			continue
 		}
@@ -107,17 +109,56 @@ func Fetch(ctx context.Context, c repull.View, layer repull.Layer, o FetchOption
 				return err
 			}
 		}
-		f := fetch{c: c, layer: layer, lib: l, manifest: m, root: root, hosts: o.Hosts, rows: map[digest.Digest]map[string]content.Info{}}
-		for _, ref := range refs {
-			failed.Refs = append(failed.Refs, ref)
-			if failed.Err = f.run(ctx, ref); failed.Err == nil {
-				return nil
-			}
-			failed.Credentials = failed.Credentials || wantsCredentials(failed.Err)
-			if ctx.Err() != nil || errdefs.IsNotImplemented(failed.Err) {
-				return failed
-			}
+		f := newFetch(c, layer, l, m, root, o.Hosts)
+		if d := m.Layer(layer.ChainID.String()); d != "" {
+			f.needed = append(f.needed, d)
 		}
+		if done, goOn := f.from(ctx, refs, failed); done {
+			return nil
+		} else if !goOn {
+			break
+		}
+	}
+	return failed
+}
+
+// Wanted is an image whose content is to be fetched.
+type Wanted struct {
+	Layer    repull.Layer // its namespace and its snapshotter
+	Library  *library.Library
+	Manifest library.Manifest
+	Names    []string
+	Target   digest.Digest    // of the names: an index, or the manifest
+	Platform ocispec.Platform // without an OS when it is not known
+	Needed   []digest.Digest  // besides the documents, what must be good afterwards
+}
+
+// References are the names under which registries have the image, by digest.
+func (w Wanted) References() []string {
+	return references(w.Names, w.Library, w.Target, append(w.Manifest.Parts(), w.Target))
+}
+
+// FetchImage has containerd fetch what it lacks of an image, as Fetch does it for a layer: the
+// bad blobs are read again before their rows are deleted, nothing is unpacked, and no name
+// changes. The error is a FetchError when no registry has returned all of it.
+func FetchImage(ctx context.Context, c repull.View, w Wanted, hosts string) error {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, w.Layer.Namespace))
+	defer cancel()
+	root, err := c.ContentRoot(ctx)
+	if err != nil {
+		return err
+	}
+	f := newFetch(c, w.Layer, w.Library, w.Manifest, root, hosts)
+	f.digest, f.needed = w.Target, slices.Concat(f.needed, w.Needed)
+	if w.Target != w.Manifest.Digest {
+		f.needed = append(f.needed, w.Target)
+	}
+	if w.Platform.OS != "" {
+		f.platforms = []*types.Platform{{OS: w.Platform.OS, Architecture: w.Platform.Architecture, Variant: w.Platform.Variant}}
+	}
+	failed := &FetchError{Layer: w.Layer}
+	if done, _ := f.from(ctx, w.References(), failed); done {
+		return nil
 	}
 	return failed
 }
@@ -130,26 +171,33 @@ func wantsCredentials(err error) bool {
 		func(s string) bool { return strings.Contains(text, s) })
 }
 
-// references returns under which names registries have a manifest, by digest: a tag may mean
-// another image by now. The names of images come first, then what blobs have on record.
-func references(l *library.Library, m library.Manifest, all []*imagesapi.Image) (refs []string) {
+// namesOf are the names of the images that lead to a manifest.
+func namesOf(l *library.Library, m library.Manifest, all []*imagesapi.Image) (names []string) {
+	for _, i := range all {
+		if _, ok := l.LeadsTo(digest.Digest(i.GetTarget().GetDigest()), map[digest.Digest]bool{m.Digest: true}); ok && !strings.HasPrefix(i.Name, fetchedPrefix) {
+			names = append(names, i.Name)
+		}
+	}
+	return names
+}
+
+// references returns under which names registries have a digest: a tag may mean another image
+// by now. The names of the image come first, then what its blobs have on record.
+func references(names []string, l *library.Library, want digest.Digest, parts []digest.Digest) (refs []string) {
 	add := func(repository string) {
 		host, path, ok := strings.Cut(repository, "/")
-		if ref := repository + "@" + m.Digest.String(); ok && path != "" && (strings.ContainsAny(host, ".:") || host == "localhost") && !slices.Contains(refs, ref) {
+		if ref := repository + "@" + want.String(); ok && path != "" && (strings.ContainsAny(host, ".:") || host == "localhost") && !slices.Contains(refs, ref) {
 			refs = append(refs, ref)
 		}
 	}
-	for _, i := range all {
-		if _, ok := l.LeadsTo(digest.Digest(i.GetTarget().GetDigest()), map[digest.Digest]bool{m.Digest: true}); !ok || strings.HasPrefix(i.Name, fetchedPrefix) {
-			continue
-		}
-		name, _, _ := strings.Cut(i.Name, "@")
+	for _, name := range names {
+		name, _, _ := strings.Cut(name, "@")
 		if colon := strings.LastIndex(name, ":"); colon > strings.LastIndex(name, "/") {
 			name = name[:colon]
 		}
 		add(name)
 	}
-	for _, d := range m.Parts() {
+	for _, d := range parts {
 		for label, paths := range sources(l.Blobs[d]) {
 			for path := range strings.SplitSeq(paths, ",") {
 				add(strings.TrimPrefix(label, sourceLabel) + "/" + path)
@@ -167,7 +215,35 @@ type fetch struct {
 	manifest library.Manifest
 	root     string // of containerd's content store
 	hosts    string
-	rows     map[digest.Digest]map[string]content.Info // of bad blobs, before they were deleted
+
+	digest    digest.Digest                             // that is requested: of the manifest, or of an index that leads to it
+	platforms []*types.Platform                         // of an index; none: all
+	needed    []digest.Digest                           // that must be good afterwards
+	rows      map[digest.Digest]map[string]content.Info // of bad blobs, before they were deleted
+}
+
+// newFetch returns a fetch of the documents of a manifest. The caller adds to what is needed.
+func newFetch(c repull.View, layer repull.Layer, l *library.Library, m library.Manifest, root, hosts string) *fetch {
+	return &fetch{
+		c: c, layer: layer, lib: l, manifest: m, root: root, hosts: hosts,
+		digest: m.Digest, needed: m.Documents(), rows: map[digest.Digest]map[string]content.Info{},
+	}
+}
+
+// from tries one reference after another, and adds to failed. goOn is false when no other
+// manifest is to be tried either.
+func (f *fetch) from(ctx context.Context, refs []string, failed *FetchError) (done, goOn bool) {
+	for _, ref := range refs {
+		failed.Refs = append(failed.Refs, ref)
+		if failed.Err = f.run(ctx, ref); failed.Err == nil {
+			return true, false
+		}
+		failed.Credentials = failed.Credentials || wantsCredentials(failed.Err)
+		if ctx.Err() != nil || errdefs.IsNotImplemented(failed.Err) {
+			return false, false
+		}
+	}
+	return false, true
 }
 
 // run fetches from one reference.
@@ -187,15 +263,6 @@ func (f *fetch) run(ctx context.Context, ref string) (err error) {
 	return errors.Join(err, f.restore(leases.WithLease(ctx, lease.ID)))
 }
 
-// needed are the blobs without which the layer cannot be healed.
-func (f *fetch) needed() []digest.Digest {
-	all := f.manifest.Documents()
-	if d := f.manifest.Layer(f.layer.ChainID.String()); d != "" {
-		all = append(all, d)
-	}
-	return all
-}
-
 // keep leases all of the image, which the rows that are deleted may be alone to refer to.
 func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 	lease, err := f.c.Leases().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseFor))
@@ -203,7 +270,7 @@ func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 		return lease, fmt.Errorf("lease an image: %w", err)
 	}
 	var all []leases.Resource
-	for _, d := range f.manifest.Parts() {
+	for _, d := range append(f.manifest.Parts(), f.digest) {
 		all = append(all, leases.Resource{ID: d.String(), Type: "content"})
 	}
 	if f.manifest.Unpacked != "" {
@@ -220,7 +287,7 @@ func (f *fetch) keep(ctx context.Context) (leases.Lease, error) {
 // dropBad deletes the rows and files of those blobs that are bad.
 func (f *fetch) dropBad(ctx context.Context) error {
 	var bad []repull.Blob
-	for _, d := range f.needed() {
+	for _, d := range f.needed {
 		at, info, err := f.c.Record(ctx, f.lib, d)
 		if errdefs.IsNotFound(err) {
 			continue
@@ -254,12 +321,12 @@ func (f *fetch) dropBad(ctx context.Context) error {
 
 // transfer has containerd fetch what is missing of the manifest.
 func (f *fetch) transfer(ctx context.Context, ref string) error {
-	name := fetchedPrefix + f.manifest.Digest.String()
+	name := fetchedPrefix + f.digest.String()
 	source, err := proto.Marshal(&transfer.OCIRegistry{Reference: ref, Resolver: &transfer.RegistryResolver{HostDir: f.hosts}})
 	if err != nil {
 		return err
 	}
-	destination, err := proto.Marshal(&transfer.ImageStore{Name: name})
+	destination, err := proto.Marshal(&transfer.ImageStore{Name: name, Platforms: f.platforms})
 	if err != nil {
 		return err
 	}
@@ -268,8 +335,8 @@ func (f *fetch) transfer(ctx context.Context, ref string) error {
 	go f.watch(ctx, cancel)
 	// containerd resolves the types by their bare names.
 	_, err = f.c.Transfers().Transfer(ctx, &transferapi.TransferRequest{
-		Source:      &types.Any{TypeUrl: "containerd.types.transfer.OCIRegistry", Value: source},
-		Destination: &types.Any{TypeUrl: "containerd.types.transfer.ImageStore", Value: destination},
+		Source:      &anytypes.Any{TypeUrl: "containerd.types.transfer.OCIRegistry", Value: source},
+		Destination: &anytypes.Any{TypeUrl: "containerd.types.transfer.ImageStore", Value: destination},
 	})
 	err = errgrpc.ToNative(err)
 	if cause := context.Cause(ctx); cause != nil {
@@ -314,7 +381,7 @@ func (f *fetch) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 
 // verify returns an error unless all that is needed is good now.
 func (f *fetch) verify(ctx context.Context) error {
-	for _, d := range f.needed() {
+	for _, d := range f.needed {
 		info, err := f.c.Content().Info(ctx, d)
 		if err != nil {
 			return fmt.Errorf("blob %s after it was fetched: %w", d, err)

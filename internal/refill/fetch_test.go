@@ -36,7 +36,8 @@ func TestReferences(t *testing.T) {
 	} {
 		all = append(all, &imagesapi.Image{Name: name, Target: &types.Descriptor{Digest: d.String()}})
 	}
-	got := references(l, library.Manifest{Digest: manifest, Config: config}, all)
+	m := library.Manifest{Digest: manifest, Config: config}
+	got := references(namesOf(l, m, all), l, manifest, m.Parts())
 	slices.Sort(got)
 	var want []string
 	for _, repository := range []string{"docker.io/library/app", "docker.io/library/other", "localhost:5000/deep/app", "mirror.example/app"} {

@@ -87,6 +87,12 @@ func (d *Daemon) Use(binary string, env ...string) {
 	d.opts.Binary, d.opts.Env = cmp.Or(binary, d.opts.Binary), env
 }
 
+// Configure writes another configuration, for the next start.
+func (d *Daemon) Configure(config string) error {
+	d.opts.Config = config
+	return os.WriteFile(d.configPath(), []byte(d.opts.config()), 0o644)
+}
+
 // StartDaemon is NewDaemon and Start.
 func StartDaemon(ctx context.Context, opts DaemonOptions) (*Daemon, error) {
 	d, err := NewDaemon(opts)

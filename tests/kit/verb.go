@@ -123,6 +123,10 @@ type Report struct {
 		Committed []CommitEntry
 		History   []CommitEntry
 		Scrub     ScrubRound
+		Run       struct {
+			Epoch       uint64
+			ImagesEpoch uint64 `json:"images_epoch"`
+		}
 	}
 	Brake string
 }
