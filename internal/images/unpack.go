@@ -21,12 +21,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
 
-// leasePrefix begins the IDs of leases of a repair. The target of the image follows, so that
-// an image never has a second one.
-const leasePrefix = "durable-snapshotter-repair-"
-
 // leaseFor bounds a lease: after a repair that was cut short, and until the pull of an image
-// whose names were deleted.
+// whose names were deleted; then the daemon deletes it. An image never has a second one.
 const leaseFor = time.Hour
 
 // flatLabel keeps a lease from keeping what its blobs refer to (containerd's
@@ -35,7 +31,7 @@ const flatLabel = "containerd.io/gc.flat"
 
 // lease leases the good blobs of an image, and its snapshots.
 func (c repairer) lease(ctx context.Context, i Image) (leases.Lease, error) {
-	lease := leases.Lease{ID: leasePrefix + c.o.Snapshotter + "-" + i.Target.String()}
+	lease := leases.Lease{ID: repull.RepairPrefix + c.o.Snapshotter + "-" + i.Target.String()}
 	manager := c.view.Leases()
 	_, err := manager.Create(ctx, leases.WithID(lease.ID), leases.WithExpiration(leaseFor),
 		leases.WithLabel(flatLabel, time.Now().UTC().Format(time.RFC3339)))

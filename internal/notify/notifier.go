@@ -70,6 +70,7 @@ type Notifier struct {
 	layers              Layers
 	wake                chan struct{}
 	returned            chan struct{}                 // containerd can be called again
+	pulled              chan struct{}                 // the name of an image was written
 	mu                  sync.Mutex                    // guards queue, leased and outside
 	queue               map[repull.Layer]bool         // of each layer the latest: true when it is ready, false when it is to be dropped
 	leased              map[repull.Layer]bool         // layers that may have a lease of a drop; true: it is to be deleted
@@ -85,7 +86,7 @@ type Notifier struct {
 // New returns a Notifier that only queues until Run is called.
 func New(cfg Config) *Notifier {
 	return &Notifier{
-		cfg: cfg, wake: make(chan struct{}, 1), returned: make(chan struct{}, 1), caughtUp: cfg.Address == "",
+		cfg: cfg, wake: make(chan struct{}, 1), returned: make(chan struct{}, 1), pulled: make(chan struct{}, 1), caughtUp: cfg.Address == "",
 		queue: map[repull.Layer]bool{}, leased: map[repull.Layer]bool{}, logged: map[repull.Layer]string{},
 		outside: map[repull.Layer]refill.Bytes{}, fetches: map[repull.Layer]*pause{},
 	}
@@ -156,6 +157,7 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 	n.ended.Go(func() {
 		if n.cfg.Address != "" && n.connect() == nil {
 			n.ended.Go(func() { n.conn.Watch(ctx, func() { signal(n.returned) }) })
+			n.ended.Go(func() { n.conn.WatchImages(ctx, func() { signal(n.pulled) }) })
 		}
 		pause := retryFirst
 		for {
@@ -172,6 +174,9 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-n.wake:
 			case <-n.returned:
 				pause = retryFirst
+			case <-n.pulled:
+				n.releasePulled(ctx)
+				continue
 			case <-retry:
 			}
 			n.notifyAll(ctx)
@@ -349,6 +354,14 @@ func (n *Notifier) release(ctx context.Context) {
 	}
 }
 
+// releasePulled deletes the leases of images that are back. What fails is done with the next
+// image, or the lease ends with its date.
+func (n *Notifier) releasePulled(ctx context.Context) {
+	if err := n.conn.ReleasePulled(ctx, n.cfg.Snapshotter); err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).Debug("the leases of repairs are not deleted yet")
+	}
+}
+
 // forgetLease removes a deleted lease from leased, unless another drop of the layer has
 // begun.
 func (n *Notifier) forgetLease(l repull.Layer) {
@@ -378,6 +391,7 @@ func (n *Notifier) catchUp(ctx context.Context) error {
 		}
 	}
 	n.mu.Unlock()
+	n.releasePulled(ctx)
 	if !n.collected {
 		skipped, err := n.conn.CollectMissed(ctx, n.cfg.Snapshotter, n.layers)
 		if err != nil {

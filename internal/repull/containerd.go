@@ -7,6 +7,7 @@ import (
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
@@ -59,6 +60,7 @@ type Containerd struct {
 	tasks      tasksapi.TasksClient
 	differ     diffapi.DiffClient
 	transfers  transferapi.TransferClient
+	events     eventsapi.EventsClient
 }
 
 // Connect makes a connection to the unix socket of a containerd. It connects when
@@ -88,6 +90,7 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 		tasks:      tasksapi.NewTasksClient(conn),
 		differ:     diffapi.NewDiffClient(conn),
 		transfers:  transferapi.NewTransferClient(conn),
+		events:     eventsapi.NewEventsClient(conn),
 	}, nil
 }
 
@@ -107,6 +110,23 @@ func (c *Containerd) Watch(ctx context.Context, connected func()) {
 		}
 		if !c.conn.WaitForStateChange(ctx, state) {
 			return
+		}
+	}
+}
+
+// WatchImages calls created for each name of an image that is written in any namespace, until ctx
+// ends. It may miss some while the connection is down.
+func (c *Containerd) WatchImages(ctx context.Context, created func()) {
+	for ctx.Err() == nil {
+		stream, err := c.events.Subscribe(ctx, &eventsapi.SubscribeRequest{Filters: []string{`topic=="/images/create"`}}, grpc.WaitForReady(true))
+		for err == nil {
+			if _, err = stream.Recv(); err == nil {
+				created()
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -146,6 +147,44 @@ func (c *Containerd) Release(ctx context.Context, layer Layer) error {
 	err := c.leases.Delete(namespaces.WithNamespace(ctx, layer.Namespace), leases.Lease{ID: leaseID(layer)})
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete lease %s in namespace %s: %w", leaseID(layer), layer.Namespace, err)
+	}
+	return nil
+}
+
+// RepairPrefix begins the IDs of the leases of package images. The snapshotter and the target of
+// the image's names follow.
+const RepairPrefix = "durable-snapshotter-repair-"
+
+// ReleasePulled deletes the leases that a repair has left for the next pull of images whose names
+// it has deleted, as far as those names were written since.
+func (c *Containerd) ReleasePulled(ctx context.Context, snapshotter string) error {
+	all, err := c.listNamespaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ns := range all {
+		ctx := namespaces.WithNamespace(ctx, ns)
+		left, err := c.leases.List(ctx, fmt.Sprintf("id~=%q", "^"+RepairPrefix+snapshotter+"-"))
+		if err != nil {
+			return fmt.Errorf("list the leases in namespace %s: %w", ns, err)
+		}
+		if len(left) == 0 {
+			continue
+		}
+		images, err := c.listImages(ctx)
+		if err != nil {
+			return err
+		}
+		for _, l := range left {
+			if !slices.ContainsFunc(images, func(i *imagesapi.Image) bool {
+				return strings.HasSuffix(l.ID, "-"+target(i).String()) && i.GetCreatedAt().AsTime().After(l.CreatedAt)
+			}) {
+				continue
+			}
+			if err := c.leases.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("delete lease %s in namespace %s: %w", l.ID, ns, err)
+			}
+		}
 	}
 	return nil
 }

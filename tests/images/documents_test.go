@@ -3,11 +3,13 @@ package images
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -86,6 +88,12 @@ func TestDocuments(t *testing.T) {
 			t.Errorf("%s: a good layer blob was fetched again", name)
 		}
 	}
+	kittest.WaitFor(t, time.Minute, func() error {
+		if left := must[string](t)(n.Ctr(t.Context(), "leases", "ls", "-q")); strings.Contains(left, "durable-snapshotter-repair-") {
+			return fmt.Errorf("leases of images that are back: %s", left)
+		}
+		return nil
+	})
 	n.runs(t, p, fetched)
 	n.runs(t, p, healthy)
 	if found, status := n.images(t, "check"); status != 0 || found.of(t, healthy).Verdict != "ready" {
