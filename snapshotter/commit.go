@@ -16,6 +16,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -48,7 +49,11 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return err
 	}
 	defer unlock()
-	if err := (&commit{Snapshotter: s, name: name, key: key, opts: opts}).run(ctx); err != nil {
+	began := time.Now()
+	err = (&commit{Snapshotter: s, name: name, key: key, opts: opts}).run(ctx)
+	metrics.Since(metrics.CommitSeconds, began)
+	metrics.Commits.WithLabelValues(resultOf(err)).Inc()
+	if err != nil {
 		return fmt.Errorf("commit %q as %q: %w", key, name, err)
 	}
 	faults.Point(faults.CommitDone)
@@ -56,6 +61,17 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		s.cfg.OnCommit(layout.SplitName(name))
 	}
 	return nil
+}
+
+// resultOf is the result of a Commit in its metrics.
+func resultOf(err error) string {
+	switch {
+	case err == nil:
+		return metrics.OK
+	case errdefs.IsAlreadyExists(err), errdefs.IsNotFound(err), errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
+		return metrics.Refused
+	}
+	return metrics.Failed
 }
 
 // commit is one Commit.
@@ -96,6 +112,7 @@ func (c *commit) run(ctx context.Context) (err error) {
 			c.giveUp(n, err)
 		}
 	}()
+	began := time.Now()
 	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize)
 	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {
 		c.active.writer.Poison(err)
@@ -103,6 +120,7 @@ func (c *commit) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseWalk), began)
 	faults.Point(faults.CommitWalked)
 
 	if err := layout.ReplaceRecord(dir, unpack.CommittedRecord(c.active.id, c.committed, sum, n.Found())); err != nil {
@@ -130,7 +148,10 @@ func (c *commit) record(ctx context.Context, sum seal.Summary) error {
 		added *layers.Added
 		gone  []vacated
 	)
+	began := time.Now()
 	inTx := func(ctx context.Context, j *storage.Journal) (err error) {
+		metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseSync), began)
+		began = time.Now()
 		if here = c.active.extraction && c.layers.Has(ctx, c.committed); here {
 			return c.dropActive(ctx, j) // another Commit was quicker
 		}
@@ -158,6 +179,9 @@ func (c *commit) record(ctx context.Context, sum seal.Summary) error {
 	if err := c.gate.Commit(ctx, c.active.writer, &undo, inTx); err != nil {
 		return err
 	}
+	metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseTransaction), began)
+	metrics.CommitBytes.Add(float64(sum.Bytes))
+	metrics.CommitInodes.Add(float64(sum.Inodes))
 	if here {
 		c.adopted(ctx)
 		return nil

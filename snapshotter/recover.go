@@ -17,6 +17,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -76,6 +77,11 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverSetAside)
+	metrics.RecoverySeconds.Set(time.Since(start).Seconds())
+	for action, n := range map[string]int{"replayed": r.open, "closed": r.closed, "removed": r.removed, "unverified": r.known.Unverified} {
+		metrics.RecoveryActions.WithLabelValues(action).Set(float64(n))
+	}
+	metrics.Set(metrics.ShutdownClean, !r.known.Unclean)
 	log.G(ctx).WithFields(log.Fields{
 		"committed": r.committed, "entries_replayed": r.open, "extractions_closed": r.closed,
 		"directories_removed": r.removed, "directories_missing": r.known.Missing,

@@ -194,6 +194,13 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	return s, nil
 }
 
+// Root is the directory of the snapshotter.
+func (s *Snapshotter) Root() string { return s.root.Path }
+
+// Healthy returns nil when the file system of the root accepts writes, else Unavailable with the
+// cause.
+func (s *Snapshotter) Healthy(ctx context.Context) error { return s.gate.Open(ctx) }
+
 // Layers is what is known of the committed layers: it verifies and heals them.
 func (s *Snapshotter) Layers() *layers.Layers { return s.layers }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -77,6 +78,7 @@ func (c *commit) dropActive(ctx context.Context, j *storage.Journal) error {
 func (c *commit) adopted(ctx context.Context) {
 	log.G(ctx).WithFields(log.Fields{"key": c.key, "name": c.name}).
 		Info("the layer of an extraction is here already, and ready: the extraction is dropped")
+	metrics.Adopted.Inc()
 	c.actives.forget(c.key)
 	c.cleanUpSoon()
 }

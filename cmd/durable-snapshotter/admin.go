@@ -2,67 +2,67 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"time"
 
 	"github.com/containerd/log"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
-// The paths of admin.sock. Requests and answers are JSON.
-const (
-	inspectPath = "/v1/inspect" // GET: snapshotter.Report
-	repairPath  = "/v1/repair"  // POST layers.RepairOptions: []layers.RepairResult
-)
+// adminServer serves HTTP on admin.sock, and the metrics over TCP if that is configured.
+type adminServer struct {
+	*admin.Server
+	servers []*http.Server
+}
 
-// serveAdmin serves HTTP on admin.sock, for operators and monitoring.
-func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter) (*http.Server, error) {
-	l, err := listen(ctx, adminSocket(cfg.Address))
+// serveAdmin starts to serve. A stop of the daemon cancels requests.
+func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, given listeners) (_ *adminServer, err error) {
+	a := &adminServer{Server: admin.New(admin.Config{Images: cfg.imageCheck(), Pprof: cfg.Admin.Pprof}, sn)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	l, err := given.listen(ctx, adminSocket(cfg.Address))
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{
-		Handler: adminHandler(sn), ReadHeaderTimeout: 10 * time.Second,
-		BaseContext: func(net.Listener) context.Context { return ctx }, // a stop cancels requests
+	a.serve(ctx, l, a.Handler())
+	if address := cfg.Admin.MetricsAddress; address != "" {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("admin.metrics_address: %w", err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET "+admin.MetricsPath, admin.MetricsHandler())
+		a.serve(ctx, l, mux)
 	}
+	return a, nil
+}
+
+func (a *adminServer) serve(ctx context.Context, l net.Listener, h http.Handler) {
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	a.servers = append(a.servers, server)
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.G(ctx).WithError(err).Error("the admin socket is closed")
+			log.G(ctx).WithError(err).WithField("address", l.Addr().String()).Error("HTTP is not served any more")
 		}
 	}()
-	return server, nil
 }
 
-func adminHandler(sn *snapshotter.Snapshotter) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+inspectPath, func(w http.ResponseWriter, r *http.Request) {
-		report, err := sn.Inspect(r.Context())
-		reply(w, report, err)
-	})
-	mux.HandleFunc("POST "+repairPath, func(w http.ResponseWriter, r *http.Request) {
-		var o layers.RepairOptions
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 16<<20))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&o); err != nil {
-			http.Error(w, "repair: "+err.Error(), http.StatusBadRequest)
-			return
-		}
-		results, err := sn.Layers().Repair(r.Context(), o)
-		reply(w, results, err)
-	})
-	return mux
-}
-
-func reply(w http.ResponseWriter, answer any, err error) {
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+// Close ends all connections.
+func (a *adminServer) Close() (err error) {
+	for _, server := range a.servers {
+		err = errors.Join(err, server.Close())
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(answer) // an error means that the client has gone
+	a.Server.Close()
+	return err
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
@@ -58,7 +59,7 @@ func (c *command) request(cfg Config, path string, body, answer any) error {
 // report gets the report from a running daemon, which holds the lock of metadata.db,
 // and reads the file when none is running. live is true when a daemon runs.
 func (c *command) report(cfg Config) (r snapshotter.Report, live bool, err error) {
-	err = c.request(cfg, inspectPath, nil, &r)
+	err = c.request(cfg, admin.InspectPath, nil, &r)
 	if errors.Is(err, errNoDaemon) || err == nil && r.Root != cfg.Root {
 		// Or the socket belongs to a daemon with another root.
 		r, err = snapshotter.InspectRoot(c.ctx, cfg.Root)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
@@ -31,6 +33,7 @@ type Config struct {
 	Heal        HealConfig        `toml:"heal" comment:"Where a damaged layer comes from when containerd's content store has no good blob of it, in this order."`
 	Images      ImagesConfig      `toml:"images" comment:"What is done about the images of containerd after a power cut, or another unclean shutdown of the machine."`
 	Scrub       ScrubConfig       `toml:"scrub" comment:"Verification of layers in the background, at idle I/O priority."`
+	Admin       AdminConfig       `toml:"admin" comment:"HTTP on admin.sock, beside the socket of containerd: health, metrics, and what is on record."`
 	Containerd  ContainerdConfig  `toml:"containerd" comment:"How containerd is notified when a layer is healed, or cannot be."`
 }
 
@@ -66,6 +69,12 @@ type ScrubConfig struct {
 	Rate     int64    `toml:"rate" comment:"Bytes of content that are read per second at most. 0: no limit."`
 }
 
+// AdminConfig is what is served to operators and monitoring.
+type AdminConfig struct {
+	MetricsAddress string `toml:"metrics_address" comment:"Serve /metrics on TCP, too, as 127.0.0.1:9273. Empty: only on admin.sock. There is no authentication."`
+	Pprof          bool   `toml:"pprof" comment:"Serve /debug/pprof/ on admin.sock, for profiles of the daemon."`
+}
+
 // ContainerdConfig is how to reach containerd.
 type ContainerdConfig struct {
 	Address     string `toml:"address" comment:"Its socket. k3s: /run/k3s/containerd/containerd.sock. Empty: containerd is not notified."`
@@ -94,7 +103,7 @@ func Default() Config {
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
 		Journal:     JournalConfig{History: 1000},
 		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
-		Images:      ImagesConfig{Repair: repairFetch},
+		Images:      ImagesConfig{Repair: imagecheck.Fetch},
 		Scrub:       ScrubConfig{Depth: "metadata", Rate: 32 << 20},
 		Containerd:  ContainerdConfig{Address: "/run/containerd/containerd.sock", Snapshotter: "durable", DropImages: true},
 	}
@@ -144,7 +153,7 @@ func (c Config) Validate() error {
 		}
 	}
 	switch c.Images.Repair {
-	case repairOff, repairHeal, repairFetch, repairFull:
+	case imagecheck.Off, imagecheck.Heal, imagecheck.Fetch, imagecheck.Full:
 	default:
 		return fmt.Errorf("images.repair %q: not one of off, heal, fetch, full", c.Images.Repair)
 	}
@@ -161,6 +170,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("scrub.rate %d: must not be negative", c.Scrub.Rate)
 	case c.Scrub.Depth != "metadata" && c.Scrub.Depth != "content":
 		return fmt.Errorf("scrub.depth %q: not metadata or content", c.Scrub.Depth)
+	case c.Admin.MetricsAddress != "" && !isHostPort(c.Admin.MetricsAddress):
+		return fmt.Errorf("admin.metrics_address %q: not host:port", c.Admin.MetricsAddress)
 	case c.Containerd.Address != "" && !filepath.IsAbs(c.Containerd.Address):
 		return fmt.Errorf("containerd.address %q: not an absolute path", c.Containerd.Address)
 	case c.Containerd.Address != "" && c.Containerd.Snapshotter == "":
@@ -171,6 +182,11 @@ func (c Config) Validate() error {
 		return nil
 	}
 	return fmt.Errorf("log_level %q: not one of trace, debug, info, warn, error", c.LogLevel)
+}
+
+func isHostPort(address string) bool {
+	_, port, err := net.SplitHostPort(address)
+	return err == nil && port != ""
 }
 
 // snapshotter is the part of the configuration that the snapshotter sees.
@@ -196,6 +212,21 @@ func (c Config) notifier() notify.Config {
 		Address:     c.Containerd.Address,
 		Snapshotter: c.Containerd.Snapshotter,
 		ContentRoot: c.ContentRoot,
+		Registry:    c.Heal.Registry,
+		Hosts:       c.Heal.Hosts,
+		DropImages:  c.Containerd.DropImages,
+	}
+}
+
+// imageCheck is the part of the configuration that is about images.
+func (c Config) imageCheck() imagecheck.Config {
+	return imagecheck.Config{
+		Address:     c.Containerd.Address,
+		Socket:      c.Address,
+		Snapshotter: c.Containerd.Snapshotter,
+		ContentRoot: c.ContentRoot,
+		Sources:     c.snapshotter().Sources(),
+		Repair:      c.Images.Repair,
 		Registry:    c.Heal.Registry,
 		Hosts:       c.Heal.Hosts,
 		DropImages:  c.Containerd.DropImages,

@@ -8,9 +8,9 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
@@ -68,7 +68,7 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 		return nil, err
 	}
 	defer conn.Close()
-	if o.Snapshotter, err = servedAs(c.ctx, conn, cfg); err != nil {
+	if o.Snapshotter, err = cfg.imageCheck().Name(c.ctx, conn); err != nil {
 		return nil, fmt.Errorf("%w: containerd at %s: %w", errNoAnswer, cfg.Containerd.Address, err)
 	}
 	progress := newProgress(c, 0)
@@ -85,18 +85,6 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	return found, nil
-}
-
-// servedAs returns the name of this snapshotter in the configuration of a containerd.
-func servedAs(ctx context.Context, conn *repull.Containerd, cfg Config) (string, error) {
-	names, err := conn.Served(ctx, cfg.Address)
-	if err != nil {
-		return "", err
-	}
-	if slices.Contains(names, cfg.Containerd.Snapshotter) {
-		return cfg.Containerd.Snapshotter, nil
-	}
-	return names[0], nil
 }
 
 // imageRows are the rows of the snapshotter, from a running daemon or a stopped one's
@@ -119,30 +107,8 @@ func (r *imageRows) list(context.Context) ([]images.Row, error) {
 		r.warned = true
 	}
 	var rows []images.Row
-	rows, r.layers = rowsOf(report)
+	rows, r.layers = imagecheck.RowsOf(report)
 	return rows, nil
-}
-
-// rowsOf takes from a report what package images needs of it, and the committed layers by their
-// numbers.
-func rowsOf(report snapshotter.Report) ([]images.Row, map[uint64]snapshotter.Layer) {
-	byID := map[uint64]snapshotter.Layer{}
-	for _, l := range report.Selected(nil) {
-		byID[l.ID] = l
-	}
-	abandoned := map[uint64]bool{}
-	for _, e := range report.Journal.Open {
-		abandoned[e.ID] = !e.Abandoned.IsZero() || e.Poisoned != ""
-	}
-	rows := make([]images.Row, len(report.Snapshots))
-	for i, s := range report.Snapshots {
-		l, committed := byID[s.ID]
-		rows[i] = images.Row{ID: s.ID, Name: s.Name, Parent: s.Parent, Created: s.Created, Abandoned: abandoned[s.ID]}
-		if rows[i].Committed = s.Kind == "committed"; committed {
-			rows[i].Sealed = l.Time.Format(time.RFC3339Nano)
-		}
-	}
-	return rows, byID
 }
 
 func (r *imageRows) verify(ctx context.Context, row images.Row) (found verify.Result, removed bool, err error) {

@@ -32,6 +32,7 @@ var verbs = map[string]func(*command) error{
 	"check":   check,
 	"inspect": inspect,
 	"repair":  repair,
+	"health":  printHealth,
 	"config":  printConfig,
 	"version": printVersion,
 }

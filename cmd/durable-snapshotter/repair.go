@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"text/tabwriter"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/rebuild"
@@ -91,7 +92,7 @@ func (c *command) healIDs(cfg Config, o layers.RepairOptions) (results []layers.
 		return nil, err
 	}
 	if live {
-		err = c.request(cfg, repairPath, o, &results)
+		err = c.request(cfg, admin.RepairPath, o, &results)
 		return results, err
 	}
 	if err := setUpLog(cfg.LogLevel); err != nil {

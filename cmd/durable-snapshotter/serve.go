@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -22,7 +23,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
@@ -71,16 +74,26 @@ func serve(c *command) error {
 }
 
 func serveConfig(ctx context.Context, cfg Config) (err error) {
+	given, err := inherited()
+	if err != nil {
+		return err
+	}
 	// Before recovery touches the root: a live daemon means a mistake.
-	for _, socket := range []string{cfg.Address, adminSocket(cfg.Address)} {
-		if err := checkSocket(socket); err != nil {
-			return err
-		}
+	sockets := []string{cfg.Address, adminSocket(cfg.Address)}
+	if err := given.check(sockets...); err != nil {
+		return err
+	}
+	if left := given.unused(sockets...); len(left) > 0 {
+		return fmt.Errorf("the service manager has passed the sockets %q, and the configuration has %q: make them equal", left, sockets)
 	}
 
 	healthy := health.NewServer()
 	sc := cfg.snapshotter()
-	sc.OnHealth = func(err error) { setHealth(healthy, "", err == nil) }
+	metrics.Writable.Set(1)
+	sc.OnHealth = func(err error) {
+		metrics.Set(metrics.Writable, err == nil)
+		setHealth(healthy, "", err == nil)
+	}
 	setHealth(healthy, mendingService, true)
 	sc.OnBrake = func(reason string) { setHealth(healthy, mendingService, reason == "") }
 	notifier := notify.New(cfg.notifier())
@@ -109,17 +122,18 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 		repull.Rows
 	}{sn.Layers(), sn})
 
-	background.Go(func() { repairAfterShutdown(ctx, cfg, sn) })
+	background.Go(func() { imagecheck.Run(ctx, cfg.imageCheck(), sn) })
 
-	admin, err := serveAdmin(ctx, cfg, sn)
+	admin, err := serveAdmin(ctx, cfg, sn, given)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, admin.Close()) }()
-	l, err := listen(ctx, cfg.Address)
+	l, err := given.listen(ctx, cfg.Address)
 	if err != nil {
 		return err
 	}
+	admin.Serving()
 	return serveGRPC(ctx, l, sn, healthy)
 }
 
@@ -183,7 +197,8 @@ func setHealth(h *health.Server, service string, ok bool) {
 
 // unary logs errors at debug level and keeps a panic from ending the daemon.
 func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
-	defer func() { err = finish(ctx, info.FullMethod, recover(), err) }()
+	began := time.Now()
+	defer func() { err = finish(ctx, info.FullMethod, began, recover(), err) }()
 	return handler(ctx, req)
 }
 
@@ -193,7 +208,8 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grp
 // and a graceful stop would wait for it.
 func stream(daemon context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-		defer func() { err = finish(ss.Context(), info.FullMethod, recover(), err) }()
+		began := time.Now()
+		defer func() { err = finish(ss.Context(), info.FullMethod, began, recover(), err) }()
 		if info.FullMethod == healthapi.Health_Watch_FullMethodName {
 			ctx, cancel := context.WithCancel(ss.Context())
 			defer cancel()
@@ -216,10 +232,17 @@ type boundStream struct {
 
 func (s boundStream) Context() context.Context { return s.ctx }
 
-func finish(ctx context.Context, method string, panicked any, err error) error {
+// finish counts and logs a call that has ended.
+func finish(ctx context.Context, method string, began time.Time, panicked any, err error) error {
 	if panicked != nil {
 		log.G(ctx).WithField("method", method).Errorf("panic: %v\n%s", panicked, debug.Stack())
-		return status.Errorf(codes.Internal, "durable-snapshotter: %v; see its log", panicked)
+		err = status.Errorf(codes.Internal, "durable-snapshotter: %v; see its log", panicked)
+	}
+	name := path.Base(method)
+	metrics.Handled.WithLabelValues(name, status.Code(err).String()).Inc()
+	metrics.Since(metrics.HandlingSeconds.WithLabelValues(name), began)
+	if panicked != nil {
+		return err
 	}
 	if err != nil {
 		log.G(ctx).WithField("method", method).WithError(err).Debug("answered with an error")

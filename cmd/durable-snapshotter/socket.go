@@ -7,11 +7,63 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
+
+// listeners are the sockets that a service manager has made and passed on, by their paths. They
+// outlive the daemon: a client that connects while it is restarted waits, and is not refused.
+type listeners map[string]net.Listener
+
+// inherited returns the sockets that systemd has passed (sd_listen_fds(3)).
+func inherited() (listeners, error) {
+	all, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("sockets of the service manager: %w", err)
+	}
+	given := listeners{}
+	for _, l := range all {
+		if l != nil {
+			given[l.Addr().String()] = l
+		}
+	}
+	return given, nil
+}
+
+// check refuses paths that another daemon serves.
+func (g listeners) check(paths ...string) error {
+	for _, path := range paths {
+		if g[path] != nil {
+			continue
+		}
+		if err := checkSocket(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unused are those that the configuration does not name.
+func (g listeners) unused(paths ...string) (left []string) {
+	for path := range g {
+		if !slices.Contains(paths, path) {
+			left = append(left, path)
+		}
+	}
+	return left
+}
+
+// listen returns the socket of a path, which it makes when it was not passed.
+func (g listeners) listen(ctx context.Context, path string) (net.Listener, error) {
+	if l := g[path]; l != nil {
+		return l, nil
+	}
+	return listen(ctx, path)
+}
 
 // adminSocket is the socket for operators and monitoring, beside containerd's.
 func adminSocket(address string) string { return filepath.Join(filepath.Dir(address), "admin.sock") }

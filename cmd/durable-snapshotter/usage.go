@@ -26,6 +26,7 @@ Verbs:
                     while it ran without this snapshotter, and with --apply remove them;
                     containerd must run, and have this snapshotter in its configuration
   repair --rebuild  make a new metadata.db from the layers' own records; the daemon must be stopped
+  health            print whether a running daemon serves; exit status 1 if not, for probes
   config            print the configuration in effect
   config default    print the default configuration
   version           print the version

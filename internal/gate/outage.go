@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -31,6 +32,7 @@ type outage struct {
 func (g *Gate) fail(ctx context.Context, cause error, undo *Undo) {
 	ids, n := g.writers.poison(cause)
 
+	metrics.SyncErrors.Inc()
 	o := &g.outage
 	o.mu.Lock()
 	defer o.mu.Unlock()

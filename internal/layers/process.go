@@ -12,6 +12,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/recorded"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -110,7 +111,7 @@ func (s *Layers) verifyAndHeal(ctx context.Context, l *layer, heal bool) {
 	why, stopped := s.table.brake.Stopped(ctx)
 	t.mu.Unlock()
 	if stopped {
-		s.notHealed(ctx, l, fmt.Errorf("mending is stopped: %s; run durable-snapshotter repair --apply", why))
+		s.notHealed(ctx, l, fmt.Errorf("%w: %s; run durable-snapshotter repair --apply", errStopped, why))
 		return
 	}
 	if named {
@@ -144,6 +145,9 @@ const maxAttempts = 5
 // errUnconfirmed: nothing is replaced, or dropped, on one finding.
 var errUnconfirmed = errors.New("it could not be verified again before it is replaced")
 
+// errStopped: too much is damaged at once.
+var errStopped = errors.New("mending is stopped")
+
 // errParent: a layer is not extracted again while one below it is not whole.
 var errParent = errors.New("a layer below it is not ready")
 
@@ -155,12 +159,30 @@ func (s *Layers) verify(ctx context.Context, l *layer, o verify.Options) (verify
 	entry, order := l.entry, t.begin()
 	o.Contents, o.Blobs = l.state.Contents, s.blobs
 	t.mu.Unlock()
+	began := time.Now()
 	c, err := verify.Layer(ctx, s.root.Path, entry, o)
+	count(c, err, o.Deep, began)
 	c.Order = order
 	if err == nil && o.Deep && c.State == storage.StateReady {
 		err = s.inherited.add(ctx, l, entry, &c)
 	}
 	return c, err
+}
+
+// count counts a verification.
+func count(c verify.Result, err error, deep bool, began time.Time) {
+	depth, result := string(storage.DepthMetadata), metrics.OK
+	if deep {
+		depth = string(storage.DepthContent)
+	}
+	switch {
+	case err != nil || c.State == storage.StateUnverified:
+		result = metrics.Failed
+	case c.State == storage.StateDamaged:
+		result = metrics.Damaged
+	}
+	metrics.Verifications.WithLabelValues(depth, result).Inc()
+	metrics.Since(metrics.VerificationSeconds.WithLabelValues(depth), began)
 }
 
 // confirm verifies a damaged layer once more, as deep as the damage was found,
@@ -253,6 +275,8 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 		s.table.brake.Stop(ctx, fmt.Sprintf("%s was extracted again and is damaged at once", l.describe()), true)
 		return
 	}
+	metrics.Heals.WithLabelValues(metrics.OK).Inc()
+	metrics.Since(metrics.HealSeconds, start)
 	s.table.announce(l)
 	s.table.brake.Settle()
 	if used.Place != "" && s.cfg.OnOutside != nil {
@@ -276,6 +300,14 @@ func (s *Layers) notHealed(ctx context.Context, l *layer, err error) {
 	}
 	t.put(l, func(s *storage.StateEntry) { s.Reason = err.Error() })
 	l.noBlob = errors.Is(err, errNoBlob)
+	switch {
+	case l.noBlob:
+		metrics.Heals.WithLabelValues(metrics.NoBlob).Inc()
+	case errors.Is(err, errStopped):
+		metrics.Heals.WithLabelValues(metrics.Stopped).Inc()
+	case !errors.Is(err, errParent) && ctx.Err() == nil:
+		metrics.Heals.WithLabelValues(metrics.Failed).Inc()
+	}
 	switch {
 	case errors.Is(err, errParent):
 		l.heals = pause{} // nothing was tried: again, as soon as that one is

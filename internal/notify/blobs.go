@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
@@ -34,6 +35,7 @@ func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(conte
 	}
 	err := refill.Fetch(ctx, n.conn.View(), l, refill.FetchOptions{Hosts: n.cfg.Hosts, ContentRoot: n.cfg.ContentRoot, Confirm: confirm})
 	if err == nil {
+		metrics.Fetches.WithLabelValues(metrics.OK).Inc()
 		delete(n.fetches, l)
 		log.G(ctx).WithField("event", "blob_fetched").WithField("layer", l.String()).Info("containerd has fetched the blob of a damaged layer")
 		return true, n.layers.HealNow(ctx, l.Namespace, l.ChainID.String())
@@ -42,6 +44,7 @@ func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(conte
 	if !errors.As(err, &failed) || ctx.Err() != nil {
 		return false, err
 	}
+	metrics.Fetches.WithLabelValues(metrics.Failed).Inc()
 	if p == nil {
 		p = &pause{next: fetchAgain / 2}
 		n.fetches[l] = p

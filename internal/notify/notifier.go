@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
@@ -156,7 +157,14 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 	ctx, n.stop = context.WithCancel(ctx)
 	n.ended.Go(func() {
 		if n.cfg.Address != "" && n.connect() == nil {
-			n.ended.Go(func() { n.conn.Watch(ctx, func() { signal(n.returned) }) })
+			n.ended.Go(func() {
+				n.conn.Watch(ctx, func(connected bool) {
+					metrics.Set(metrics.ContainerdReachable, connected)
+					if connected {
+						signal(n.returned)
+					}
+				})
+			})
 			n.ended.Go(func() { n.conn.WatchImages(ctx, func() { signal(n.pulled) }) })
 		}
 		pause := retryFirst
@@ -324,6 +332,8 @@ func (n *Notifier) drop(ctx context.Context, l repull.Layer) error {
 		n.mu.Unlock()
 	}
 	if !done.Nothing() {
+		metrics.Drops.Inc()
+		metrics.ImagesDropped.Add(float64(len(done.Images)))
 		log.G(ctx).WithField("event", "layer_dropped").WithField("layer", l.String()).Warn("a damaged layer without a good blob: " + done.String())
 	}
 	return err

@@ -97,16 +97,19 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 // Close ends the connection.
 func (c *Containerd) Close() error { return c.conn.Close() }
 
-// Watch keeps the connection up until ctx ends, and calls connected each time it is: at
-// first, and whenever containerd has returned.
-func (c *Containerd) Watch(ctx context.Context, connected func()) {
+// Watch keeps the connection up until ctx ends, and calls changed whenever that has an effect:
+// with true at first, and when containerd has returned; with false when it cannot be reached.
+func (c *Containerd) Watch(ctx context.Context, changed func(connected bool)) {
 	for {
 		state := c.conn.GetState()
 		switch state {
 		case connectivity.Idle: // also after a connection was lost
+			changed(false)
 			c.conn.Connect()
+		case connectivity.TransientFailure:
+			changed(false)
 		case connectivity.Ready:
-			connected()
+			changed(true)
 		}
 		if !c.conn.WaitForStateChange(ctx, state) {
 			return

@@ -13,6 +13,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -60,6 +61,9 @@ func (c Config) Run(ctx context.Context, g *gate.Gate, layers Layers) {
 		}
 		if round.Depth != c.Depth {
 			round = storage.Scrub{Depth: c.Depth}
+		}
+		if !round.Finished.IsZero() {
+			metrics.ScrubCompleted.Set(float64(round.Finished.Unix()))
 		}
 		if !round.Finished.IsZero() && !idle.Rest(ctx, untilNext(round.Started, time.Now(), c.Interval)) {
 			return
@@ -129,6 +133,7 @@ func (c Config) Round(ctx context.Context, g *gate.Gate, layers Layers, round *s
 		}
 	}
 	round.Finished = time.Now().UTC()
+	metrics.ScrubCompleted.Set(float64(round.Finished.Unix()))
 	log.G(ctx).WithFields(log.Fields{"depth": round.Depth, "looked": round.Verified, "damaged": round.Damaged, "took": round.Finished.Sub(round.Started).String()}).
 		Info("scrub: round finished")
 	return record(ctx, g, *round)
