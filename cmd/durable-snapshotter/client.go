@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
 // errNoDaemon means that no daemon serves the root: it can be read and changed
@@ -59,11 +61,34 @@ func (c *command) request(cfg Config, path string, body, answer any) error {
 // report gets the report from a running daemon, which holds the lock of metadata.db,
 // and reads the file when none is running. live is true when a daemon runs.
 func (c *command) report(cfg Config) (r snapshotter.Report, live bool, err error) {
-	err = c.request(cfg, admin.InspectPath, nil, &r)
-	if errors.Is(err, errNoDaemon) || err == nil && r.Root != cfg.Root {
-		// Or the socket belongs to a daemon with another root.
-		r, err = snapshotter.InspectRoot(c.ctx, cfg.Root)
-		return r, false, err
+	err = c.whileStarting(func() error {
+		live = true
+		err := c.request(cfg, admin.InspectPath, nil, &r)
+		if errors.Is(err, errNoDaemon) || err == nil && r.Root != cfg.Root {
+			// Or the socket belongs to a daemon with another root.
+			live = false
+			r, err = snapshotter.InspectRoot(c.ctx, cfg.Root)
+		}
+		return err
+	})
+	return r, live, err
+}
+
+// startsWithin is how long a daemon may have the root before its socket answers.
+const startsWithin = 10 * time.Second
+
+// whileStarting calls do again while its error is that another process has the root: a daemon
+// that was started meanwhile answers soon.
+func (c *command) whileStarting(do func() error) error {
+	for until := time.Now().Add(startsWithin); ; {
+		err := do()
+		if !errors.Is(err, storage.ErrLocked) || time.Now().After(until) {
+			return err
+		}
+		select {
+		case <-c.ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	return r, true, err
 }

@@ -87,18 +87,21 @@ func (c *command) heal(cfg Config, names []string, o layers.RepairOptions) (resu
 
 // healIDs is heal for snapshots that are known by their numbers.
 func (c *command) healIDs(cfg Config, o layers.RepairOptions) (results []layers.RepairResult, err error) {
-	_, live, err := c.report(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if live {
-		err = c.request(cfg, admin.RepairPath, o, &results)
-		return results, err
-	}
-	if err := setUpLog(cfg.LogLevel); err != nil {
-		return nil, err
-	}
-	return snapshotter.RepairRoot(c.ctx, cfg.snapshotter(), o)
+	err = c.whileStarting(func() error {
+		_, live, err := c.report(cfg)
+		if err != nil {
+			return err
+		}
+		if live {
+			return c.request(cfg, admin.RepairPath, o, &results)
+		}
+		if err := setUpLog(cfg.LogLevel); err != nil {
+			return err
+		}
+		results, err = snapshotter.RepairRoot(c.ctx, cfg.snapshotter(), o)
+		return err
+	})
+	return results, err
 }
 
 func (c *command) printRepair(results []layers.RepairResult, applied bool) error {

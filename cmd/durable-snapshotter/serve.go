@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -90,6 +91,7 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 	healthy := health.NewServer()
 	sc := cfg.snapshotter()
 	metrics.Writable.Set(1)
+	metrics.Build.WithLabelValues(version, revision, runtime.Version()).Set(1)
 	sc.OnHealth = func(err error) {
 		metrics.Set(metrics.Writable, err == nil)
 		setHealth(healthy, "", err == nil)

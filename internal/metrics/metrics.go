@@ -86,6 +86,9 @@ var (
 	RecoveryActions = factory.NewGaugeVec(gauge("recovery_actions", "What the recovery at the last start did: replayed, closed, removed, unverified."), []string{"action"})
 	ShutdownClean   = factory.NewGauge(gauge("last_shutdown_clean", "0 when the machine went down under the daemon before the last start."))
 
+	// Build has the value 1, and labels with what this program was built from.
+	Build = factory.NewGaugeVec(gauge("build_info", "1; the version, the revision and the Go version are labels."), []string{"version", "revision", "go_version"})
+
 	// Handled and HandlingSeconds have the names of go-grpc-middleware.
 	Handled         = factory.NewCounterVec(prometheus.CounterOpts{Name: "grpc_server_handled_total", Help: "Calls of gRPC that were answered, by method and code."}, []string{"grpc_method", "grpc_code"})
 	HandlingSeconds = factory.NewHistogramVec(prometheus.HistogramOpts{Name: "grpc_server_handling_seconds", Help: "Duration of calls of gRPC, by method.", Buckets: durations}, []string{"grpc_method"})

@@ -54,6 +54,11 @@ rate = 5
 archives = ['/srv/images']
 registry = false
 hosts = '/etc/hosts.d'
+[images]
+repair = 'full'
+[admin]
+metrics_address = '127.0.0.1:9273'
+pprof = true
 [containerd]
 address = '/from/containerd.sock'
 snapshotter = 'other'
