@@ -115,7 +115,7 @@ func TestMetrics(t *testing.T) {
 		p + "layers{state=damaged}":                                        1,
 		p + "journal_entries{kind=committed}":                              2,
 		p + "verifications_total{depth=metadata,result=ok}":                1,
-		p + "heals_total{result=error}":                                  1,
+		p + "heals_total{result=error}":                                    1,
 		p + "sync_errors_total":                                            0,
 		p + "filesystem_writable":                                          1,
 		p + "last_shutdown_clean":                                          1,
