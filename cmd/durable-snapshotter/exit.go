@@ -27,7 +27,7 @@ func report(stderr io.Writer, err error) int {
 	if errors.Is(err, errUsage) || errors.Is(err, errNotVerified) {
 		return 2
 	}
-	for _, unknown := range []error{errUnverified, errImagesUnverified, errNoAnswer} {
+	for _, unknown := range []error{errUnverified, errImagesUnverified, errNotMigrated, errNoAnswer} {
 		if errors.Is(err, unknown) {
 			return 3
 		}

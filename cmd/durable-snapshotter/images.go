@@ -74,10 +74,13 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 	progress := newProgress(c, 0)
 	progress.what = "layers and blobs"
 	defer progress.clear()
-	r := &imageRows{c: c, cfg: cfg, options: verify.Options{Deep: o.Deep, Blobs: blobs.Open(cfg.ContentRoot), Reading: verify.FromDisk}}
+	r := &imageRows{c: c, cfg: cfg, conn: conn, name: o.Snapshotter, options: verify.Options{Deep: o.Deep, Blobs: blobs.Open(cfg.ContentRoot), Reading: verify.FromDisk}}
 	r.options.Reading.Progress = progress.read
 	o.Rows, o.Verify, o.Progress = r.list, r.verify, progress.set
 	found, err := do(images.NewChecker(conn, o), r)
+	if errors.Is(err, errUsage) {
+		return nil, err
+	}
 	if errors.Is(err, images.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %w", errNotVerified, err)
 	}
@@ -92,6 +95,8 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 type imageRows struct {
 	c       *command
 	cfg     Config
+	conn    *repull.Containerd
+	name    string                       // of the snapshotter at containerd
 	options verify.Options               // of each verification
 	layers  map[uint64]snapshotter.Layer // of the latest list
 	warned  bool

@@ -33,6 +33,7 @@ var verbs = map[string]func(*command) error{
 	"inspect": inspect,
 	"repair":  repair,
 	"health":  printHealth,
+	"migrate": migrateImages,
 	"config":  printConfig,
 	"version": printVersion,
 }

@@ -26,6 +26,10 @@ Verbs:
                     while it ran without this snapshotter, and with --apply remove them;
                     containerd must run, and have this snapshotter in its configuration
   repair --rebuild  make a new metadata.db from the layers' own records; the daemon must be stopped
+  migrate [--to SNAPSHOTTER] [--finish] [--namespace NS] [--json] [IMAGE...]
+                    unpack images that another snapshotter has into this one, or into SNAPSHOTTER
+                    for the way back, from what is on the node; running containers do not notice;
+                    with --finish containerd lets go of the snapshots in the others
   health            print whether a running daemon serves; exit status 1 if not, for probes
   config            print the configuration in effect
   config default    print the default configuration
@@ -42,7 +46,7 @@ ready, or their content cannot be compared with anything yet; 1 some are damaged
 3 none is, but some could not be verified. 2 of check: it could not verify any.
 Of repair --orphans: 0 none is left; 1 some are. With --images: 0 all images run, can be
 unpacked, or were dropped for the next pull; 1 some do not; 3 the state of some is unknown,
-or of any, as when containerd is down.
+or of any, as when containerd is down. Of migrate: 1 some images can only be pulled; 3 as above.
 
 Example:
   durable-snapshotter serve --root /var/lib/durable-snapshotter

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -88,7 +89,7 @@ func (c repairer) unpackAgain(ctx context.Context, i Image, o RepairOptions) (st
 	removed, err := c.removeKeys(ctx, i, affected)
 	if err == nil {
 		for _, a := range affected {
-			if err = c.unpack(leases.WithLease(ctx, lease.ID), a); err != nil {
+			if err = c.unpack(leases.WithLease(ctx, lease.ID), a, c.o.Snapshotter); err != nil {
 				break
 			}
 		}
@@ -207,24 +208,39 @@ const (
 	labelDiffID = "containerd.io/snapshot/diff-id"
 )
 
+// Unpack unpacks an image into a snapshotter of containerd's, from the blobs that are on this node.
+// What is there already stays.
+func (c *Checker) Unpack(ctx context.Context, i Image, snapshotter string) error {
+	ctx = namespaces.WithNamespace(ctx, i.Namespace)
+	if i.entry.document == nil || len(i.entry.layerBlobs()) != len(i.entry.manifest.Chain()) {
+		return fmt.Errorf("the manifest of %s is not usable: pull it", i.Name)
+	}
+	re := repairer{c}
+	lease, err := re.lease(ctx, i)
+	if err != nil {
+		return err
+	}
+	err = re.unpack(leases.WithLease(ctx, lease.ID), i.entry, snapshotter)
+	return errors.Join(err, re.unlease(ctx, lease))
+}
+
 // unpack unpacks the layers of an image that containerd does not have, as containerd's own
 // unpacker does, one after the other.
-func (c repairer) unpack(ctx context.Context, e entry) error {
-	chain, parent := e.manifest.Chain(), ""
+func (c repairer) unpack(ctx context.Context, e entry, snapshotter string) error {
+	chain, parent, sn := e.manifest.Chain(), "", c.view.Snapshotter(snapshotter)
 	for n, d := range e.layerBlobs() {
-		if err := c.unpackLayer(ctx, d, e.manifest.DiffIDs[n], chain[n], parent); err != nil {
+		if err := c.unpackLayer(ctx, sn, d, e.manifest.DiffIDs[n], chain[n], parent); err != nil {
 			return fmt.Errorf("unpack layer %s: %w", short(chain[n]), err)
 		}
 		parent = chain[n]
 	}
 	// From now on the config keeps the chain.
-	name := "containerd.io/gc.ref.snapshot." + c.o.Snapshotter
+	name := "containerd.io/gc.ref.snapshot." + snapshotter
 	_, err := c.view.Content().Update(ctx, content.Info{Digest: e.manifest.Config, Labels: map[string]string{name: parent}}, "labels."+name)
 	return err
 }
 
-func (c repairer) unpackLayer(ctx context.Context, blob ocispec.Descriptor, diffID digest.Digest, name, parent string) (err error) {
-	sn := c.view.Snapshotter(c.o.Snapshotter)
+func (c repairer) unpackLayer(ctx context.Context, sn snapshots.Snapshotter, blob ocispec.Descriptor, diffID digest.Digest, name, parent string) (err error) {
 	with := snapshots.WithLabels(map[string]string{labelRef: name, labelDiffID: diffID.String()})
 	key := fmt.Sprintf(snapshots.UnpackKeyFormat, fmt.Sprintf("%d-%s", time.Now().UnixNano(), rand.Text()[:4]), name)
 	mounts, err := sn.Prepare(ctx, key, parent, with)

@@ -113,6 +113,18 @@ type Image struct {
 	space *space
 }
 
+// Unpacked returns the names of the snapshots with which containerd has noted that snapshotters
+// have the image, by snapshotter. They may be gone since.
+func (i Image) Unpacked() map[string]string {
+	return i.space.lib.Unpackers(i.entry.manifest.Config)
+}
+
+// Config is the digest of the image's config, "" when it is not known.
+func (i Image) Config() digest.Digest { return i.entry.manifest.Config }
+
+// Chain returns the names of the image's snapshots, lowest first.
+func (i Image) Chain() []string { return i.entry.manifest.Chain() }
+
 // facts are what a verdict is made of.
 type facts struct {
 	layers    []Layer

@@ -65,6 +65,20 @@ func (c *Containerd) Served(ctx context.Context, socket string) (names []string,
 	return names, nil
 }
 
+// Snapshotters lists the snapshotters that containerd has loaded.
+func (c *Containerd) Snapshotters(ctx context.Context) (names []string, err error) {
+	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: []string{"type==" + snapshotPlugin}})
+	if err != nil {
+		return nil, fmt.Errorf("list the plugins of containerd: %w", errgrpc.ToNative(err))
+	}
+	for _, p := range r.Plugins {
+		if p.InitErr == nil {
+			names = append(names, p.ID)
+		}
+	}
+	return names, nil
+}
+
 // snapshotPlugin is the type of containerd's snapshotters among its plugins.
 const snapshotPlugin = "io.containerd.snapshotter.v1"
 

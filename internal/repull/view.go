@@ -120,6 +120,7 @@ func (v View) Evidence(ctx context.Context, layer Layer, l *library.Library, con
 // Container is a container of a snapshotter.
 type Container struct {
 	ID, Key string // Key is that of its snapshot
+	Image   string // the name that it was created with
 	text    string
 }
 
@@ -129,7 +130,7 @@ func (c Container) String() string { return c.text }
 func (v View) Containers(ctx context.Context, snapshotter string) (all []Container, err error) {
 	listed, err := v.c.listContainers(ctx, snapshotter)
 	for _, l := range listed {
-		all = append(all, Container{l.ID, l.SnapshotKey, holder{l.SnapshotKey, l}.String()})
+		all = append(all, Container{l.ID, l.SnapshotKey, l.Image, holder{l.SnapshotKey, l}.String()})
 	}
 	return all, err
 }

@@ -15,7 +15,7 @@ func TestAPI(t *testing.T) {
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
-			want := map[disk.FS]int{disk.Ext4: 1000, disk.XFS: 300, disk.Btrfs: 300}[fs]
+			want := map[disk.FS]int{disk.Ext4: 400, disk.XFS: 150, disk.Btrfs: 150}[fs]
 			r := oursOn(t, fs)
 			check := lab.Check{
 				Recording: r,
@@ -24,7 +24,7 @@ func TestAPI(t *testing.T) {
 				// Every 25th examination is of the daemon itself, which is what
 				// runs on a node; it costs ten times as much.
 				Sample: daemons(b, "boot-"+string(fs)), Every: 25,
-				Deep: 25, Nested: 75, Strict: true,
+				Deep: 25, Nested: 50, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {
@@ -60,7 +60,7 @@ func TestGeneric(t *testing.T) {
 		t.Fatal(err)
 	}
 	cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed})
-	check := lab.Check{Recording: r, Cases: lab.Some(cases, 60), Subject: daemons(b, "boot-generic"), Deep: 10}
+	check := lab.Check{Recording: r, Cases: lab.Some(cases, 40), Subject: daemons(b, "boot-generic"), Deep: 10}
 	tally, err := check.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ func TestControlWithSync(t *testing.T) {
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
-			tally, err := b.ControlWithSync(t.Context(), fs, seed, 80)
+			tally, err := b.ControlWithSync(t.Context(), fs, seed, 50)
 			if err != nil {
 				t.Fatal(err)
 			}

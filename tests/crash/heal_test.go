@@ -23,8 +23,8 @@ func TestHeal(t *testing.T) {
 		harm   workload.Harm
 		states int
 	}{
-		{disk.Ext4, "heal", workload.Wounds, 90}, {disk.XFS, "heal", workload.Wounds, 50}, {disk.Btrfs, "heal", workload.Wounds, 50},
-		{disk.Ext4, "heal-corrupt", workload.Corruption, 40}, {disk.Ext4, "heal-everything", workload.Everything, 50},
+		{disk.Ext4, "heal", workload.Wounds, 60}, {disk.XFS, "heal", workload.Wounds, 30}, {disk.Btrfs, "heal", workload.Wounds, 30},
+		{disk.Ext4, "heal-corrupt", workload.Corruption, 30}, {disk.Ext4, "heal-everything", workload.Everything, 30},
 	} {
 		name := c.name
 		t.Run(string(c.fs)+"/"+name, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestHeal(t *testing.T) {
 			check := lab.Check{
 				Recording: r, Cases: lab.Some(cases, c.states),
 				Subject: inProcess, Sample: daemons(b, "boot-"+name+"-"+string(c.fs)), Every: 25,
-				Deep: 25, Nested: 30, Strict: true,
+				Deep: 25, Nested: 20, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {
@@ -72,7 +72,7 @@ func TestHeal(t *testing.T) {
 // again.
 func TestHealOnFailingDisk(t *testing.T) {
 	b := theBench(t)
-	for fs, step := range map[disk.FS]int{disk.Ext4: 28, disk.XFS: 45, disk.Btrfs: 45} {
+	for fs, step := range map[disk.FS]int{disk.Ext4: 42, disk.XFS: 70, disk.Btrfs: 70} {
 		t.Run(string(fs), func(t *testing.T) {
 			all, struck := &lab.Tally{}, 0
 			for skip := 0; ; skip += step {
