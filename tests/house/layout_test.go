@@ -55,9 +55,10 @@ var ours = map[string][]string{
 	"internal/images":         {"storage", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
+	"internal/migrate":        {"internal/images", "internal/repull"},
 	"internal/imagecheck":     {"snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/repull", "internal/verify"},
 	"internal/admin":          {"snapshotter", "storage", "internal/imagecheck", "internal/images", "internal/layers", "internal/metrics", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,
