@@ -43,9 +43,9 @@ type Dropped struct {
 // Blob is a blob that containerd has on record and that is not what its digest
 // requires.
 type Blob struct {
-	Digest digest.Digest
-	Size   int64  // on record
-	Flaw   string // missing, short, grown, corrupt or unreadable
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"` // on record
+	Flaw   string        `json:"flaw"` // missing, short, grown, corrupt or unreadable
 }
 
 // Nothing reports whether there was nothing to do.
