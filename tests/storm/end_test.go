@@ -133,6 +133,9 @@ func (s *storm) finish(ctx context.Context) {
 	if n, err := s.goroutines(ctx); err != nil || n > s.idle+moreGoroutines {
 		s.violate("leak", "%d goroutines at the end, %d at the beginning: %v", n, s.idle, err)
 	}
+	if err := s.endPods(ctx); err != nil {
+		s.violate("remove", "%v", err)
+	}
 	for _, namespace := range []string{plain, k8s} {
 		if err := s.removeAll(ctx, namespace); err != nil {
 			s.violate("remove", "%s: %v", namespace, err)
