@@ -349,6 +349,32 @@ func (f *fetch) transfer(ctx context.Context, ref string) error {
 	return err
 }
 
+// Sweep deletes, in all namespaces, the names of fetches that were cut short between
+// containerd's record of one and its deletion: they would keep what was fetched for ever. One
+// that is in progress does without its name.
+func Sweep(ctx context.Context, c repull.View) error {
+	all, err := c.Namespaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ns := range all {
+		ctx := namespaces.WithNamespace(ctx, ns)
+		images, err := c.Images(ctx)
+		if err != nil {
+			return fmt.Errorf("namespace %s: %w", ns, err)
+		}
+		for _, i := range images {
+			if !strings.HasPrefix(i.Name, fetchedPrefix) {
+				continue
+			}
+			if err := c.DeleteName(ctx, i.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // errStalled ends a fetch from a registry that does not answer.
 var errStalled = fmt.Errorf("nothing was received for %v", stalled)
 
