@@ -56,7 +56,7 @@ func repairAfterShutdown(ctx context.Context, cfg Config, sn *snapshotter.Snapsh
 		default:
 		}
 	})
-	s := shutdownRepair{cfg: cfg, sn: sn, conn: conn, from: cfg.snapshotter().Sources(), logged: map[string]string{}}
+	s := shutdownRepair{cfg: cfg, sn: sn, conn: conn, store: blobs.Open(cfg.ContentRoot), archives: cfg.snapshotter().Outside(), logged: map[string]string{}}
 	for pause := recheckFirst; ; pause = min(2*pause, recheckLast) {
 		select {
 		case <-ctx.Done():
@@ -79,9 +79,10 @@ type shutdownRepair struct {
 	cfg    Config
 	sn     *snapshotter.Snapshotter
 	conn   *repull.Containerd
-	from   blobs.Source
 	layers map[uint64]snapshotter.Layer // of the latest list
 	logged map[string]string            // the last line of each image in the log
+
+	store, archives blobs.Source
 }
 
 // errUnknownImages means that the state of some images is not known.
@@ -94,7 +95,7 @@ func (s *shutdownRepair) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o := images.Options{Snapshotter: name, Rows: s.list, Verify: s.verify}
+	o := images.Options{Snapshotter: name, Rows: s.list, Verify: s.verify, Blobs: s.store, Archives: s.archives}
 	pinned, err := images.Pinned(ctx, s.conn)
 	if err != nil {
 		return err
@@ -222,10 +223,7 @@ func (s *shutdownRepair) verify(ctx context.Context, row images.Row) (found veri
 	}
 	results := []verify.Result{l.Known}
 	s.sn.Layers().Update(results, []storage.CommitEntry{l.CommitEntry})
-	if found = results[0]; found.State != storage.StateReady {
-		found.FindBlob(ctx, s.from)
-	}
-	return found, false, ctx.Err()
+	return results[0], false, ctx.Err()
 }
 
 // heal heals damaged layers as far as the brake allows it, and returns what has become of each.

@@ -313,7 +313,7 @@ func (f *field) foretold(t *testing.T, all []*spot) {
 				t.Errorf("%s: %s (%s), want %s", s.name(), r.Verdict, r.Reason, want.verdict)
 			}
 			r := planned.of(t, img)
-			if !slices.Equal(r.actions(), want.plan) || r.Blocked != "" {
+			if held := r.Verdict == "in use and broken"; !slices.Equal(r.actions(), want.plan) || (r.Blocked != "") != held {
 				t.Errorf("%s: the plan is %q, blocked by %q, want %q: %+v", s.name(), r.actions(), r.Blocked, want.plan, r)
 			}
 			if r.Verdict == "in use and broken" && len(r.Holders) == 0 {
