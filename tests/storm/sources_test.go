@@ -19,9 +19,10 @@ type sources struct {
 	dark     atomic.Bool // it cannot
 }
 
-// sourcesConfig is the part of the daemon's configuration that is about its sources.
+// sourcesConfig is the part of the daemon's configuration that is about its sources, and about
+// the images after a power cut.
 func sourcesConfig(dir string) string {
-	return fmt.Sprintf("[heal]\narchives = ['%s']\nregistry = true\nhosts = '%s'\n", filepath.Join(dir, "archives"), filepath.Join(dir, "hosts"))
+	return fmt.Sprintf("[heal]\narchives = ['%s']\nregistry = true\nhosts = '%s'\n[images]\nrepair = 'full'\n", filepath.Join(dir, "archives"), filepath.Join(dir, "hosts"))
 }
 
 // makeSources makes an archive of each image, of which the daemon has none yet, and opens the
