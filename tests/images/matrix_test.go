@@ -347,6 +347,15 @@ func (f *field) repaired(t *testing.T, all []*spot, args ...string) {
 					if !r.Dropped {
 						t.Errorf("%s: not dropped, %s (%s; done: %s; blocked: %s)", s.name(), r.Verdict, r.Reason, r.Done, r.Blocked)
 					}
+				case !r.Dropped && s.source == "archive":
+					// The daemon, which has healed the layer, may be putting the blob back by itself.
+					kittest.WaitFor(t, time.Minute, func() error {
+						found, _ := f.images(t, "check", "--deep", img.Ref)
+						if r := found.of(t, img); r.Verdict != "ready" {
+							return fmt.Errorf("%s: %s (%s)", s.name(), r.Verdict, r.Reason)
+						}
+						return nil
+					})
 				case r.Dropped || r.Verdict != want.ends && r.Verdict != "ready":
 					t.Errorf("%s: dropped %v, %s (%s; done: %s; blocked: %s), want %s", s.name(), r.Dropped, r.Verdict, r.Reason, r.Done, r.Blocked, want.ends)
 				}
@@ -361,6 +370,9 @@ func (f *field) usable(t *testing.T, all []*spot) {
 	for _, s := range all {
 		f.restore(t, s)
 		for _, img := range s.affected() {
+			if s.want().ends == "ready, content incomplete" {
+				must[string](t)(f.Ctr(t.Context(), "content", "fetch", "--plain-http", img.Ref))
+			}
 			if s.use == "pause" {
 				continue // the CRI plugin pulls it by itself
 			}
@@ -374,15 +386,11 @@ func (f *field) usable(t *testing.T, all []*spot) {
 			}
 		}
 	}
-	// The blobs that nothing but the registry has are back now.
 	var refs []string
 	for _, s := range all {
 		for _, img := range s.affected() {
 			refs = append(refs, img.Ref)
 		}
-	}
-	if left, status := f.images(t, "repair", append([]string{"--deep", "--apply"}, refs...)...); status != 0 {
-		t.Errorf("repair at the end: status %d: %+v", status, left)
 	}
 	found, _ := f.images(t, "check", append([]string{"--deep"}, refs...)...)
 	for _, r := range found {

@@ -55,7 +55,7 @@ func newNodeWith(t *testing.T, o nodeOptions) *node {
 		Containerd: kit.ContainerdOptions{CRI: &kit.CRIOptions{Pause: n.pause.Ref}},
 	})
 	if o.between != nil {
-		address := filepath.Join(dir, "between.sock")
+		address := filepath.Join(filepath.Dir(n.Daemon.Address), "between.sock")
 		f := must[*kit.Forwarder](t)(kit.StartForwarder(address, n.Daemon.Address, o.between))
 		t.Cleanup(func() {
 			if err := f.Close(); err != nil {
