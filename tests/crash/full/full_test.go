@@ -87,7 +87,7 @@ func TestCRI(t *testing.T) {
 	for _, c := range []struct {
 		fs     disk.FS
 		states int
-	}{{disk.Ext4, 12}, {disk.XFS, 5}, {disk.Btrfs, 5}} {
+	}{{disk.Ext4, 10}, {disk.XFS, 5}, {disk.Btrfs, 5}} {
 		t.Run(string(c.fs), func(t *testing.T) {
 			r := record(t, Setup{FS: c.fs, Daemon: ours("record"), Name: ByCRI, Rounds: 4})
 			if tally := survives(t, r, c.states); tally.Created == 0 {
