@@ -14,11 +14,11 @@ GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash demo storm lint bench: export CGO_ENABLED = 0
-test test-configs test-crash demo storm lint bench: export GOFLAGS = -trimpath
+test test-configs test-crash test-images demo storm lint bench: export CGO_ENABLED = 0
+test test-configs test-crash test-images demo storm lint bench: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash storm lint fuzz bench clean
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test: deps ## run all tests (root, real disks, a real containerd); lists what wa
 # starts it with all that it is for. Builds of releases stay in tests/.bin.
 test-configs: deps ## start every documented configuration with every release of containerd
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 60m -v ./configs
+
+# make test covers all pairs of damage, place of good bytes, and use of an image.
+test-images: deps ## damage images in every combination of damage, place of good bytes, and use; prints the table
+	cd tests && $(GO) test -count=1 -timeout 60m -v ./images -run 'TestMatrix|TestSpots' -args -everything
 
 # What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
 STATES    ?= 10000

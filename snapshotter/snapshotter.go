@@ -78,11 +78,19 @@ type Config struct {
 // Sources is where the blobs of layers can come from, in order: the content store, then
 // archives.
 func (cfg Config) Sources() blobs.Source {
-	store := blobs.Open(cfg.ContentRoot)
-	if len(cfg.Archives) == 0 {
+	store, outside := blobs.Open(cfg.ContentRoot), cfg.Outside()
+	if outside == nil {
 		return store
 	}
-	return blobs.InOrder(store, archives.Open(cfg.Archives))
+	return blobs.InOrder(store, outside)
+}
+
+// Outside is Sources without the content store, nil when there is nothing else.
+func (cfg Config) Outside() blobs.Source {
+	if len(cfg.Archives) == 0 {
+		return nil
+	}
+	return archives.Open(cfg.Archives)
 }
 
 // Snapshotter is a containerd snapshotter; see the package documentation.

@@ -225,7 +225,7 @@ func (c Config) imageCheck() imagecheck.Config {
 		Socket:      c.Address,
 		Snapshotter: c.Containerd.Snapshotter,
 		ContentRoot: c.ContentRoot,
-		Sources:     c.snapshotter().Sources(),
+		Archives:    c.snapshotter().Outside(),
 		Repair:      c.Images.Repair,
 		Registry:    c.Heal.Registry,
 		Hosts:       c.Heal.Hosts,

@@ -74,7 +74,8 @@ func (c *command) withImages(cfg Config, o images.Options, do func(*images.Check
 	progress := newProgress(c, 0)
 	progress.what = "layers and blobs"
 	defer progress.clear()
-	r := &imageRows{c: c, cfg: cfg, conn: conn, name: o.Snapshotter, options: verify.Options{Deep: o.Deep, Blobs: blobs.Open(cfg.ContentRoot), Reading: verify.FromDisk}}
+	o.Blobs, o.Archives = blobs.Open(cfg.ContentRoot), cfg.snapshotter().Outside()
+	r := &imageRows{c: c, cfg: cfg, conn: conn, name: o.Snapshotter, options: verify.Options{Deep: o.Deep, Blobs: o.Blobs, Reading: verify.FromDisk}}
 	r.options.Reading.Progress = progress.read
 	o.Rows, o.Verify, o.Progress = r.list, r.verify, progress.set
 	found, err := do(images.NewChecker(conn, o), r)
@@ -116,15 +117,12 @@ func (r *imageRows) list(context.Context) ([]images.Row, error) {
 	return rows, nil
 }
 
-func (r *imageRows) verify(ctx context.Context, row images.Row) (found verify.Result, removed bool, err error) {
+func (r *imageRows) verify(_ context.Context, row images.Row) (found verify.Result, removed bool, err error) {
 	l, ok := r.layers[row.ID]
 	if !ok || l.Name != row.Name {
 		return found, true, nil
 	}
-	if found, removed, err = r.c.verifyLayer(r.cfg, l, r.options); err == nil && found.State != storage.StateReady {
-		found.FindBlob(ctx, r.options.Blobs)
-	}
-	return found, removed, err
+	return r.c.verifyLayer(r.cfg, l, r.options)
 }
 
 // confirm verifies a layer again, and returns nil only when it is damaged still.

@@ -28,11 +28,11 @@ const (
 
 // Config is how containerd is reached, and what may be done to its images.
 type Config struct {
-	Address     string // of containerd's socket; "": there is none
-	Socket      string // of this snapshotter, by which containerd's configuration names it
-	Snapshotter string // its name there, if there are several
-	ContentRoot string // as configured
-	Sources     blobs.Source
+	Address     string       // of containerd's socket; "": there is none
+	Socket      string       // of this snapshotter, by which containerd's configuration names it
+	Snapshotter string       // its name there, if there are several
+	ContentRoot string       // as configured
+	Archives    blobs.Source // see images.Options
 	Repair      string
 	Registry    bool   // see images.RepairOptions
 	Hosts       string // likewise
@@ -86,11 +86,12 @@ func Check(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, o image
 		return nil, err
 	}
 	defer conn.Close()
-	r := &rows{sn: sn, from: cfg.Sources}
+	r := &rows{sn: sn}
 	if o.Snapshotter, err = cfg.Name(ctx, conn); err != nil {
 		return nil, err
 	}
 	o.Rows, o.Verify = r.list, r.verify
+	o.Blobs, o.Archives = blobs.Open(cfg.ContentRoot), cfg.Archives
 	return images.NewChecker(conn, o).Check(ctx)
 }
 
@@ -119,7 +120,7 @@ func Run(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter) {
 		default:
 		}
 	})
-	r := round{cfg: cfg, rows: &rows{sn: sn, from: cfg.Sources, wait: true}, conn: conn, logged: map[string]string{}}
+	r := round{cfg: cfg, rows: &rows{sn: sn, wait: true}, conn: conn, logged: map[string]string{}}
 	for pause := recheckFirst; ; pause = min(2*pause, recheckLast) {
 		select {
 		case <-ctx.Done():
@@ -155,7 +156,10 @@ func (r *round) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o := images.Options{Snapshotter: name, Rows: r.rows.list, Verify: r.rows.verify}
+	o := images.Options{
+		Snapshotter: name, Rows: r.rows.list, Verify: r.rows.verify,
+		Blobs: blobs.Open(r.cfg.ContentRoot), Archives: r.cfg.Archives,
+	}
 	pinned, err := images.Pinned(ctx, r.conn)
 	if err != nil {
 		return err

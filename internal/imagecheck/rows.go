@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/images"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
@@ -41,8 +40,7 @@ func RowsOf(report snapshotter.Report) ([]images.Row, map[uint64]snapshotter.Lay
 
 // rows are those of a running snapshotter.
 type rows struct {
-	sn   *snapshotter.Snapshotter
-	from blobs.Source
+	sn *snapshotter.Snapshotter
 	// wait: a layer is verified first, and healed if possible. Else what is known counts.
 	wait   bool
 	layers map[uint64]snapshotter.Layer // of the latest list
@@ -74,10 +72,7 @@ func (r *rows) verify(ctx context.Context, row images.Row) (found verify.Result,
 	}
 	results := []verify.Result{l.Known}
 	r.sn.Layers().Update(results, []storage.CommitEntry{l.CommitEntry})
-	if found = results[0]; found.State != storage.StateReady {
-		found.FindBlob(ctx, r.from)
-	}
-	return found, false, ctx.Err()
+	return results[0], false, ctx.Err()
 }
 
 // heal heals damaged layers as far as the brake allows it, and returns what has become of each.

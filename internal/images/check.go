@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 )
@@ -42,6 +43,9 @@ type Options struct {
 	// Verify verifies the layer of a row. removed: it has gone meanwhile. The error is that
 	// of the context.
 	Verify func(context.Context, Row) (r verify.Result, removed bool, err error)
+	// Blobs is the content store, and Archives are the image archives, that damaged layers can be
+	// healed from; nil: none.
+	Blobs, Archives blobs.Source
 	// Progress is called after each layer and each blob with how many are done, of how
 	// many. nil: not.
 	Progress func(done, total int)

@@ -23,5 +23,8 @@
 // heals when it is called. Usage does neither, and containerd resolves the key for it in the
 // same way.
 //
+// A damaged layer is also searched for outside of containerd's content store: in image
+// archives, as a daemon does that heals it.
+//
 // [Checker.Plan] and [Checker.Apply] repair, see repair.go for the order and its reasons.
 package images

@@ -11,9 +11,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/library"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
@@ -216,7 +216,8 @@ func (c *Checker) verified(ctx context.Context, row Row) (verify.Result, error) 
 }
 
 // source finds what a layer that is not ready can be extracted from: its blob, which is read
-// for that, or another one that the verification has found. The error is that of ctx.
+// for that, or, of a damaged one, the blob of another image, or an archive. The error is that of
+// ctx.
 func (c *Checker) source(ctx context.Context, s *space, l *Layer, blob ocispec.Descriptor, r verify.Result) error {
 	if blob.Digest != "" {
 		flaw, err := c.flaw(ctx, s, blob, true)
@@ -228,13 +229,28 @@ func (c *Checker) source(ctx context.Context, s *space, l *Layer, blob ocispec.D
 			return ctx.Err()
 		}
 	}
-	if other := digest.Digest(r.Blob); other != "" && other != blob.Digest {
-		flaw := ""
-		if _, ok := s.lib.Blobs[other]; ok {
-			flaw, _ = c.flaw(ctx, s, ocispec.Descriptor{Digest: other}, true)
+	if l.State != LayerDamaged {
+		return ctx.Err()
+	}
+	want := blobs.Layer{ChainID: l.ChainID, Parent: r.Parent, Entries: r.Entries, Bytes: r.Bytes}
+	for _, from := range []blobs.Source{c.o.Blobs, c.o.Archives} {
+		if from == nil || l.Source != "" {
+			continue
 		}
-		if flaw == "" {
-			l.Source = r.Blob
+		found, _ := from.Find(ctx, want) // an error means that it has none
+		for _, b := range found {
+			if b.Place != "" {
+				l.Source = b.Place
+				break
+			}
+			flaw := ""
+			if _, ok := s.lib.Blobs[b.Digest]; ok {
+				flaw, _ = c.flaw(ctx, s, ocispec.Descriptor{Digest: b.Digest}, true)
+			}
+			if b.Digest != blob.Digest && flaw == "" {
+				l.Source = b.Digest.String()
+				break
+			}
 		}
 	}
 	return ctx.Err()

@@ -24,8 +24,9 @@ const (
 	// ActDropBlobs deletes the rows and files of bad blobs, so that they can be fetched:
 	// containerd takes a file of which it has a row for the blob, whatever is in it.
 	ActDropBlobs Action = "drop blobs"
-	// ActFetch has containerd fetch what is missing or bad from the registry that the image came
-	// from, see [refill.FetchImage], and heals damaged layers from it.
+	// ActFetch puts back what is missing or bad from image archives, see [refill.PutBack], or has
+	// containerd fetch it from the registry that the image came from, see [refill.FetchImage],
+	// and heals damaged layers from it.
 	ActFetch Action = "fetch"
 	// ActUnpack removes the snapshots from the lowest that is not ready upwards from
 	// containerd's records, and unpacks the layers again from their blobs.
@@ -67,12 +68,14 @@ type RepairOptions struct {
 	// must be dropped, with what they have written. The containers themselves stay on record.
 	Force       bool
 	ContentRoot string // as configured, for error messages
-	// Registry allows ActFetch. Hosts is the directory with containerd's configuration of
+	// Registry allows ActFetch to have containerd fetch. Hosts is the directory with containerd's configuration of
 	// registries.
 	Registry bool
 	Hosts    string
 	// Limit is the most destructive action that is taken; "": all are.
 	Limit Action
+	// fetched: what ActFetch did not bring, it does not bring now.
+	fetched bool
 
 	// Heal heals damaged layers in place, as far as there are good bytes, and returns what it
 	// did with each. ids are those of their directories. What it cannot heal is no error.
@@ -121,7 +124,7 @@ func (c repairer) plan(ctx context.Context, i Image, o RepairOptions) (Repair, e
 	step, blocked, err := c.next(ctx, i, o, healing)
 	if err == nil && step != nil && step.Action == ActFetch {
 		r.Plan = append(r.Plan, *step)
-		o.Registry = false
+		o.fetched = true
 		if step, blocked, err = c.next(ctx, i, o, healing); step != nil {
 			step.Text = "if that fails: " + step.Text
 		}
@@ -177,12 +180,12 @@ func (c repairer) storeThere(ctx context.Context, s *space) (bool, error) {
 	return len(s.lib.Blobs) == 0, nil
 }
 
-// fetch is the step that fetches what keeps an image from being repaired on this node, nil when
-// there is no such thing, or no registry is known. Blobs of ready layers that are missing are
+// fetch is the step that brings back what keeps an image from being repaired on this node, nil
+// when there is no such thing, or no source is known. Blobs of ready layers that are missing are
 // not fetched: containerd may be configured to discard them.
-func (i Image) fetch(o RepairOptions) *Step {
+func (c repairer) fetch(i Image, o RepairOptions) *Step {
 	f := i.facts
-	if !o.Registry || i.Manifest == "" || i.Verdict != Incomplete && i.Verdict != NeedsFetch && i.Verdict != InUse {
+	if o.fetched || i.Manifest == "" || i.Verdict != Incomplete && i.Verdict != NeedsFetch && i.Verdict != InUse {
 		return nil
 	}
 	s := &Step{Action: ActFetch, blobs: slices.Clone(f.documents)}
@@ -200,12 +203,18 @@ func (i Image) fetch(o RepairOptions) *Step {
 	for _, b := range s.blobs {
 		s.wanted.Needed = append(s.wanted.Needed, b.Digest)
 	}
-	refs := s.wanted.References()
-	if len(s.blobs) == 0 || len(refs) == 0 {
+	var from []string
+	if c.o.Archives != nil && len(s.blobs) > len(f.documents) {
+		from = append(from, "put back from an image archive")
+	}
+	if refs := s.wanted.References(); o.Registry && len(refs) > 0 {
+		host, _, _ := strings.Cut(refs[0], "/")
+		from = append(from, "have containerd fetch from "+host)
+	}
+	if len(s.blobs) == 0 || len(from) == 0 {
 		return nil
 	}
-	host, _, _ := strings.Cut(refs[0], "/")
-	s.Text = fmt.Sprintf("have containerd fetch from %s what is not usable: %s", host, flaws(s.blobs))
+	s.Text = fmt.Sprintf("%s what is not usable: %s", strings.Join(from, ", or else "), flaws(s.blobs))
 	return s
 }
 
@@ -217,7 +226,7 @@ func parsed(platform string) ocispec.Platform {
 
 // least is next without the conditions that are the same for each step.
 func (c repairer) least(ctx context.Context, i Image, o RepairOptions, healing bool) (step *Step, blocked string, err error) {
-	if s := i.fetch(o); s != nil {
+	if s := c.fetch(i, o); s != nil {
 		return s, "", nil
 	}
 	f := i.facts

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 )
@@ -133,7 +134,7 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 		if step.Action != ActFetch {
 			break
 		}
-		o.Registry = false // what it did not bring, it does not bring now
+		o.fetched = true
 	}
 	r.Done, r.Dropped = strings.Join(done, "; "), !ok
 	if ok {
@@ -169,18 +170,30 @@ func (c repairer) take(ctx context.Context, i Image, s Step, o RepairOptions) (d
 	return "", nil
 }
 
-// fetchAndHeal has containerd fetch what is not usable, and heals the damaged layers that have
-// a good blob then. That no registry has it is no error: the next step is taken.
+// fetchAndHeal brings back what is not usable, from archives or else by a fetch of containerd's,
+// and heals the damaged layers that have a good blob then. That it cannot be had is no error: the
+// next step is taken.
 func (c repairer) fetchAndHeal(ctx context.Context, i Image, s Step, o RepairOptions) (string, error) {
 	s.wanted.Layer.Snapshotter = c.o.Snapshotter
-	err := refill.FetchImage(ctx, c.view, s.wanted, o.Hosts)
-	if failed := (*refill.FetchError)(nil); errors.As(err, &failed) {
-		return err.Error(), nil
-	}
+	put, err := c.putBack(ctx, i, s.blobs)
 	if err != nil {
 		return "", err
 	}
-	done := fmt.Sprintf("fetched %s", count(len(s.blobs), "blob"))
+	done := fmt.Sprintf("put back %s from image archives", count(put, "blob"))
+	if put < len(s.blobs) && o.Registry {
+		err := refill.FetchImage(ctx, c.view, s.wanted, o.Hosts)
+		if failed := (*refill.FetchError)(nil); errors.As(err, &failed) && put == 0 {
+			return err.Error(), nil
+		} else if err != nil && failed == nil {
+			return "", err
+		} else if err != nil {
+			done += "; " + err.Error()
+		} else {
+			done = fmt.Sprintf("fetched %s", count(len(s.blobs), "blob"))
+		}
+	} else if put == 0 {
+		return "no image archive has what is not usable", nil
+	}
 	if len(i.facts.having(LayerDamaged)) == 0 {
 		return done, nil
 	}
@@ -189,6 +202,35 @@ func (c repairer) fetchAndHeal(ctx context.Context, i Image, s Step, o RepairOpt
 		done += fmt.Sprintf("; %s: %s", short(l.ChainID), healed[l.ID])
 	}
 	return done, err
+}
+
+// putBack puts back those of the bad layer blobs of an image that archives have, and returns how
+// many. The error is that of containerd; an archive that cannot be used is none.
+func (c repairer) putBack(ctx context.Context, i Image, bad []repull.Blob) (put int, err error) {
+	if c.o.Archives == nil {
+		return 0, nil
+	}
+	for _, l := range i.facts.layers {
+		if !slices.ContainsFunc(bad, func(b repull.Blob) bool { return b.Digest == l.Blob }) {
+			continue
+		}
+		found, _ := c.o.Archives.Find(ctx, blobs.Layer{ChainID: l.ChainID})
+		for _, b := range found {
+			if b.Digest != "" && b.Digest != l.Blob {
+				continue // the same tar, compressed otherwise: the manifest does not refer to it
+			}
+			did, err := refill.PutBack(ctx, c.view, layerOf(i, c.o.Snapshotter, l), refill.Bytes{Digest: b.Digest, Size: b.Size, Open: b.Raw})
+			var unusable *refill.BytesError
+			if err != nil && !errors.As(err, &unusable) {
+				return put, err
+			}
+			if did {
+				put++
+				break
+			}
+		}
+	}
+	return put, ctx.Err()
 }
 
 // dropBlobs deletes bad blobs. They are read again before.

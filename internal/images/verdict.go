@@ -68,8 +68,9 @@ type Layer struct {
 	Name    string        `json:"name,omitempty"`    // the snapshotter's own
 	Blob    digest.Digest `json:"blob,omitempty"`
 	Flaw    string        `json:"flaw,omitempty"` // of its blob
-	// Source is a blob that it can be extracted from again, "" when none is known. It is
-	// determined for layers that are not ready.
+	// Source is what it can be extracted from again: the digest of a blob, or a place outside of
+	// containerd's content store; "" when nothing is known. It is determined for layers that
+	// are not ready.
 	Source string `json:"source,omitempty"`
 
 	deep bool // its damage was found by its content
@@ -186,11 +187,11 @@ func judgeBroken(f facts, broken []Layer) (Verdict, string) {
 		text += " (" + worst.Finding + ")"
 	}
 	if bad < 0 && len(f.documents) == 0 && (!lost || len(f.holders) == 0) {
-		return Healable, text + "; its blob is good"
+		return Healable, text + "; " + worst.good()
 	}
 	switch {
 	case worst.Source != "":
-		text += "; its blob is good"
+		text += "; " + worst.good()
 	case worst.Flaw != "":
 		text += "; its blob is " + worst.Flaw
 	default:
@@ -208,6 +209,14 @@ func judgeBroken(f facts, broken []Layer) (Verdict, string) {
 		return InUse, holdersOf(f.holders) + ": " + text
 	}
 	return NeedsFetch, text
+}
+
+// good describes what a layer can be extracted from again.
+func (l Layer) good() string {
+	if d := digest.Digest(l.Source); d.Validate() == nil {
+		return "its blob is good"
+	}
+	return "to be had from " + l.Source
 }
 
 // judgeAbsent is judge for an image with layers that containerd does not have on record.

@@ -40,6 +40,7 @@ func (n *Notifier) fetch(ctx context.Context, l repull.Layer, confirm func(conte
 		log.G(ctx).WithField("event", "blob_fetched").WithField("layer", l.String()).Info("containerd has fetched the blob of a damaged layer")
 		return true, n.layers.HealNow(ctx, l.Namespace, l.ChainID.String())
 	}
+	n.caughtUp = false // containerd may have gone before the name of the fetch was deleted
 	var failed *refill.FetchError
 	if !errors.As(err, &failed) || ctx.Err() != nil {
 		return false, err

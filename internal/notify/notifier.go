@@ -384,7 +384,8 @@ func (n *Notifier) forgetLease(l repull.Layer) {
 
 // catchUp has containerd collect, once after a start of the daemon, what it could not
 // delete while the daemon was down, and deletes leases that a drop has left for layers
-// that are ready by now.
+// that are ready by now, and names that a fetch has left. It is repeated after a fetch that
+// has failed.
 //
 // The leases are noted first. containerd collects only when no Commit is in flight, so a
 // layer that was committed before they were noted is ready after the collection, and of
@@ -413,6 +414,9 @@ func (n *Notifier) catchUp(ctx context.Context) error {
 		} else {
 			log.G(ctx).WithField("reason", skipped).Info("no collection was started of what containerd could not delete while this daemon was down")
 		}
+	}
+	if err := refill.Sweep(ctx, n.conn.View()); err != nil {
+		return err
 	}
 	for _, l := range leased {
 		ready, err := n.conn.Ready(ctx, l)

@@ -46,13 +46,20 @@ type FetchError struct {
 
 func (e *FetchError) Error() string {
 	if len(e.Refs) == 0 {
-		return fmt.Sprintf("fetch the blob of %v: nothing on record shows which registry has it", e.Layer)
+		return fmt.Sprintf("fetch %s: nothing on record shows which registry has it", e.what())
 	}
 	why := ""
 	if e.Credentials {
 		why = "the registry wants credentials, which durable-snapshotter does not have: a pull by the kubelet, or by ctr with --user, brings the image back: "
 	}
-	return fmt.Sprintf("fetch the blob of %v from %s: %s%v", e.Layer, strings.Join(e.Refs, ", "), why, e.Err)
+	return fmt.Sprintf("fetch %s from %s: %s%v", e.what(), strings.Join(e.Refs, ", "), why, e.Err)
+}
+
+func (e *FetchError) what() string {
+	if e.Layer.ChainID == "" {
+		return "blobs of an image in namespace " + e.Layer.Namespace
+	}
+	return fmt.Sprintf("the blob of %v", e.Layer)
 }
 
 func (e *FetchError) Unwrap() error { return e.Err }
@@ -60,6 +67,8 @@ func (e *FetchError) Unwrap() error { return e.Err }
 const (
 	// stalled is how long a registry may send nothing.
 	stalled = 15 * time.Second
+	// collectWithin bounds the collection after a fetch that has failed.
+	collectWithin = 10 * time.Second
 	// watched is how often that is checked.
 	watched = time.Second
 	// fetchedPrefix begins the name under which containerd records what it has fetched. It
@@ -252,7 +261,7 @@ func (f *fetch) run(ctx context.Context, ref string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.c.Tidy(ctx, lease)) }()
+	defer func() { err = errors.Join(err, f.release(ctx, lease, err != nil)) }()
 	if err := f.dropBad(ctx); err != nil {
 		return err
 	}
@@ -261,6 +270,20 @@ func (f *fetch) run(ctx context.Context, ref string) (err error) {
 		err = f.verify(ctx)
 	}
 	return errors.Join(err, f.restore(leases.WithLease(ctx, lease.ID)))
+}
+
+// release deletes the lease of a fetch. After one that has failed it waits for the collection,
+// which removes what has begun to arrive: that would be taken for a pull at work.
+func (f *fetch) release(ctx context.Context, lease leases.Lease, failed bool) error {
+	if !failed {
+		return f.c.Tidy(ctx, lease)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), collectWithin)
+	defer cancel()
+	if err := f.c.Leases().Delete(ctx, lease, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete lease %s: %w", lease.ID, err)
+	}
+	return nil
 }
 
 // keep leases all of the image, which the rows that are deleted may be alone to refer to.
@@ -347,6 +370,32 @@ func (f *fetch) transfer(ctx context.Context, ref string) error {
 		err = derr
 	}
 	return err
+}
+
+// Sweep deletes, in all namespaces, the names of fetches that were cut short between
+// containerd's record of one and its deletion: they would keep what was fetched for ever. One
+// that is in progress does without its name.
+func Sweep(ctx context.Context, c repull.View) error {
+	all, err := c.Namespaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ns := range all {
+		ctx := namespaces.WithNamespace(ctx, ns)
+		images, err := c.Images(ctx)
+		if err != nil {
+			return fmt.Errorf("namespace %s: %w", ns, err)
+		}
+		for _, i := range images {
+			if !strings.HasPrefix(i.Name, fetchedPrefix) {
+				continue
+			}
+			if err := c.DeleteName(ctx, i.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // errStalled ends a fetch from a registry that does not answer.

@@ -52,7 +52,7 @@ var ours = map[string][]string{
 	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/metrics", "internal/verify"},
 	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/orphans":        {"internal/repull"},
-	"internal/images":         {"storage", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
+	"internal/images":         {"storage", "internal/blobs", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
 	"internal/migrate":        {"internal/images", "internal/repull"},

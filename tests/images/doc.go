@@ -7,4 +7,8 @@
 // at the same time, and is examined and repaired in one call:
 //
 //	go test -v ./images -run 'TestCatalogue$'
+//
+// TestMatrix has the places that a layer's bytes can be at as a dimension; make test covers all
+// pairs of its values, make test-images all combinations. TestCutPull cuts the power during
+// pulls by the CRI plugin, and during the creation of containers of images that were imported.
 package images

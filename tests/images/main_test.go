@@ -1,6 +1,7 @@
 package images
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -9,7 +10,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// No power is cut here, and syncs take their time on a disk.
+	flag.Parse()
+	// A cut is the shutdown of a file system; its disk may be in memory.
 	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"google.golang.org/grpc"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
@@ -20,28 +21,60 @@ import (
 // node is a node with the CRI plugin, whose daemon drops nothing by itself.
 type node struct {
 	*kit.Node
+	dir   string    // scratch directory, not on the disk
 	base  kit.Layer // of all images: the program of their containers
 	pause kit.Pushed
 }
 
+// nodeOptions change what newNodeWith starts.
+type nodeOptions struct {
+	fs      string                      // ext4 unless set
+	heal    string                      // keys of the daemon's [heal]; no source but the content store unless set
+	between grpc.UnaryServerInterceptor // what stands between containerd and the daemon
+}
+
 func newNode(t *testing.T) *node {
+	t.Helper()
+	return newNodeWith(t, nodeOptions{})
+}
+
+func newNodeWith(t *testing.T, o nodeOptions) *node {
 	t.Helper()
 	dir := scratch(t)
 	r := must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(dir, "registry")))
 	runnable := must[kit.Image](t)(kit.Runnable(t.Context()))
-	n := &node{base: runnable.Layers[1]}
-	n.pause = must[kit.Pushed](t)(kit.Push(t.Context(), r, "pause", kit.Image{
-		Cmd:    []string{"/bin/guest", "wait"},
-		Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755), kit.File("only/in/pause", 0o644, "pause\n")), n.base},
-	}))
+	n := &node{dir: dir, base: runnable.Layers[1]}
+	n.pause = must[kit.Pushed](t)(kit.Push(t.Context(), r, "pause", n.pauseImage()))
+	config := fmt.Sprintf("[containerd]\naddress = '%s'\ndrop_images = false\n", filepath.Join(dir, "cd", "containerd.sock"))
+	if o.heal != "" {
+		config += "[heal]\n" + o.heal
+	}
 	n.Node = kittest.NewNode(t, kit.NodeOptions{
-		Dir: dir, Registry: r, Heals: true,
-		Daemon:     kit.DaemonOptions{Config: fmt.Sprintf("[containerd]\naddress = '%s'\ndrop_images = false\n", filepath.Join(dir, "cd", "containerd.sock"))},
+		Dir: dir, Registry: r, Heals: true, Disk: kit.DiskOptions{FS: o.fs},
+		Daemon:     kit.DaemonOptions{Config: config},
 		Containerd: kit.ContainerdOptions{CRI: &kit.CRIOptions{Pause: n.pause.Ref}},
 	})
+	if o.between != nil {
+		address := filepath.Join(filepath.Dir(n.Daemon.Address), "between.sock")
+		f := must[*kit.Forwarder](t)(kit.StartForwarder(address, n.Daemon.Address, o.between))
+		t.Cleanup(func() {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		n.Through(address)
+	}
 	kittest.Start(t, n.Node)
 	check(t, n.CRI.Pull(t.Context(), n.pause.Ref))
 	return n
+}
+
+// pauseImage is the image of all sandboxes.
+func (n *node) pauseImage() kit.Image {
+	return kit.Image{
+		Cmd:    []string{"/bin/guest", "wait"},
+		Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755), kit.File("only/in/pause", 0o644, "pause\n")), n.base},
+	}
 }
 
 // push pushes an image with a layer of its own on the base.

@@ -51,8 +51,11 @@ type CRI struct {
 	Images     runtimeapi.ImageServiceClient
 	containerd *Containerd
 	conn       *grpc.ClientConn
-	made       atomic.Int64 // pods and containers, for their names
 }
+
+// made counts pods and containers, for their names. Those of one containerd outlive the CRI that
+// has made them.
+var made atomic.Int64
 
 // DialCRI connects to the CRI plugin of a containerd that was started with CRI.
 func DialCRI(cd *Containerd) (*CRI, error) {
@@ -101,6 +104,17 @@ func (c *CRI) Known(ctx context.Context, ref string) (bool, error) {
 	return r.GetImage() != nil, err
 }
 
+// List returns the names of all images that the plugin lists, with tags.
+func (c *CRI) List(ctx context.Context) (refs []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, criLimit)
+	defer cancel()
+	r, err := c.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	for _, i := range r.GetImages() {
+		refs = append(refs, i.RepoTags...)
+	}
+	return refs, err
+}
+
 // WaitKnown waits until the plugin has been notified of what containerd did with an image.
 func (c *CRI) WaitKnown(ctx context.Context, ref string, want bool) error {
 	for deadline := time.Now().Add(slow); ; time.Sleep(20 * time.Millisecond) {
@@ -127,8 +141,8 @@ func kubeletLabels(pod, container string) map[string]string {
 	return l
 }
 
-// name makes a name that no other pod or container of this CRI has.
-func (c *CRI) name(kind string) string { return fmt.Sprintf("%s%d", kind, c.made.Add(1)) }
+// name makes a name that no other pod or container of this process has.
+func (c *CRI) name(kind string) string { return fmt.Sprintf("%s%d", kind, made.Add(1)) }
 
 // Pod is a sandbox that runs the pause image.
 type Pod struct {
@@ -165,6 +179,21 @@ func (p *Pod) Remove(ctx context.Context) error {
 	_, stopped := p.cri.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.ID})
 	_, removed := p.cri.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.ID})
 	return errors.Join(stopped, removed)
+}
+
+// Via returns the pod as another connection to the same containerd reaches it.
+func (p *Pod) Via(c *CRI) *Pod { return &Pod{ID: p.ID, cri: c, config: p.config} }
+
+// RemovePods removes all sandboxes that the plugin lists, also those that a power cut has ended
+// or whose creation was cut short, as the kubelet does.
+func (c *CRI) RemovePods(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, criLimit)
+	defer cancel()
+	r, err := c.Runtime.ListPodSandbox(limited, &runtimeapi.ListPodSandboxRequest{})
+	for _, s := range r.GetItems() {
+		err = errors.Join(err, (&Pod{ID: s.Id, cri: c}).Remove(ctx))
+	}
+	return err
 }
 
 // Create creates a container that will run a command, and returns its ID.
@@ -210,6 +239,22 @@ func (p *Pod) Wait(ctx context.Context, id string) (code int32, err error) {
 		return nil
 	})
 	return code, err
+}
+
+// Running reports whether a container runs.
+func (p *Pod) Running(ctx context.Context, id string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, criLimit)
+	defer cancel()
+	r, err := p.cri.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	return r.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING, err
+}
+
+// StopContainer ends a container with SIGKILL.
+func (p *Pod) StopContainer(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, criLimit)
+	defer cancel()
+	_, err := p.cri.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id})
+	return err
 }
 
 // RemoveContainer removes a container, running or not, and its snapshot.

@@ -26,6 +26,7 @@ type Disk struct {
 	opts  DiskOptions
 	loop  *os.File
 	mount bool
+	down  bool // shut down since it was mounted
 }
 
 // NewDisk makes the file system under dir and mounts it.
@@ -133,14 +134,17 @@ func (d *Disk) MountWith(options string) error {
 	if out, err := exec.Command("mount", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("mount %s: %w: %s", strings.Join(args, " "), err, out)
 	}
-	d.mount = true
+	d.mount, d.down = true, false
 	return nil
 }
 
 // Shutdown cuts the power: from now on the file system writes nothing more, not
 // even its journal. What already reached the block layer stays. ext4 and xfs
-// can do it; btrfs cannot (ENOTTY on Linux 6.18).
+// can do it; btrfs cannot (ENOTTY on Linux 6.18). Doing it twice is no error.
 func (d *Disk) Shutdown() error {
+	if d.down {
+		return nil
+	}
 	const (
 		fsIocShutdown = 0x8004587d // _IOR('X', 125, __u32)
 		noLogFlush    = 2
@@ -153,6 +157,7 @@ func (d *Disk) Shutdown() error {
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), fsIocShutdown, noLogFlush); err != nil {
 		return fmt.Errorf("shut down %s: %w", d.Path(), err)
 	}
+	d.down = true
 	return nil
 }
 

@@ -103,6 +103,21 @@ func (p *Puller) View(ctx context.Context, namespace, name string) (t Tree, link
 		return nil, nil, fmt.Errorf("view of %s in %s: %w", name, namespace, err)
 	}
 	defer func() { err = errors.Join(err, s.Remove(ctx, key)) }()
+	return read(ctx, mounts)
+}
+
+// Container is View for the snapshot of a container, which has the container's ID as its key.
+func (p *Puller) Container(ctx context.Context, namespace, id string) (Tree, map[string]string, error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	mounts, err := p.Client.SnapshotService(p.Snapshotter).Mounts(ctx, id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mounts of container %s: %w", id, err)
+	}
+	return read(ctx, mounts)
+}
+
+// read reads what mounts show.
+func read(ctx context.Context, mounts []mount.Mount) (t Tree, links map[string]string, err error) {
 	err = mount.WithReadonlyTempMount(ctx, mounts, func(dir string) (err error) {
 		if t, err = Fingerprint(dir); err == nil {
 			links, err = Links(dir, t)

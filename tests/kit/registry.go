@@ -12,6 +12,7 @@ import (
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the driver named in the configuration below
+	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 )
 
@@ -53,6 +54,12 @@ func StartRegistry(dir string) (*Registry, error) {
 
 // Ref is the name of an image in this registry.
 func (r *Registry) Ref(name string) string { return r.Host + "/" + name + ":latest" }
+
+// Blob is the file in which the registry keeps a blob.
+func (r *Registry) Blob(d digest.Digest) string {
+	hex := d.Encoded()
+	return filepath.Join(r.Dir, "docker/registry/v2/blobs", d.Algorithm().String(), hex[:2], hex, "data")
+}
 
 // Close stops serving. The blobs stay.
 func (r *Registry) Close() error {

@@ -343,3 +343,21 @@ func TestAirGapped(t *testing.T) {
 	check(t, n.ready(t))
 	n.undisturbed(t)
 }
+
+// TestFetchedNameGoes: a daemon has died between the end of a fetch and the deletion of the
+// name under which containerd has recorded it. The next one deletes it.
+func TestFetchedNameGoes(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, false)
+	name := "durable-snapshotter.invalid/fetched@" + n.image.Manifest.String()
+	before := n.ctr(t, "image", "ls", "--quiet")
+	n.ctr(t, "image", "tag", n.image.Ref, name)
+	check(t, n.Daemon.Kill())
+	check(t, n.Daemon.Start(t.Context()))
+	waitFor(t, limit, func() error {
+		if list := n.ctr(t, "image", "ls", "--quiet"); list != before {
+			return fmt.Errorf("the images were %q and are %q", before, list)
+		}
+		return nil
+	})
+}

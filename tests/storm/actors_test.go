@@ -40,7 +40,13 @@ var laneActors = []actor{
 	{"damage", 2, (*storm).actDamage},
 	{"dirs", 1, (*storm).actDirs},
 	{"noblob", 1, (*storm).actNoBlob},
+	{"blob", 1, (*storm).actBlob},
 	{"verbs", 3, (*storm).actVerbs},
+	{"images", 3, (*storm).actImages},
+	{"fetch", 2, (*storm).actFetch},
+	{"registry", 2, (*storm).actRegistry},
+	{"archive", 3, (*storm).actArchive},
+	{"container", 12, (*storm).actContainer},
 }
 
 // powerActors act one at a time, at most once in a round.
@@ -55,7 +61,7 @@ var powerActors = []actor{
 
 // needDaemon are the actors that make no sense with the built-in snapshotter: it is
 // part of containerd, and nothing mends its layers.
-const needDaemon = " damage dirs noblob verbs kill stop "
+const needDaemon = " damage dirs noblob blob verbs images registry archive kill stop "
 
 // chosen are those of all that -actors lets act.
 func chosen(all []actor, list string) (some []actor, err error) {
@@ -256,17 +262,32 @@ func (s *storm) keys(ctx context.Context, namespace string) (keys []string, err 
 
 // actVerbs runs a verb, as an operator or a monitoring system does.
 func (s *storm) actVerbs(ctx context.Context, rng *rand.Rand) (string, error) {
-	return s.runVerb(ctx, rng)
+	return s.runVerb(ctx, rng, verbs)
 }
 
 var verbs = [][]string{{"check"}, {"check", "--deep"}, {"inspect"}, {"repair"}, {"repair", "--apply"}, {"repair", "--deep", "--apply"}}
 
-func (s *storm) runVerb(ctx context.Context, rng *rand.Rand) (string, error) {
+// ofImages are the verbs that are about images.
+var ofImages = [][]string{{"check", "--images"}, {"repair", "--images"}, {"repair", "--images", "--apply"}, {"repair", "--images", "--apply"}, {"repair", "--images", "--deep", "--apply"}}
+
+func (s *storm) actImages(ctx context.Context, rng *rand.Rand) (string, error) {
+	return s.runVerb(ctx, rng, ofImages)
+}
+
+func (s *storm) runVerb(ctx context.Context, rng *rand.Rand, verbs [][]string) (string, error) {
 	args := verbs[rng.IntN(len(verbs))]
 	s.node.onDisk.RLock()
 	defer s.node.onDisk.RUnlock()
-	_, code, err := s.node.verb(ctx, args...)
-	return fmt.Sprintf("%q: exit %d, %v", args, code, err), nil
+	out, code, err := s.node.verb(ctx, args...)
+	return fmt.Sprintf("%q: exit %d, %v: %s", args, code, err, strings.ReplaceAll(done(args, out), "\n", " | ")), nil
+}
+
+// done is what a verb that has repaired images has printed.
+func done(args []string, out string) string {
+	if len(args) > 2 && args[1] == "--images" {
+		return out
+	}
+	return ""
 }
 
 // disturbAll runs what takes containerd or the daemon away, and brings it back.
@@ -289,7 +310,7 @@ func (s *storm) meanwhile(ctx context.Context, rng *rand.Rand) (wait func() stri
 	}
 	done := make(chan string, 1)
 	go func() {
-		text, _ := s.runVerb(ctx, rng)
+		text, _ := s.runVerb(ctx, rng, append(verbs, ofImages...))
 		done <- ", meanwhile " + text
 	}()
 	// The verb shall have the database open when the daemon wants it, sometimes.
@@ -342,6 +363,10 @@ func (s *storm) actReset(ctx context.Context, rng *rand.Rand) (string, error) {
 	lost := []string{".", "io.containerd.metadata.v1.bolt/meta.db"}[rng.IntN(2)]
 	return lost, s.disturbAll(ctx, "containerd's root deleted: "+lost, func() error {
 		if err := s.node.Containerd.Kill(); err != nil {
+			return err
+		}
+		// What it has no record of any more it could not stop, and its layers would stay in use.
+		if err := s.node.endContainers(); err != nil {
 			return err
 		}
 		s.node.onDisk.RLock()

@@ -79,6 +79,15 @@ func (s *storm) actNoBlob(ctx context.Context, rng *rand.Rand) (string, error) {
 	return s.damage(ctx, rng, append(damages, removal)[rng.IntN(len(damages)+1)], true)
 }
 
+// actBlob breaks the blob of a layer, which stays whole.
+func (s *storm) actBlob(ctx context.Context, rng *rand.Rand) (string, error) {
+	s.node.onDisk.RLock()
+	defer s.node.onDisk.RUnlock()
+	img := s.images[rng.IntN(len(s.images))]
+	d := img.Layers[rng.IntN(len(img.Layers))].Digest
+	return fmt.Sprintf("of %s: %s", img.name, s.breakBlob(d, rng)), nil
+}
+
 // damage damages a layer of one namespace, and, on request, its blob.
 func (s *storm) damage(ctx context.Context, rng *rand.Rand, d damage, blob bool) (string, error) {
 	s.node.onDisk.RLock()

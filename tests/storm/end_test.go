@@ -123,15 +123,35 @@ func (s *storm) measureIdle(ctx context.Context) {
 	s.measure()
 }
 
+// events are those of the daemon's log that show how much of its work the storm has met.
+var events = []string{"layer_healed", "blob_fetched", "fetch_failed", "blob_put_back", "layer_dropped", "images_checked"}
+
+// met counts the events of the daemon.
+func (s *storm) met() string {
+	log, err := s.node.Daemon.Log()
+	if err != nil {
+		return err.Error()
+	}
+	var all []string
+	for _, e := range events {
+		all = append(all, fmt.Sprintf("%s %d", e, strings.Count(log, `"event":"`+e+`"`)))
+	}
+	return strings.Join(all, ", ")
+}
+
 // finish removes everything, and verifies that nothing is left.
 func (s *storm) finish(ctx context.Context) {
 	s.ledger.printf("finish")
 	if s.node.Daemon == nil {
 		return
 	}
+	fmt.Printf("%s: events of the daemon: %s\n", s.node.fs, s.met())
 	s.leaks()
 	if n, err := s.goroutines(ctx); err != nil || n > s.idle+moreGoroutines {
 		s.violate("leak", "%d goroutines at the end, %d at the beginning: %v", n, s.idle, err)
+	}
+	if err := s.endPods(ctx); err != nil {
+		s.violate("remove", "%v", err)
 	}
 	for _, namespace := range []string{plain, k8s} {
 		if err := s.removeAll(ctx, namespace); err != nil {

@@ -30,8 +30,15 @@ func body(name string, size int) string {
 	return b.String()
 }
 
-// pushImages pushes six images that share layers: chains with a common beginning,
-// the same blob in different chains, and one image that is the beginning of another.
+// pause is the name of the image of all sandboxes; containers run runs and pause.
+const (
+	pause = "pause"
+	runs  = "runs"
+)
+
+// pushImages pushes images that share layers: chains with a common beginning, the same
+// blob in different chains, and one image that is the beginning of another. Two of them
+// have a program, and are what pods are made of.
 func pushImages(ctx context.Context, r *kit.Registry) ([]stormImage, error) {
 	base := kit.NewLayer(kit.Gzip,
 		kit.Dir("etc", 0o711).WithOwner(0, 12), kit.File("etc/passwd", 0o644, "root"), kit.File("etc/motd", 0o644, body("motd", 40<<10)),
@@ -46,6 +53,12 @@ func pushImages(ctx context.Context, r *kit.Registry) ([]stormImage, error) {
 	other := kit.NewLayer(kit.Gzip, kit.File("srv/other", 0o644, body("other", 60<<10)), kit.Dir("opt", 0o755).WithOwner(7, 8))
 	second := kit.NewLayer(kit.Gzip, kit.Dir("etc", 0o755), kit.Dir("priv", 0o750).WithOwner(5, 5), kit.Dir("srv", 0o755), kit.File("etc/second", 0o644, body("second", 50<<10)), kit.Char("null", 0o666, 1, 3))
 	top := kit.NewLayer(kit.Zstd, kit.File("priv/x/top", 0o644, body("top", 20<<10)), kit.Hardlink("priv/x/same", "priv/x/top", 0o644))
+	runnable, err := kit.Runnable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dirs := kit.NewLayer(kit.Gzip, kit.Dir("proc", 0o555), kit.Dir("sys", 0o555), kit.Dir("dev", 0o755), kit.Dir("etc", 0o755))
+	guest := runnable.Layers[1]
 	var all []stormImage
 	for i, layers := range [][]kit.Layer{
 		{base, inherits, removes, returns},
@@ -54,9 +67,11 @@ func pushImages(ctx context.Context, r *kit.Registry) ([]stormImage, error) {
 		{second},
 		{second, inherits, other},
 		{base, inherits, removes, returns, kit.NewLayer(kit.Gzip), other, top},
+		{dirs, guest},
+		{dirs, guest, inherits, other},
 	} {
-		img := kit.Image{Cmd: []string{"/x"}, Layers: layers}
-		name := fmt.Sprintf("r%d", i+1)
+		img := kit.Image{Cmd: []string{"/bin/guest", "wait"}, Layers: layers}
+		name := []string{"r1", "r2", "r3", "r4", "r5", "r6", pause, runs}[i]
 		pushed, err := kit.Push(ctx, r, name, img)
 		if err != nil {
 			return nil, err
@@ -68,6 +83,11 @@ func pushImages(ctx context.Context, r *kit.Registry) ([]stormImage, error) {
 		all = append(all, stormImage{pushed, name, tree, links})
 	}
 	return all, nil
+}
+
+// named is the image of a name.
+func named(all []stormImage, name string) stormImage {
+	return all[slices.IndexFunc(all, func(i stormImage) bool { return i.name == name })]
 }
 
 // with are the references of the images that have a layer, given by its chain ID,

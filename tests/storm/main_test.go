@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	rounds      = flag.Int("rounds", 5, "rounds on each file system")
+	rounds      = flag.Int("rounds", 4, "rounds on each file system")
 	seed        = flag.Uint64("seed", 0, "of all random decisions; 0: of the clock")
 	fsList      = flag.String("fs", "ext4,xfs,btrfs", "file systems, one after another")
 	actorList   = flag.String("actors", "", "the actors that act, or, with - in front, that do not; all when empty")

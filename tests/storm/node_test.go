@@ -47,15 +47,19 @@ type node struct {
 	mu     sync.RWMutex // guards what follows
 	puller *kit.Puller  // another one after each start of containerd
 	stood  int          // snapshots that stand has made
+	pods   []*pod       // that no actor is at work on
+	ended  int          // how often all containers were ended from outside
 }
 
-// newNode starts a node on a new disk below dir.
-func newNode(ctx context.Context, dir, fs string, bin kit.Binaries, unpacks int) (_ *node, err error) {
+// newNode starts a node on a new disk below dir, where its sources are made, too. pause is the
+// reference of the image of all sandboxes.
+func newNode(ctx context.Context, dir, fs string, bin kit.Binaries, unpacks int, pause string) (_ *node, err error) {
 	n := &node{fs: fs, unpacks: unpacks}
 	n.Node, err = kit.NewNode(kit.NodeOptions{
 		Binaries: bin, Dir: dir, Disk: kit.DiskOptions{FS: fs}, BuiltIn: *snapshotter != durable, Heals: true, Notifies: true,
+		Daemon: kit.DaemonOptions{Config: sourcesConfig(dir)},
 		Containerd: kit.ContainerdOptions{
-			Unpacks: unpacks, CRI: &kit.CRIOptions{Pause: "127.0.0.1:1/pause:latest", Snapshotter: *snapshotter},
+			Unpacks: unpacks, CRI: &kit.CRIOptions{Pause: pause, Snapshotter: *snapshotter},
 		},
 	})
 	if err != nil {
@@ -156,18 +160,17 @@ func (n *node) startContainerd(ctx context.Context) error {
 func (n *node) cut(ctx context.Context) error {
 	n.onDisk.Lock()
 	defer n.onDisk.Unlock()
-	if n.fs != "btrfs" {
-		if err := n.Disk.Shutdown(); err != nil {
-			return err
-		}
-	}
-	if err := n.Kill(); err != nil {
-		return err
-	}
-	if err := errors.Join(n.Disk.Remount(), kit.NewBoot(), n.start(ctx)); err != nil {
+	n.countEnd()
+	if err := errors.Join(n.CutPower(), n.start(ctx)); err != nil {
 		return err
 	}
 	return n.startContainerd(ctx)
+}
+
+// endContainers kills all containers, while containerd does not run.
+func (n *node) endContainers() error {
+	n.countEnd()
+	return n.Containerd.KillContainers()
 }
 
 // kill kills the daemon, if there is one.
@@ -200,6 +203,11 @@ func (n *node) close() error {
 	var errs []error
 	if p := n.get(); p != nil {
 		errs = append(errs, p.Client.Close(), p.CRI.Close())
+	}
+	// After a storm that has found something, containers may hold the disk.
+	errs = append(errs, n.Kill())
+	if n.Containerd != nil {
+		errs = append(errs, n.endContainers())
 	}
 	return errors.Join(append(errs, n.Close())...)
 }

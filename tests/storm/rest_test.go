@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,10 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
+// fetchedPrefix begins the names under which the daemon has containerd fetch, see
+// internal/repull: they are deleted at once.
+const fetchedPrefix = "durable-snapshotter.invalid/"
+
 // mendLimit is how long the daemon may take until everything that was damaged is
 // healed, or dropped: it tries again every ten seconds.
 const mendLimit = 3 * time.Minute
@@ -29,6 +32,10 @@ const mendLimit = 3 * time.Minute
 func (s *storm) rest(ctx context.Context) {
 	s.ledger.printf("rest")
 	if s.damaged.Swap(false) {
+		// Under a container a layer without a good blob stays as it is, for ever.
+		if err := s.endPods(ctx); err != nil {
+			s.violate("container", "%v", err)
+		}
 		if err := s.mend(ctx); err != nil {
 			s.violate("mend", "%v", err)
 			return
@@ -157,6 +164,11 @@ func (s *storm) listable(ctx context.Context) {
 				s.violate("lists", "%s does not list %s after its pull", namespace, img.name)
 			}
 		}
+		for _, i := range listed {
+			if strings.HasPrefix(i.Name, fetchedPrefix) {
+				s.violate("lists", "%s lists %s, which is left of a fetch", namespace, i.Name)
+			}
+		}
 	}
 	cri := s.node.get().CRI
 	for _, img := range s.images {
@@ -172,8 +184,11 @@ func (s *storm) listable(ctx context.Context) {
 	}
 }
 
-// whole has check --deep find nothing.
+// whole has check --deep find nothing, and check --images no image that is not ready.
 func (s *storm) whole(ctx context.Context) {
+	if out, code, err := s.node.verb(ctx, "check", "--images"); err != nil || code != 0 {
+		s.violate("images", "check --images: exit %d, %v: %s", code, err, out)
+	}
 	out, code, err := s.node.verb(ctx, "check", "--deep", "--json")
 	if err == nil && code == 0 {
 		return
@@ -188,12 +203,11 @@ func (s *storm) whole(ctx context.Context) {
 }
 
 // readBlobs reads the good content of the images' layers from the registry's disk.
-func readBlobs(dir string, all []stormImage) (map[digest.Digest][]byte, error) {
+func readBlobs(r *kit.Registry, all []stormImage) (map[digest.Digest][]byte, error) {
 	blobs := map[digest.Digest][]byte{}
 	for _, img := range all {
 		for _, l := range img.Layers {
-			hex := l.Digest.Encoded()
-			body, err := os.ReadFile(filepath.Join(dir, "docker/registry/v2/blobs/sha256", hex[:2], hex, "data"))
+			body, err := os.ReadFile(r.Blob(l.Digest))
 			if err != nil {
 				return nil, fmt.Errorf("blob of %s: %w", img.name, err)
 			}

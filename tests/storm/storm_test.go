@@ -31,20 +31,23 @@ const (
 
 // storm is one storm on one node.
 type storm struct {
-	node   *node
-	images []stormImage
-	blobs  map[digest.Digest][]byte // good content of the images' layers
-	ledger *ledger
-	lane   []actor
-	power  []actor
-	round  int
-	found  map[string]int // violations by kind
-	mu     sync.Mutex     // guards found
+	node     *node
+	registry *kit.Registry
+	images   []stormImage
+	blobs    map[digest.Digest][]byte // good content of the images' layers
+	ledger   *ledger
+	lane     []actor
+	power    []actor
+	round    int
+	found    map[string]int // violations by kind
+	mu       sync.Mutex     // guards found
 
 	pulls, cancelled, excused atomic.Int64 // of actors: succeeded, cut short, failed with an excuse
 	final                     int          // pulls after rounds
+	pods                      atomic.Int64 // of actors: started
 	damaged                   atomic.Bool  // in this round
 	broken                    sync.Map     // blobs that are damaged, by digest
+	sources                   sources
 
 	idle     int     // goroutines of a daemon that has done nothing
 	usage    []usage // of the daemon, after rounds; the first of one that has done nothing
@@ -90,7 +93,7 @@ func TestStorm(t *testing.T) {
 	registry := must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))
 	t.Cleanup(func() { check(t, registry.Close()) })
 	images := must[[]stormImage](t)(pushImages(t.Context(), registry))
-	blobs := must[map[digest.Digest][]byte](t)(readBlobs(registry.Dir, images))
+	blobs := must[map[digest.Digest][]byte](t)(readBlobs(registry, images))
 	for i, fs := range strings.Split(*fsList, ",") {
 		// A short storm has one node on each file system, a long one has two.
 		modes, each := []int{0, parallel}, *rounds/2
@@ -99,7 +102,7 @@ func TestStorm(t *testing.T) {
 		}
 		for _, unpacks := range modes {
 			t.Run(fmt.Sprintf("%s,rebase=%v", fs, unpacks > 0), func(t *testing.T) {
-				s := &storm{images: images, blobs: blobs, found: map[string]int{}}
+				s := &storm{registry: registry, images: images, blobs: blobs, found: map[string]int{}}
 				s.run(t, fs, unpacks, each)
 			})
 			if t.Failed() {
@@ -119,7 +122,8 @@ func (s *storm) run(t *testing.T, fs string, unpacks, rounds int) {
 	dir := scratch(t)
 	s.ledger, err = newLedger(filepath.Join(dir, "actors.log"))
 	check(t, err)
-	s.node, err = newNode(t.Context(), dir, fs, kittest.Binaries(t), unpacks)
+	check(t, s.makeSources(dir))
+	s.node, err = newNode(t.Context(), dir, fs, kittest.Binaries(t), unpacks, named(s.images, pause).Ref)
 	check(t, err)
 	t.Cleanup(func() {
 		if err := s.node.close(); err != nil {
@@ -133,8 +137,8 @@ func (s *storm) run(t *testing.T, fs string, unpacks, rounds int) {
 	for s.round = 1; s.round <= rounds && !s.over() && t.Context().Err() == nil; s.round++ {
 		s.oneRound(t.Context())
 		if s.round%*every == 0 || s.over() {
-			fmt.Printf("%s rebase=%v round %d after %v: pulls %d ok, %d cancelled, %d excused; %d at rest; %v%d orphans at most; %s\n",
-				fs, unpacks > 0, s.round, time.Since(began).Round(time.Second), s.pulls.Load(), s.cancelled.Load(), s.excused.Load(), s.final, s.lastUsage(), s.orphaned, s.violations())
+			fmt.Printf("%s rebase=%v round %d after %v: pulls %d ok, %d cancelled, %d excused; %d at rest; %d pods; %v%d orphans at most; %s\n",
+				fs, unpacks > 0, s.round, time.Since(began).Round(time.Second), s.pulls.Load(), s.cancelled.Load(), s.excused.Load(), s.final, s.pods.Load(), s.lastUsage(), s.orphaned, s.violations())
 		}
 	}
 	if !s.over() {

@@ -13,8 +13,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
 
-// full is the workload of a whole node. Rounds are orderly, interrupted, and of
-// a node with damaged layers, in turn.
+// full is the workload of a whole node. Rounds are orderly, interrupted, of a node with
+// damaged layers, and of pulls by the CRI plugin, in turn.
 func (c *campaign) full(ctx context.Context) (err error) {
 	if c.enough(ctx) {
 		return c.end(ctx)
@@ -75,13 +75,15 @@ func (c *campaign) fullControl(ctx context.Context, b *full.Bench) error {
 
 func (c *campaign) fullRecording(ctx context.Context, b *full.Bench, fs disk.FS, round int) (*full.Recording, error) {
 	s := full.Setup{FS: fs, Seed: c.Options.Seed + uint64(round), Daemon: c.ours("record")}
-	switch round % 3 {
+	switch round % 4 {
 	case 0:
 		s.Name = "orderly"
 	case 1:
 		s.Name, s.Interrupted = "interrupted", true
 	case 2:
 		s.Name, s.Damage = "damaged", full.Damaged
+	case 3:
+		s.Name = full.ByCRI
 	}
 	dir := c.RecordingDir((&lab.Recording{FS: fs, Seed: s.Seed, Subject: s.Name}).ID())
 	kept, err := lab.Load(dir)

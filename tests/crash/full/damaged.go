@@ -99,7 +99,7 @@ func (b *Bench) fill(ctx context.Context, s Setup, mountpoint, run string) (name
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
-	n, err := b.boot(ctx, proxied, filepath.Join(mountpoint, containerdDir), s.Daemon.Address, run)
+	n, err := b.boot(ctx, proxied, filepath.Join(mountpoint, containerdDir), s.Daemon.Address, run, false)
 	if err != nil {
 		return nil, nil, err
 	}

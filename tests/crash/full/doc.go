@@ -28,6 +28,9 @@
 // pulls the same image at once, while others remove images and have the garbage
 // collected.
 //
+// By the CRI plugin: orderly, but images are pulled and removed over the CRI. The plugin runs
+// in the examination, too: what it lists, and containers that are created as it does it.
+//
 // Damaged: layers were damaged before the log begins, and so were blobs. The
 // daemon heals what has a good blob, and has containerd drop the images of the
 // rest, which are pulled again. Astray: the content store that the daemon is

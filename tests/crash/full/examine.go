@@ -93,7 +93,7 @@ func (l *examination) boot(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if l.node, err = l.Recording.bench.boot(ctx, l.Recording.Snapshotter, filepath.Join(l.mountpoint, containerdDir), address, run); err != nil {
+	if l.node, err = l.Recording.bench.boot(ctx, l.Recording.Snapshotter, filepath.Join(l.mountpoint, containerdDir), address, run, l.Recording.Subject == ByCRI); err != nil {
 		l.unmeasured("containerd does not start: " + brief(err))
 		return nil
 	}
@@ -133,6 +133,11 @@ func (l *examination) query(ctx context.Context, meta string) error {
 	}
 	if err := l.images(ctx); err != nil {
 		return err
+	}
+	if l.node.cri != nil {
+		if err := l.runs(ctx); err != nil {
+			return err
+		}
 	}
 	l.agree(m)
 	if l.Recording.damaged() {

@@ -80,6 +80,23 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// TestCRI cuts the power under a node whose images are pulled and removed by the CRI plugin: after
+// the boot it lists every image whose pull was answered, and a container of each image that it
+// lists sees what the image's tars describe.
+func TestCRI(t *testing.T) {
+	for _, c := range []struct {
+		fs     disk.FS
+		states int
+	}{{disk.Ext4, 10}, {disk.XFS, 5}, {disk.Btrfs, 5}} {
+		t.Run(string(c.fs), func(t *testing.T) {
+			r := record(t, Setup{FS: c.fs, Daemon: ours("record"), Name: ByCRI, Rounds: 4})
+			if tally := survives(t, r, c.states); tally.Created == 0 {
+				t.Error("no container was created: this has tested nothing")
+			}
+		})
+	}
+}
+
 // TestSecond cuts the power a second time, while the node recovers from the
 // first cut and pulls what is missing.
 func TestSecond(t *testing.T) {
@@ -183,7 +200,7 @@ func run(t *testing.T, c *Check) *Tally {
 }
 
 // survives examines states of a recording and expects all to be well.
-func survives(t *testing.T, r *Recording, states int) {
+func survives(t *testing.T, r *Recording, states int) *Tally {
 	t.Helper()
 	tally := run(t, &Check{Recording: r, Cases: r.Choose(states)})
 	t.Log(tally.Tally.Counts)
@@ -202,4 +219,5 @@ func survives(t *testing.T, r *Recording, states int) {
 	if tally.States < states || tally.Survived < states*9/10 {
 		t.Errorf("%d of %d states survived, %d were not measured: too few to mean anything", tally.Survived, states, tally.NotMeasured)
 	}
+	return tally
 }

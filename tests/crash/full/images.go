@@ -162,7 +162,7 @@ func entriesOf(content []byte) ([]kit.Entry, error) {
 // reference has the built-in overlayfs unpack all images and remembers the
 // trees of all and of each of their layers.
 func (b *Bench) reference(ctx context.Context) (err error) {
-	n, err := b.boot(ctx, builtIn, filepath.Join(b.dir, "reference"), "", filepath.Join(b.dir, "run"))
+	n, err := b.boot(ctx, builtIn, filepath.Join(b.dir, "reference"), "", filepath.Join(b.dir, "run"), false)
 	if err != nil {
 		return err
 	}

@@ -115,6 +115,9 @@ func (l *examination) images(ctx context.Context) error {
 	}
 	names := map[string]bool{}
 	for _, i := range listed {
+		if l.node.cri != nil && (strings.Contains(i.Name, "@") || strings.HasPrefix(i.Name, "sha256:")) {
+			continue // the CRI plugin's own names of the same images
+		}
 		names[i.Name] = true
 		image, ok := l.Recording.bench.image(i.Name)
 		if !ok {
@@ -144,6 +147,42 @@ func (l *examination) images(ctx context.Context) error {
 		if everywhere && !names[ref] {
 			l.counts.Unlisted++
 			l.note("%s was pulled, and is not listed", ref)
+		}
+	}
+	return nil
+}
+
+// runs has a container created of every image that the CRI plugin lists, and compares what it
+// would see.
+func (l *examination) runs(ctx context.Context) error {
+	listed, err := l.node.cri.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ref := range listed {
+		image, ok := l.Recording.bench.image(ref)
+		if !ok {
+			return fmt.Errorf("the CRI plugin lists an image that was never pulled: %s", ref)
+		}
+		err := l.node.create(ctx, ref, func(mounts []mount.Mount) error {
+			tree, err := workload.Merged(mounts, l.scratch)
+			if err == nil {
+				if diff := kit.Diff(image.Tree, tree, 3); diff != "" {
+					err = errors.New(diff)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			l.find(oracle.Lie, ref, "the CRI plugin lists it: %v", err)
+			continue
+		}
+		l.counts.Created++
+	}
+	for ref := range l.promises[0].pulled {
+		everywhere := !slices.ContainsFunc(l.promises, func(p promise) bool { return !p.pulled[ref] })
+		if everywhere && !slices.Contains(listed, ref) {
+			l.find(oracle.Lost, ref, "its pull by the CRI plugin was answered, and it is not listed")
 		}
 	}
 	return nil
@@ -241,6 +280,9 @@ func (l *examination) sweep(ctx context.Context) {
 			l.find(oracle.Flaw, image.Ref, "%v", err)
 		}
 	}
+	if l.node.cri != nil {
+		l.unname(ctx)
+	}
 	if err := l.node.unlease(ctx); err != nil {
 		l.find(oracle.Flaw, "", "%v", err)
 	}
@@ -249,6 +291,18 @@ func (l *examination) sweep(ctx context.Context) {
 		return
 	}
 	l.counts.Swept++
+}
+
+// unname deletes the names that are left of images whose pull was cut short: the CRI plugin
+// removes those together that it has loaded together.
+func (l *examination) unname(ctx context.Context) {
+	listed, err := l.node.client.ImageService().List(ctx)
+	for _, i := range listed {
+		err = errors.Join(err, l.node.client.ImageService().Delete(ctx, i.Name))
+	}
+	if err != nil {
+		l.find(oracle.Flaw, "", "delete the names that are left: %v", err)
+	}
 }
 
 // left waits until nothing is left, because directories are deleted in the

@@ -33,8 +33,11 @@ type Setup struct {
 	Interrupted bool
 	Damage      Damage // chooses the workload of a node with damaged layers
 	Rounds      int    // of the workload; 10 when 0
-	Name        string // of the subject, for names of states
+	Name        string // of the subject, for names of states; ByCRI has the CRI plugin pull
 }
+
+// ByCRI is the name of the subject whose images are pulled by containerd's CRI plugin.
+const ByCRI = "cri"
 
 // The directories on the disk.
 const (
@@ -235,7 +238,7 @@ func (w *worker) work(ctx context.Context) (_ []disk.Entry, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stopDaemon()) }()
-	if w.node, err = w.bench.boot(ctx, w.snapshotter(), filepath.Join(w.mountpoint, containerdDir), w.address(), w.run()); err != nil {
+	if w.node, err = w.bench.boot(ctx, w.snapshotter(), filepath.Join(w.mountpoint, containerdDir), w.address(), w.run(), w.setup.Name == ByCRI); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.node.stop()) }()

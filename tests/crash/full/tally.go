@@ -19,10 +19,11 @@ type Tally struct {
 // Counts of the calls of containerd, and of what went wrong there and is
 // not the snapshotter's fault.
 type Counts struct {
-	Booted int // states on which containerd started
-	Equal  int // images that containerd calls unpacked, and that equal their references
-	Pulled int // pulls after the crash that succeeded
-	Swept  int // states on which garbage collection left nothing at the end
+	Booted  int // states on which containerd started
+	Equal   int // images that containerd calls unpacked, and that equal their references
+	Created int // containers of images that the CRI plugin lists, whose trees equal the references
+	Pulled  int // pulls after the crash that succeeded
+	Swept   int // states on which garbage collection left nothing at the end
 
 	NotBooted int // states on which containerd did not start
 	Unread    int // images listed whose manifest or config cannot be read
@@ -40,8 +41,8 @@ type Note struct {
 func (n Note) String() string { return n.ID + ": " + n.Reason }
 
 func (c Counts) String() string {
-	return fmt.Sprintf("%d boots, %d images equal, %d pulls, %d sweeps; of containerd: %d not booted, %d images not readable, %d not listed, %d pulls with a damaged blob; %d pulls without a parent",
-		c.Booted, c.Equal, c.Pulled, c.Swept, c.NotBooted, c.Unread, c.Unlisted, c.Damaged, c.Orphaned)
+	return fmt.Sprintf("%d boots, %d images equal, %d containers equal, %d pulls, %d sweeps; of containerd: %d not booted, %d images not readable, %d not listed, %d pulls with a damaged blob; %d pulls without a parent",
+		c.Booted, c.Equal, c.Created, c.Pulled, c.Swept, c.NotBooted, c.Unread, c.Unlisted, c.Damaged, c.Orphaned)
 }
 
 // keepNotes bounds what a Tally remembers.
@@ -72,6 +73,7 @@ func (t *Tally) Merge(o *Tally) {
 func (c *Counts) add(o Counts) {
 	c.Booted += o.Booted
 	c.Equal += o.Equal
+	c.Created += o.Created
 	c.Pulled += o.Pulled
 	c.Swept += o.Swept
 	c.NotBooted += o.NotBooted
