@@ -235,14 +235,22 @@ func (c *commit) giveUp(n *marks.Normalizer, err error) {
 	}
 }
 
+// applied returns what the options of a call say of a snapshot.
+func applied(opts []snapshots.Opt) (info snapshots.Info, err error) {
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return info, err
+		}
+	}
+	return info, layout.CheckLabels(info.Labels)
+}
+
 // committedInfo is the row that storage.Commit will write, for the record that
 // must be on disk before.
 func committedInfo(name string, info snapshots.Info, opts []snapshots.Opt) (snapshots.Info, error) {
-	var base snapshots.Info
-	for _, opt := range opts {
-		if err := opt(&base); err != nil {
-			return base, err
-		}
+	base, err := applied(opts)
+	if err != nil {
+		return base, err
 	}
 	now := time.Now().UTC()
 	c := snapshots.Info{Kind: snapshots.KindCommitted, Name: name, Parent: info.Parent, Labels: base.Labels, Created: now, Updated: now}

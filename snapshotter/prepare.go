@@ -41,6 +41,9 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 			return nil, err
 		}
 	}
+	if _, err := applied(opts); err != nil {
+		return nil, err
+	}
 	if err := s.gate.Open(ctx); err != nil {
 		return nil, err
 	}

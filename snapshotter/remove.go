@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -77,7 +78,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 
 // Update changes the labels of a snapshot.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
-	if err := layout.CheckName("name", info.Name); err != nil {
+	if err := errors.Join(layout.CheckName("name", info.Name), layout.CheckLabels(info.Labels)); err != nil {
 		return snapshots.Info{}, err
 	}
 	if err := s.gate.Open(ctx); err != nil {

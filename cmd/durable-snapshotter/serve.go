@@ -42,6 +42,10 @@ const (
 	stopWithin   = 4800 * time.Millisecond // everything
 )
 
+// maxCalls is how many calls of one connection are in flight at once. containerd has one
+// connection, and a node some hundred containers.
+const maxCalls = 1024
+
 // errCut is returned when the daemon ends with work in flight, which only the
 // kernel can hold so long: a syncfs on a slow disk.
 var errCut = errors.New("stopped with work in flight; what was not acknowledged is put right at the next start")
@@ -143,6 +147,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.MaxConcurrentStreams(maxCalls), // those beyond wait at the client
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream(ctx)),
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 )
 
@@ -27,6 +28,23 @@ func CheckName(what, name string) error {
 		return fmt.Errorf("%s %q: contains a NUL byte: %w", what, name, errdefs.ErrInvalidArgument)
 	case slices.Contains(strings.Split(name, "/"), ".."):
 		return fmt.Errorf("%s %q: contains the path element \"..\": %w", what, name, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// maxLabels bounds how many labels a snapshot has. containerd's own are fewer than twenty.
+const maxLabels = 1024
+
+// CheckLabels returns InvalidArgument for more than 1,024 labels, and for one whose key and value
+// are longer than containerd allows, 4,096 bytes: it would be in every answer about the snapshot.
+func CheckLabels(all map[string]string) error {
+	if len(all) > maxLabels {
+		return fmt.Errorf("%d labels: more than %d: %w", len(all), maxLabels, errdefs.ErrInvalidArgument)
+	}
+	for key, value := range all {
+		if err := labels.Validate(key, value); err != nil {
+			return err
+		}
 	}
 	return nil
 }

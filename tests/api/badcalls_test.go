@@ -107,6 +107,19 @@ func badCalls() []badCall {
 			"containerd.io/snapshot/uidmapping": "zero:to:one", "containerd.io/snapshot/gidmapping": ":::",
 		}))},
 	}
+	many := map[string]string{}
+	for n := range 2000 {
+		many[fmt.Sprint("label", n)] = "value"
+	}
+	for what, labels := range map[string]map[string]string{"a label of 8 KiB": {"long": strings.Repeat("v", 8<<10)}, "2,000 labels": many} {
+		calls = append(calls,
+			badCall{name: "Prepare with " + what, do: prepare("new", "top", snapshots.WithLabels(labels)), want: errdefs.ErrInvalidArgument, own: true},
+			badCall{name: "Commit with " + what, do: commit("new", "active", snapshots.WithLabels(labels)), want: errdefs.ErrInvalidArgument, own: true},
+			badCall{name: "Update with " + what, want: errdefs.ErrInvalidArgument, own: true, do: func(ctx context.Context, sn snapshots.Snapshotter) error {
+				_, err := sn.Update(ctx, snapshots.Info{Name: "base", Labels: labels})
+				return err
+			}})
+	}
 	for what, key := range map[string]string{
 		"an empty key":          "",
 		"the key ..":            "..",
