@@ -222,12 +222,14 @@ func (s *spot) affected() []kit.Pushed {
 // harm damages the layer, and leaves its bytes at no other place than the source.
 func (f *field) harm(t *testing.T, s *spot) {
 	t.Helper()
-	f.digested(t, s)
+	if s.kind == "changed" {
+		f.digested(t, s)
+	}
 	blob := s.img.Layers[s.layer]
 	if s.source == "other image" {
 		layer := f.layers[s.img.Ref][s.layer]
 		layer.Compression = kit.Zstd
-		name := "other-" + s.name()
+		name := s.other()
 		other := must[kit.Pushed](t)(f.Push(t.Context(), name, kit.Image{Layers: []kit.Layer{kit.NewLayer(kit.Gzip, kit.File("other", 0o644, name)), layer}}))
 		if other.DiffIDs[1] != s.img.DiffIDs[s.layer] || other.Layers[1].Digest == blob.Digest {
 			t.Fatalf("%s: the layers are %v and %v", s.name(), other.DiffIDs, s.img.DiffIDs)
@@ -279,12 +281,19 @@ func (f *field) digested(t *testing.T, s *spot) {
 	})
 }
 
-// restore gives the registry back what it did not have, and takes the archive away.
+// other is the name of the other image that has the layer.
+func (s *spot) other() string { return "other-" + s.name() }
+
+// restore gives the registry back what it did not have, and takes the archive, or the other
+// image, away.
 func (f *field) restore(t *testing.T, s *spot) {
 	t.Helper()
 	d := s.img.Layers[s.layer].Digest
 	if err := os.Rename(filepath.Join(f.aside, d.Encoded()), f.Registry.Blob(d)); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
+	}
+	if s.source == "other image" {
+		must[string](t)(f.Ctr(t.Context(), "images", "rm", "--sync", f.Registry.Ref(s.other())))
 	}
 	if s.source == "archive" {
 		check(t, os.Remove(filepath.Join(f.archives, s.name()+".tar")))
