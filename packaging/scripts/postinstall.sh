@@ -19,8 +19,9 @@ if [ -z "$old" ]; then
 	# Without waiting for recovery: the root of an earlier installation may be there.
 	systemctl start --no-block durable-snapshotter.socket durable-snapshotter.service
 	echo "durable-snapshotter: enabled and started. containerd uses it once its configuration does: durable-snapshotter(8)"
-elif systemctl is-active --quiet durable-snapshotter.service; then
-	# The sockets stay, and clients wait. Containers do not notice.
+elif systemctl is-active --quiet durable-snapshotter.service || systemctl is-enabled --quiet durable-snapshotter.service; then
+	# The sockets stay, and clients wait. Containers do not notice. After dpkg --remove,
+	# which keeps the unit enabled, this starts it.
 	systemctl restart durable-snapshotter.service ||
 		echo "durable-snapshotter: not restarted; see: systemctl status durable-snapshotter" >&2
 fi

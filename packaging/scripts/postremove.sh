@@ -5,6 +5,10 @@ case "$1" in
 remove | purge | 0) ;;
 *) exit 0 ;;
 esac
+if [ "$1" = purge ]; then
+	rm -f /etc/systemd/system/multi-user.target.wants/durable-snapshotter.service
+	rm -f /etc/systemd/system/sockets.target.wants/durable-snapshotter.socket
+fi
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 fi

@@ -9,4 +9,7 @@ command -v systemctl >/dev/null || exit 0
 if [ -d /run/systemd/system ]; then
 	systemctl stop durable-snapshotter.socket durable-snapshotter.service || true
 fi
-systemctl disable durable-snapshotter.service durable-snapshotter.socket >/dev/null 2>&1 || true
+# dpkg does it at a purge: what was removed can be installed again as it was.
+if [ "$1" = 0 ]; then
+	systemctl disable durable-snapshotter.service durable-snapshotter.socket >/dev/null 2>&1 || true
+fi

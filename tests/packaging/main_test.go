@@ -2,6 +2,7 @@ package packaging
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
@@ -81,4 +83,17 @@ func the(t testing.TB, pattern string) string {
 		t.Fatalf("%s: %q, want one", pattern, found)
 	}
 	return found[0]
+}
+
+// spared verifies that the kernel ends other processes first when memory is short, unless root may
+// not set that here (CAP_SYS_RESOURCE).
+func spared(t *testing.T, m *kit.Machine, pid int) {
+	t.Helper()
+	if err := exec.Command("sh", "-c", "echo -999 >/proc/self/oom_score_adj").Run(); err != nil {
+		t.Logf("oom_score_adj is not verified: it cannot be set here: %v", err)
+		return
+	}
+	if got := in(t, m, "cat", fmt.Sprintf("/proc/%d/oom_score_adj", pid)); got != "-999\n" {
+		t.Errorf("oom_score_adj of process %d is %q", pid, got)
+	}
 }
