@@ -15,15 +15,15 @@ import (
 )
 
 // DebianRoot is the root directory of a minimal Debian 12 with further packages. It is
-// made at the first use, which takes minutes, and kept beside the binaries under a
-// name. It must not be changed: see [StartMachine].
-func DebianRoot(ctx context.Context, name string, packages ...string) (string, error) {
+// made at the first use, which takes minutes, and kept beside the binaries. It must be
+// copied, not changed: see [StartMachine].
+func DebianRoot(ctx context.Context, packages ...string) (string, error) {
 	_, bin, unlock, err := binDir(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	root := filepath.Join(bin, "root-"+name)
+	root := filepath.Join(bin, "root-"+strings.Join(packages, "+"))
 	if _, err := os.Stat(root); err == nil {
 		return root, nil
 	}

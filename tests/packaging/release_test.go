@@ -19,7 +19,9 @@ import (
 // same files, the SBOM has each module of the program, and SHA256SUMS fits.
 func TestRelease(t *testing.T) {
 	onMachines(t)
+	needs(t, "rpm")
 	needs(t, "rpm2cpio")
+	needs(t, "cpio")
 	dir := release(t, "v1.2.0-rc.1-4-gabcdef0")
 	command(t, "", nil, "sh", "-c", `cd "$1" && sha256sum --check --strict SHA256SUMS && test $(wc -l <SHA256SUMS) = 4`, "sh", dir)
 	tarball, deb, rpm := the(t, dir+"/*.tar.gz"), the(t, dir+"/*.deb"), the(t, dir+"/*.rpm")

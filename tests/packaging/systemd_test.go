@@ -61,7 +61,7 @@ func (n *systemdNode) shutDown(t *testing.T) {
 }
 
 func newSystemdNode(t *testing.T) *systemdNode {
-	n := &systemdNode{root: kittest.NewSystem(t, "systemd", "systemd", "systemd-sysv", "runc", "procps")}
+	n := &systemdNode{root: kittest.NewSystem(t, "systemd", "systemd-sysv", "runc", "procps", "rpm")}
 	write := func(name, text string) {
 		check(t, os.MkdirAll(filepath.Dir(filepath.Join(n.root, name)), 0o755))
 		check(t, os.WriteFile(filepath.Join(n.root, name), []byte(text), 0o644))
@@ -240,6 +240,8 @@ func TestSystemd(t *testing.T) {
 	n.stillRuns(t)
 	n.run(t, image.Ref)
 	t.Run("Purge", func(t *testing.T) { n.testPurge(t, image, second) })
+	t.Run("RPM", func(t *testing.T) { n.testRPM(t, first, second) })
+	t.Run("Install", func(t *testing.T) { n.testInstall(t) })
 }
 
 // run runs containers of the image to their end, until one has printed its line: ctr
@@ -322,4 +324,52 @@ func (n *systemdNode) testPurge(t *testing.T, image kit.Pushed, release string) 
 	n.dpkg(t, release)
 	n.waitActive(t)
 	n.run(t, image.Ref)
+}
+
+// testRPM is the same life in short, with the package of the other kind.
+func (n *systemdNode) testRPM(t *testing.T, first, second string) {
+	in(t, n.Machine, "dpkg", "--purge", "durable-snapshotter")
+	rpm := func(action, dir string) {
+		command(t, "", nil, "cp", the(t, dir+"/*.rpm"), n.Path("/root/durable-snapshotter.rpm"))
+		// Debian's rpm knows none of the packages that are installed.
+		in(t, n.Machine, "rpm", action, "--nodeps", "/root/durable-snapshotter.rpm")
+		n.waitActive(t)
+		n.enabled(t)
+	}
+	rpm("--install", first)
+	before := n.number(t, unit, "MainPID")
+	calls := n.meanwhile(t, func() { rpm("--upgrade", second) })
+	if now := n.number(t, unit, "MainPID"); now == before {
+		t.Error("the daemon was not restarted by an upgrade")
+	}
+	t.Logf("%d calls during an upgrade", calls)
+	if out := in(t, n.Machine, "sh", "-c", "rpm --erase durable-snapshotter 2>&1"); !strings.Contains(out, state+" is kept") {
+		t.Errorf("rpm --erase: %q", out)
+	}
+	in(t, n.Machine, "test", "-s", state+"/metadata.db")
+	in(t, n.Machine, "test", "!", "-e", "/usr/bin/durable-snapshotter", "-a", "!", "-L", "/etc/systemd/system/multi-user.target.wants/"+unit)
+	n.stillRuns(t)
+}
+
+// testInstall is the same for what make install and make uninstall run.
+func (n *systemdNode) testInstall(t *testing.T) {
+	source := n.Path("/root/source")
+	check(t, os.Mkdir(source, 0o755))
+	command(t, "", nil, "cp", "-r", packagingDir, "../../LICENSE", "../../config.toml.example", kittest.Binaries(t).Daemon, source)
+	script := "/root/source/packaging/install.sh"
+	if out := in(t, n.Machine, "env", "BIN=/root/source/durable-snapshotter", script, "install"); !strings.Contains(out, "systemctl enable --now durable-snapshotter\n") {
+		t.Errorf("install: %q", out)
+	}
+	in(t, n.Machine, "systemctl", "enable", "--now", "durable-snapshotter")
+	n.waitActive(t)
+	n.enabled(t)
+	if exe := in(t, n.Machine, "readlink", fmt.Sprintf("/proc/%d/exe", n.number(t, unit, "MainPID"))); exe != "/usr/local/bin/durable-snapshotter\n" {
+		t.Errorf("after an installation, %q runs", exe)
+	}
+	if out := in(t, n.Machine, script, "uninstall"); !strings.Contains(out, state+" is kept") {
+		t.Errorf("uninstall: %q", out)
+	}
+	in(t, n.Machine, "test", "!", "-e", "/usr/local/bin/durable-snapshotter", "-a", "!", "-e", socket, "-a", "!", "-L", "/etc/systemd/system/multi-user.target.wants/"+unit)
+	in(t, n.Machine, "test", "-s", state+"/metadata.db")
+	n.stillRuns(t)
 }

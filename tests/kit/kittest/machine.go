@@ -12,9 +12,9 @@ import (
 
 // NewSystem copies a root directory of [kit.DebianRoot] to a disk, for machines, and
 // puts what containerd needs into its /usr/local/bin.
-func NewSystem(t testing.TB, name string, packages ...string) string {
+func NewSystem(t testing.TB, packages ...string) string {
 	t.Helper()
-	from := Must[string](t)(kit.DebianRoot(context.Background(), name, packages...))
+	from := Must[string](t)(kit.DebianRoot(context.Background(), packages...))
 	root := filepath.Join(NewDisk(t, kit.DiskOptions{}).Path(), "root")
 	bins := Binaries(t)
 	copies := [][]string{{from, root}}
