@@ -24,7 +24,7 @@ test test-configs test-crash test-packages demo storm lint bench: export GOFLAGS
 .PHONY: help build generate install uninstall dist dist-check deps demo test test-configs test-crash test-packages storm lint fuzz bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/durable-snapshotter, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/durable-snapshotter ./cmd/durable-snapshotter
