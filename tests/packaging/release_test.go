@@ -33,7 +33,7 @@ func TestRelease(t *testing.T) {
 	}
 	roots := map[string]string{}
 	for name, script := range map[string]string{
-		"tar": `tar -C "$1" -xzf "$2"`, "deb": `dpkg-deb -x "$2" "$1" && mv "$1"/usr/* "$1"`, "rpm": `cd "$1" && rpm2cpio "$2" | cpio -idm --quiet && mv usr/* .`,
+		"tar": `tar -C "$1" -xzf "$2"`, "deb": `dpkg-deb -x "$2" "$1" && mv "$1"/usr/* "$1"`, "rpm": `cd "$1"; rpm2cpio "$2" >cpio; cpio --extract --make-directories --no-absolute-filenames --quiet <cpio 2>/dev/null; rm cpio; mv usr/* .`,
 	} {
 		roots[name] = kittest.Scratch(t)
 		command(t, "", nil, "sh", "-ec", script, "sh", roots[name], map[string]string{"tar": tarball, "deb": deb, "rpm": rpm}[name])
