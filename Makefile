@@ -10,7 +10,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 PACKAGES := runc mount procps e2fsprogs xfsprogs btrfs-progs fuse3 rsync strace mtree-netbsd gcc libc6-dev ca-certificates
 
 # Those of make test-packages, beside them.
-PACKAGES_TOOLS := debootstrap rpm rpm2cpio cpio groff-base zsh fish
+PACKAGES_TOOLS := debootstrap rpm groff-base zsh fish
 
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0

@@ -1,15 +1,21 @@
 package packaging
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
+	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
@@ -20,8 +26,6 @@ import (
 func TestRelease(t *testing.T) {
 	onMachines(t)
 	needs(t, "rpm")
-	needs(t, "rpm2cpio")
-	needs(t, "cpio")
 	dir := release(t, "v1.2.0-rc.1-4-gabcdef0")
 	command(t, "", nil, "sh", "-c", `cd "$1" && sha256sum --check --strict SHA256SUMS && test $(wc -l <SHA256SUMS) = 4`, "sh", dir)
 	tarball, deb, rpm := the(t, dir+"/*.tar.gz"), the(t, dir+"/*.deb"), the(t, dir+"/*.rpm")
@@ -31,20 +35,20 @@ func TestRelease(t *testing.T) {
 	if got := command(t, "", nil, "rpm", "-qp", "--qf", "%{VERSION}-%{RELEASE}", rpm); got != "1.2.0~rc.1+4.gabcdef0-1" {
 		t.Errorf("version of the rpm: %q", got)
 	}
-	roots := map[string]string{}
-	for name, script := range map[string]string{
-		"tar": `tar -C "$1" -xzf "$2"`, "deb": `dpkg-deb -x "$2" "$1" && mv "$1"/usr/* "$1"`, "rpm": `cd "$1"; rpm2cpio "$2" >cpio; cpio --extract --make-directories --no-absolute-filenames --quiet <cpio 2>/dev/null; rm cpio; mv usr/* .`,
-	} {
-		roots[name] = kittest.Scratch(t)
-		command(t, "", nil, "sh", "-ec", script, "sh", roots[name], map[string]string{"tar": tarball, "deb": deb, "rpm": rpm}[name])
+	unpacked := func(file string, argv ...string) (root string) {
+		root = kittest.Scratch(t)
+		command(t, "", nil, append(argv, file, root)...)
+		return root
 	}
-	want := below(t, roots["tar"])
-	for _, name := range []string{"deb", "rpm"} {
-		if have := below(t, roots[name]); !maps.Equal(have, want) {
-			t.Errorf("%s has %v, the tarball %v", name, have, want)
-		}
+	fromDeb := unpacked(deb, "dpkg-deb", "-x")
+	want := below(t, unpacked(tarball, "sh", "-c", `tar -C "$2" -xzf "$1"`, "sh"))
+	if have := below(t, filepath.Join(fromDeb, "usr")); !maps.Equal(have, want) {
+		t.Errorf("the deb has %v, the tarball %v", have, want)
 	}
-	program := filepath.Join(roots["deb"], "bin/durable-snapshotter")
+	if have := inRPM(t, rpm); !maps.Equal(have, want) {
+		t.Errorf("the rpm has %v, the tarball %v", have, want)
+	}
+	program := filepath.Join(fromDeb, "usr/bin/durable-snapshotter")
 	if out := command(t, "", nil, program, "version"); !strings.HasPrefix(out, "durable-snapshotter v1.2.0-rc.1-4-gabcdef0 tested ") {
 		t.Errorf("version: %q", out)
 	}
@@ -58,24 +62,51 @@ func TestRelease(t *testing.T) {
 	verifySBOM(t, the(t, dir+"/*.cdx.json"), program)
 }
 
-// below lists the files below a directory with their modes and digests. Where zsh finds
-// its completions, and which prefix the units have, depends on the format.
-func below(t *testing.T, dir string) map[string]string {
+// below lists the files below a prefix: mode, owner and digest. Where zsh finds its
+// completions depends on the format, and the prefix in texts is taken for /usr.
+func below(t *testing.T, prefix string) map[string]string {
 	all := map[string]string{}
-	out := command(t, "", nil, "sh", "-ec", `cd "$1" && find . -type f -exec stat -c '%n %a %U' {} +`, "sh", dir)
-	for line := range strings.Lines(out) {
-		name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		text := string(must[[]byte](t)(os.ReadFile(filepath.Join(dir, name))))
-		if strings.Contains(name, "zsh") {
-			name = filepath.Base(name)
+	check(t, filepath.WalkDir(prefix, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
 		}
+		info := must[fs.FileInfo](t)(d.Info())
+		text := must[[]byte](t)(os.ReadFile(path))
 		if len(text) < 1<<16 {
-			text = strings.ReplaceAll(text, "/usr/local/bin/", "/usr/bin/")
+			text = bytes.ReplaceAll(text, []byte("/usr/local/bin/"), []byte("/usr/bin/"))
 		}
-		all[name] = rest + " " + command(t, text, nil, "sha256sum")
-	}
+		all[place(strings.TrimPrefix(path, prefix+"/"))] = fmt.Sprintf("%#o %d %x", info.Mode().Perm(), info.Sys().(*syscall.Stat_t).Uid, sha256.Sum256(text))
+		return nil
+	}))
 	if len(all) < 10 {
-		t.Errorf("only %d files in %s", len(all), dir)
+		t.Errorf("only %d files in %s", len(all), prefix)
+	}
+	return all
+}
+
+// place is the name of a file, without the directory where it is zsh's.
+func place(name string) string {
+	if strings.Contains(name, "/zsh/") {
+		return filepath.Base(name)
+	}
+	return name
+}
+
+// inRPM is below for what an rpm has in /usr, without unpacking it: its names are
+// absolute.
+func inRPM(t *testing.T, file string) map[string]string {
+	all := map[string]string{}
+	for line := range strings.Lines(command(t, "", nil, "rpm", "-qp", "--dump", file)) {
+		f := strings.Fields(line) // path, size, time, digest, mode, owner and others
+		mode := must[uint64](t)(strconv.ParseUint(f[4], 8, 32))
+		name, ok := strings.CutPrefix(f[0], "/usr/")
+		if mode&syscall.S_IFMT != syscall.S_IFREG || !ok {
+			continue
+		}
+		if f[5] != "root" {
+			t.Errorf("%s belongs to %s", f[0], f[5])
+		}
+		all[place(name)] = fmt.Sprintf("%#o 0 %s", mode&0o777, f[3])
 	}
 	return all
 }

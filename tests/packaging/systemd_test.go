@@ -278,7 +278,7 @@ func (n *systemdNode) testKill(t *testing.T) {
 		before := n.number(t, unit, "MainPID")
 		check(t, n.KillOne(before))
 		begun := time.Now()
-		// The unit waits for 500 ms before it starts again: nobody serves now.
+		// The unit waits for 500 ms before it starts again: no process serves now.
 		check(t, n.healthy(t.Context()))
 		waited := time.Since(begun)
 		if i > 0 {
