@@ -9,28 +9,49 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # Debian packages for the tests and the demonstration; the product needs none.
 PACKAGES := runc mount procps e2fsprogs xfsprogs btrfs-progs fuse3 rsync strace mtree-netbsd gcc libc6-dev ca-certificates
 
+# Those of make test-packages, beside them.
+PACKAGES_TOOLS := debootstrap rpm groff-base zsh fish
+
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash test-images demo storm lint bench: export CGO_ENABLED = 0
-test test-configs test-crash test-images demo storm lint bench: export GOFLAGS = -trimpath
+test test-configs test-crash test-images demo storm lint bench test-packages: export CGO_ENABLED = 0
+test test-configs test-crash test-images demo storm lint bench test-packages: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/durable-snapshotter, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/durable-snapshotter ./cmd/durable-snapshotter
 
-install: build ## install it below PREFIX (default /usr/local)
-	install -D -m 0755 bin/durable-snapshotter $(DESTDIR)$(PREFIX)/bin/durable-snapshotter
+generate: build ## make the manual page and the completions again, after a change of the usage text
+	bin/durable-snapshotter help | $(GO) -C packaging run ./usage -out generated
+
+install: build ## install below PREFIX (default /usr/local): program, units, manual page, completions
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh install
+
+uninstall: ## remove what install has installed; keeps the state, and says so
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh uninstall
+
+# A release: make dist VERSION=v1.2.0. The time in it is that of the commit.
+ARCHES            ?= amd64 arm64 armv7
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+DIST = VERSION='$(VERSION)' REVISION='$(REVISION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' ARCHES='$(ARCHES)' GO='$(GO)'
+
+dist: ## build a release into dist/: tarballs, deb, rpm, SBOM, SHA256SUMS; VERSION=v ARCHES='amd64 arm64 armv7'
+	rm -rf dist
+	$(DIST) OUT=dist packaging/dist.sh
+
+dist-check: ## build it twice, out of HEAD, and compare the bytes
+	$(DIST) packaging/dist-check.sh
 
 deps: ## install the Debian packages that the tests and the demonstration need
-	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	@missing=; for p in $(PACKAGES) $(MORE); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
 demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
@@ -52,6 +73,12 @@ test-configs: deps ## start every documented configuration with every release of
 # make test covers all pairs of damage, place of good bytes, and use of an image.
 test-images: deps ## damage images in every combination of damage, place of good bytes, and use; prints the table
 	cd tests && $(GO) test -count=1 -timeout 60m -v ./images -run 'TestMatrix|TestSpots' -args -everything
+
+# Machines with systemd and with OpenRC as process 1, out of debootstrap roots that
+# stay in tests/.bin.
+test-packages: MORE := $(PACKAGES_TOOLS)
+test-packages: deps ## install, upgrade and purge the packages on machines with systemd and OpenRC
+	cd tests && DURABLE_TEST_PACKAGES=1 $(GO) test -count=1 -timeout 60m -v ./packaging
 
 # What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
 STATES    ?= 10000
@@ -75,7 +102,7 @@ storm: deps ## everything at once against a real containerd; ROUNDS=n SEED=n FS=
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
-	for dir in . tests; do (cd $$dir && $(GO) vet ./... && $(STATICCHECK) ./...) || exit 1; done
+	for dir in . tests packaging; do (cd $$dir && $(GO) vet ./... && $(STATICCHECK) ./...) || exit 1; done
 	$(GO) vet -tags faults ./... && $(STATICCHECK) -tags faults ./...
 
 fuzz: ## fuzz the record decoder for a minute
@@ -86,4 +113,4 @@ bench: deps ## benchmarks: seals, recovery; Stat, Commit and pull beside the bui
 	cd tests && $(GO) test ./bench -run '^$$' -bench . -benchtime 3x
 
 clean: ## remove what was built
-	rm -rf bin tests/.bin
+	rm -rf bin dist tests/.bin

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -63,6 +64,9 @@ func serve(c *command) error {
 	if err := setUpLog(cfg.LogLevel); err != nil {
 		return err
 	}
+	// containerd's snapshotter leaves the mode of a container's root directory to it.
+	// Service managers that harden set another, and users could not enter.
+	unix.Umask(0o022)
 	served := make(chan error, 1)
 	go func() { served <- serveConfig(c.ctx, cfg) }()
 	select {

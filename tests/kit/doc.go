@@ -2,7 +2,8 @@
 // a scratch disk whose power can be cut, a containerd and a client of its CRI
 // plugin, the daemon under test and its verbs, what stands between the two and can
 // answer instead, a registry, images, a node made of all that, another boot of the
-// machine, and the fingerprint of a directory tree.
+// machine, a system with a process 1 of its own, and the fingerprint of a directory
+// tree.
 //
 // Nothing here is a stand-in. containerd, ctr and the shim are built from the
 // released module at the version in tests/go.mod, the disk is a loop device with

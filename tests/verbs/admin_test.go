@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -274,5 +275,17 @@ func TestSocketsOfServiceManager(t *testing.T) {
 	err := cmd.Wait()
 	if text := fmt.Sprint(cmd.Stdout); err == nil || !strings.Contains(text, "make them equal") {
 		t.Errorf("with other addresses than the sockets': %v: %s", err, text)
+	}
+}
+
+// TestUmask: the mode of a container's root directory does not depend on the umask of
+// who starts the daemon.
+func TestUmask(t *testing.T) {
+	d := kittest.StartDaemon(t, kit.DaemonOptions{
+		Dir: newDisk(t, kit.DiskOptions{}).Path(), Wrapper: []string{"sh", "-c", `umask 077; exec "$@"`, "sh"},
+	})
+	mounts := kittest.Must[[]mount.Mount](t)(kittest.Connect(t, d).Prepare(t.Context(), "key", ""))
+	if mode := kittest.Must[os.FileInfo](t)(os.Stat(mounts[0].Source)).Mode(); mode.Perm() != 0o755 {
+		t.Errorf("%s has the mode %v", mounts[0].Source, mode)
 	}
 }
