@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
@@ -79,11 +81,22 @@ func (b *built) add(text []byte) error {
 func appended[T any](all *[]*T, text []byte) error {
 	v := new(T)
 	*all = append(*all, v)
-	return yaml.UnmarshalStrict(text, v)
+	return strictly(text, v)
 }
 
-// build runs kustomize on a platform with components, as an administrator's own
-// overlay beside them would.
+// strictly decodes as an API server validates strictly: no field that is unknown or stands
+// there twice, and no other case.
+func strictly(text []byte, v any) error {
+	data, err := yaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return err
+	}
+	unknown, err := json.UnmarshalStrict(data, v)
+	return errors.Join(append(unknown, err)...)
+}
+
+// build runs kustomize on a platform, with components in its kustomization.yaml, where an
+// administrator writes them.
 func build(t *testing.T, platform string, components ...string) *built {
 	t.Helper()
 	disk := filesys.MakeFsInMemory()
@@ -97,12 +110,11 @@ func build(t *testing.T, platform string, components ...string) *built {
 		}
 		return disk.WriteFile(path.Join("/deploy", strings.TrimPrefix(name, deployed)), text)
 	}))
-	text := "resources:\n- ../" + platform + "\n"
 	if len(components) > 0 {
-		text += "components:\n- ../" + strings.Join(components, "\n- ../") + "\n"
+		text := read(t, platform, "kustomization.yaml") + "components:\n- ../" + strings.Join(components, "\n- ../") + "\n"
+		check(t, disk.WriteFile(path.Join("/deploy", platform, "kustomization.yaml"), []byte(text)))
 	}
-	check(t, disk.WriteFile("/deploy/mine/kustomization.yaml", []byte("namespace: durable-snapshotter\n"+text)))
-	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(disk, "/deploy/mine")
+	resources, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(disk, path.Join("/deploy", platform))
 	check(t, err)
 	b := &built{ConfigMaps: map[string]*corev1.ConfigMap{}}
 	for _, r := range resources.Resources() {
@@ -254,7 +266,7 @@ func (b *built) scraped(t *testing.T) {
 // TestStrict: the decoding above refuses what a cluster would drop or refuse.
 func TestStrict(t *testing.T) {
 	for _, c := range []struct{ file, old, wrong string }{
-		{"base/daemonset.yaml", "hostPID: true", "hostPid: yes"},
+		{"base/daemonset.yaml", "hostPID: true", "hostPid: true"},
 		{"base/daemonset.yaml", "maxUnavailable: 1", "maxUnavailabel: 1"},
 		{"uninstall/back/job.yaml", "backoffLimit: 0", "backOffLimit: none"},
 		{"monitoring/podmonitor.yaml", "jobLabel:", "joblabels:"},

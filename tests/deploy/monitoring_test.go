@@ -81,7 +81,7 @@ type prometheusRule struct {
 func alerts(t *testing.T) []rule {
 	t.Helper()
 	var r prometheusRule
-	check(t, yaml.UnmarshalStrict([]byte(read(t, "monitoring/rules.yaml")), &r))
+	check(t, strictly([]byte(read(t, "monitoring/rules.yaml")), &r))
 	if len(r.Spec.Groups) != 1 || len(r.Spec.Groups[0].Rules) == 0 {
 		t.Fatalf("%d groups of rules", len(r.Spec.Groups))
 	}
@@ -213,7 +213,7 @@ func TestDashboard(t *testing.T) {
 // TestScrapeConfig: it has the fields of its kind, and gives the job its name.
 func TestScrapeConfig(t *testing.T) {
 	var s scrapeConfig
-	check(t, yaml.UnmarshalStrict([]byte(read(t, "monitoring/scrapeconfig.yaml")), &s))
+	check(t, strictly([]byte(read(t, "monitoring/scrapeconfig.yaml")), &s))
 	if s.APIVersion != "monitoring.coreos.com/v1alpha1" || s.Kind != "ScrapeConfig" || s.Spec.KubernetesSDConfigs[0].Role != "Node" {
 		t.Errorf("%+v", s)
 	}
