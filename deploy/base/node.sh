@@ -92,13 +92,21 @@ unit_of() {
 }
 
 # registered reports whether the running containerd knows this snapshotter: only then
-# an image that does not exist is what is missing.
+# an image that does not exist is what is missing. 0 yes, 1 no, 2 no answer.
 registered() {
 	out=$(host "$bin" check --images $name.invalid/none 2>&1) || true
 	case $out in
 	*"there is no image"*) return 0 ;;
+	*"does not know this snapshotter"*) return 1 ;;
 	esac
-	return 1
+	return 2
+}
+
+# answers reports whether containerd does, and leaves what registered has returned in known.
+answers() {
+	known=0
+	registered || known=$?
+	[ $known != 2 ]
 }
 
 # effective reports whether the CRI plugin of the running containerd uses it: 0 yes, 1 no,
@@ -218,6 +226,7 @@ register() {
 		[ -e "$HOST$TEMPLATE" ] || fail "$TEMPLATE is missing"
 		if ! grep -q "^# BEGIN $name" "$HOST$TEMPLATE"; then
 			version=$(sed -n 's/^ *version *= *\([0-9]\).*/\1/p' "$HOST$TEMPLATE" | head -n 1)
+			[ "$version" != 4 ] || version=3 # the same tables
 			[ -e "$PLATFORM/register.v$version.toml" ] || fail "$TEMPLATE has the version \"$version\": nothing here fits it"
 			{
 				cat "$HOST$TEMPLATE"
@@ -231,7 +240,8 @@ register() {
 		imports || fail "$MAIN does not import $(dirname "$REGISTER")/*.toml, or is not of version 3 or 4: see docs/containerd.md. Nothing of containerd's was changed"
 		put "$PLATFORM/register.toml" "$REGISTER" 0644
 	fi
-	if ! registered; then
+	within "containerd answers" answers
+	if [ $known != 0 ]; then
 		restart register "$(cat "$PLATFORM"/register*)"
 		within "containerd has the snapshotter durable" registered
 	fi
@@ -342,13 +352,12 @@ back() {
 }
 
 remove() {
-	if healthy && registered; then
-		status=0
-		effective || status=$?
-		[ $status != 0 ] || fail "the CRI plugin uses this snapshotter: run back first"
-		migrate --to "$OLD" --finish
-		within "containers let go of the snapshots (recreate their pods, and run this again; nothing was removed)" unused
+	if [ ! -e "$HOST$bin" ] && [ ! -e "$HOST$units/$name.service" ]; then
+		log "not installed"
+		return
 	fi
+	marked remove begun || releasable
+	mark remove begun
 	if [ -n "$TEMPLATE" ]; then
 		edit "/^# BEGIN $name/,/^# END $name/d"
 	else
@@ -364,8 +373,21 @@ remove() {
 	if [ "$(readlink "$HOST/usr/local/bin/$name" 2>/dev/null)" = "$bin" ]; then
 		rm -f "$HOST/usr/local/bin/$name"
 	fi
-	rm -rf "${HOST:?}$dir" "$HOST$state" || true
+	rm -rf "$HOST$dir" "$HOST$state"
 	log "removed. $config and /var/lib/$name are kept"
+}
+
+# releasable ends the script unless no container needs the daemon any more.
+releasable() {
+	within "the daemon serves, which alone knows what is in use" healthy
+	within "containerd answers, which alone knows what is in use" answers
+	[ $known = 0 ] || return 0
+	status=0
+	effective || status=$?
+	[ $status != 0 ] || fail "the CRI plugin uses this snapshotter: run back first"
+	[ $status = 1 ] || ! marked switch done || fail "this node was switched: run back first"
+	migrate --to "$OLD" --finish
+	within "containers let go of the snapshots (recreate their pods, and run this again; nothing was removed)" unused
 }
 
 # unused reports whether the daemon has no snapshot.

@@ -39,17 +39,22 @@ type installer struct {
 	t      *testing.T
 	daemon *kit.Process
 	files  string   // of the image
+	node   []string // settings in place of those of the platform
 	work   string   // of the pod, and of the two programs
 	calls  []string // of them
+	render func()   // before each start of containerd
 }
 
 // newInstaller starts containerd, as a node has it before durable-snapshotter.
 func newInstaller(t *testing.T) *installer {
 	t.Helper()
-	n := &installer{machine: newMachine(t, "2.4.2"), t: t, files: kittest.Scratch(t), work: kittest.Scratch(t)}
+	n := &installer{machine: newMachine(t, "2.4.2"), t: t, files: kittest.Scratch(t), work: kittest.Scratch(t), render: func() {}}
 	upper, work := filepath.Join(n.work, "upper"), filepath.Join(n.work, "overlay")
 	check(t, errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755), os.MkdirAll("/run/systemd/system", 0o755)))
 	mount(t, "overlay", "/usr/local", "overlay", 0, fmt.Sprintf("lowerdir=/usr/local,upperdir=%s,workdir=%s", upper, work))
+	// What this machine may have must not be what the script finds.
+	mount(t, "tmpfs", "/usr/lib/systemd", "tmpfs", 0, "mode=755")
+	check(t, errors.Join(os.RemoveAll("/usr/local/bin/durable-snapshotter"), os.RemoveAll("/usr/local/lib/systemd")))
 	for _, unit := range []string{"durable-snapshotter.service", "durable-snapshotter.socket"} {
 		write(t, filepath.Join(n.files, unit), string(must[[]byte](t)(os.ReadFile("../../packaging/systemd/"+unit))))
 	}
@@ -123,7 +128,10 @@ func (n *installer) answer(call []string) (out string, status int) {
 			return n.imageFs(&out)
 		case verb == "daemon-reload":
 			return nil
-		case verb == "is-active" && (daemon && running || containerd && n.process.Running()):
+		case verb == "is-active" && (daemon || containerd):
+			if daemon && !running || containerd && !n.process.Running() {
+				status = 3
+			}
 			return nil
 		case verb == "enable" && daemon && !running:
 			return n.startUnit()
@@ -134,6 +142,7 @@ func (n *installer) answer(call []string) (out string, status int) {
 		case (verb == "stop" || verb == "disable") && daemon:
 			return n.stopUnit()
 		case verb == "restart" && containerd:
+			n.render()
 			return errors.Join(n.process.Stop(), n.startContainerd(n.t))
 		}
 		return fmt.Errorf("%q is not what the script does", call)
@@ -141,7 +150,7 @@ func (n *installer) answer(call []string) (out string, status int) {
 	if err != nil {
 		return err.Error() + "\n", 1
 	}
-	return out, 0
+	return out, status
 }
 
 // startUnit starts what the unit names, and does not wait until it serves.
@@ -195,7 +204,7 @@ func (n *installer) run(verb, stage string, env ...string) (log string, err erro
 	cmd.Env = append(os.Environ(), "HOST=", "ENTER=env "+path, "FILES="+n.files, "PLATFORM="+filepath.Join(nodeDir, "containerd"),
 		"READY="+filepath.Join(n.work, "ready"), "STAGE="+stage, "ONCE=yes", "FRESH_MINUTES=0")
 	settings := must[[]byte](n.t)(os.ReadFile(filepath.Join(nodeDir, "containerd/settings.env")))
-	cmd.Env = append(append(cmd.Env, strings.Split(strings.TrimSpace(string(settings)), "\n")...), env...)
+	cmd.Env = append(append(cmd.Env, strings.Split(strings.TrimSpace(string(settings)), "\n")...), append(n.node, env...)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -255,6 +264,10 @@ func TestInstaller(t *testing.T) {
 	n := newInstaller(t)
 	img := n.pulled()
 
+	const packaged = "/usr/lib/systemd/system/durable-snapshotter.service"
+	write(t, packaged, "[Service]\n")
+	n.fails("install", "install", "this node has a package")
+	check(t, os.Remove(packaged))
 	n.works("install", "install")
 	n.works("install", "install")
 	if n.plugin(t, "io.containerd.snapshotter.v1", "durable") != nil {
@@ -288,9 +301,47 @@ func TestInstaller(t *testing.T) {
 		t.Errorf("the effect is %+v, want %+v", got, want)
 	}
 	n.works("install", "switch")
+	if log, err := n.run("install", "switch", "CRICTL=/no-such-crictl"); err != nil {
+		t.Errorf("without crictl: %v\n%s", err, log)
+	}
+	n.restarted("without crictl")
 
 	n.upgrade()
 	n.wayBack()
+}
+
+// TestInstallerTemplate does the same by a file that is edited, as of MicroK8s, whose
+// wrapper puts a name in place of a variable when it starts containerd. Afterwards the
+// file is what it was.
+func TestInstallerTemplate(t *testing.T) {
+	n := newInstaller(t)
+	const file = "/opt/containerd-template.toml"
+	before := set(t, string(must[[]byte](t)(os.ReadFile(mainFile))), `plugins."io.containerd.cri.v1.images"`, "snapshotter", `"${SNAPSHOTTER}"`)
+	write(t, file, before)
+	n.node = []string{"TEMPLATE=" + file, "MAIN=", "REGISTER=", "SWITCH=", "PLATFORM=" + filepath.Join(nodeDir, "microk8s")}
+	n.render = func() {
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(mainFile, []byte(strings.ReplaceAll(string(text), "${SNAPSHOTTER}", "overlayfs")), 0o644)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	// The configuration of the daemon is that of the platform, and its paths are not those of this machine.
+	write(t, "/etc/durable-snapshotter/config.toml", string(must[[]byte](t)(os.ReadFile(filepath.Join(nodeDir, "containerd/config.toml")))))
+	n.works("install", "register", "containerd.service")
+	n.works("install", "switch", "containerd.service")
+	n.works("install", "switch")
+	want := effect{Snapshotter: "durable", ImageFs: durableDir, Pause: true, SystemdCgroup: true}
+	if got := n.observe(t); got != want {
+		t.Errorf("the effect is %+v, want %+v", got, want)
+	}
+	n.works("back", "", "containerd.service")
+	n.works("remove", "", "containerd.service")
+	if got := string(must[[]byte](t)(os.ReadFile(file))); got != before {
+		t.Errorf("the template is another one:\n%s", got)
+	}
 }
 
 // upgrade: a new program has its daemon restarted, and one that does not serve is taken
@@ -323,6 +374,9 @@ func (n *installer) wayBack() {
 	}
 	n.works("back", "")
 
+	check(t, n.stopUnit())
+	n.fails("remove", "", "the daemon serves, which alone knows", "PATIENCE=2")
+	check(t, n.startUnit())
 	must[string](t)(n.ctr(t, "snapshots", "--snapshotter", "durable", "prepare", "held", ""))
 	n.fails("remove", "", "recreate their pods", "PATIENCE=2")
 	must[string](t)(n.ctr(t, "snapshots", "--snapshotter", "durable", "rm", "held"))
