@@ -21,7 +21,7 @@ test test-configs test-crash test-images demo storm lint bench test-packages: ex
 test test-configs test-crash test-images demo storm lint bench test-packages: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,18 @@ fuzz: ## fuzz the record decoder for a minute
 bench: deps ## benchmarks: seals, recovery; Stat, Commit and pull beside the built-in overlayfs
 	$(GO) test -p 1 ./snapshotter ./storage ./internal/blobs ./internal/boltcheck ./internal/contents ./internal/seal -run '^$$' -bench . -benchmem
 	cd tests && $(GO) test ./bench -run '^$$' -bench . -benchtime 3x
+
+node-image: build ## the context of the image for deploy/, in bin/node-image
+	deploy/node-image.sh
+
+extensions: build ## system extensions for Talos and Flatcar, in bin/extensions; not tested there
+	VERSION=$(VERSION) deploy/platforms/build.sh
+
+# 19 MB to download, of which one program is needed; nothing is installed.
+promtool: ## take promtool out of Debian's package prometheus, for the tests of alerts
+	mkdir -p tests/.bin
+	cd tests/.bin && apt-get -q -o APT::Sandbox::User=root download prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb
 
 clean: ## remove what was built
 	rm -rf bin dist tests/.bin

@@ -107,6 +107,12 @@ func (m *machine) start(t *testing.T, args ...string) error {
 		return err
 	}))
 
+	return m.startContainerd(t, args...)
+}
+
+// startContainerd is start without the daemon.
+func (m *machine) startContainerd(t *testing.T, args ...string) error {
+	t.Helper()
 	env := []string{"PATH=" + m.bins.Dir + ":" + os.Getenv("PATH")}
 	m.process = must[*kit.Process](t)(kit.StartProcess("containerd", filepath.Join(m.logs, "containerd"), env,
 		append([]string{m.bins.Containerd}, args...)...))
