@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -142,7 +143,7 @@ func parses(f *Facts) (found []Finding) {
 		return fail("containerd will not start again: "+f.Files.Broken.Error(), "")
 	}
 	for _, file := range f.Files.All {
-		if file.Imported && file.Err != nil && (f.Files.Dump == nil || file.Path != f.Files.main().Path) {
+		if file.Imported && file.Err != nil && !errors.Is(file.Err, os.ErrNotExist) {
 			found = append(found, fail(fmt.Sprintf("%s: %v", file.Path, file.Err), "")...)
 		}
 		for name := range file.Has.at("proxy_plugins") {
@@ -246,8 +247,10 @@ func unpackConfig(f *Facts) (found []Finding) {
 	for _, e := range entries {
 		name, differ := e.text("snapshotter"), e.text("differ")
 		listed[name] = true
-		registered := f.Running.named(snapshotType, name) != nil || f.Files.Dump.at("proxy_plugins", name) != nil
-		if !registered && !e.truth("optional") {
+		// A proxy plugin that runs may have left the files.
+		built := f.Running.named(snapshotType, name)
+		registered := built != nil && built.Exports["address"] == "" || f.Files.Dump.at("proxy_plugins", name) != nil
+		if !registered && !e.truth("optional") && f.Running.PID != 0 {
 			found = append(found, fail(fmt.Sprintf("an entry names the snapshotter %q, which is not registered: the transfer service, and the CRI plugin with it, do not start", name), "correct the name, or remove the entry")...)
 		}
 		if d := f.Running.named(differType, differ); differ != "" && f.Running.PID != 0 && d == nil && f.Files.Dump.at("proxy_plugins", differ) == nil {

@@ -191,6 +191,14 @@ func some(all []string) string {
 	return text
 }
 
+// count is a number of things.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // isPinned reports whether the kubelet never removes an image.
 func (c Content) isPinned(i images.Image) bool {
 	return slices.ContainsFunc(i.Names, func(n string) bool { return slices.Contains(c.Pinned, n) })
@@ -219,7 +227,7 @@ func pinnedImages(f *Facts) (found []Finding) {
 	if n == 0 {
 		return ok("no image is pinned")
 	}
-	return orOK(found, fmt.Sprintf("%d pinned images are ready", n))
+	return orOK(found, count(n, "pinned image")+" ready")
 }
 
 func allImages(f *Facts) (found []Finding) {
@@ -239,15 +247,15 @@ func allImages(f *Facts) (found []Finding) {
 		}
 	}
 	if len(bad) > 0 {
-		found = append(found, fail(fmt.Sprintf("%d images are not ready: %s", len(bad), some(bad)), "durable-snapshotter repair --images prints what can be done; with --apply does it")...)
+		found = append(found, fail(fmt.Sprintf("%s not ready: %s", count(len(bad), "image"), some(bad)), "durable-snapshotter repair --images prints what can be done; with --apply does it")...)
 	}
 	if names := by[images.Incomplete]; len(names) > 0 {
-		found = append(found, warn(fmt.Sprintf("%d images run, and lack blobs: %s", len(names), some(names)), "pull them again, or ctr content fetch: they can neither be healed nor moved")...)
+		found = append(found, warn(fmt.Sprintf("%s without all blobs: %s", count(len(names), "image"), some(names)), "pull them again, or ctr content fetch: they can neither be healed nor moved")...)
 	}
 	if names := by[images.NotOurs]; len(names) > 0 {
-		found = append(found, warn(fmt.Sprintf("%d images, %.1f MiB compressed, are unpacked for another snapshotter only: %s", len(names), float64(f.Content.Bytes)/(1<<20), some(names)), "durable-snapshotter migrate")...)
+		found = append(found, warn(fmt.Sprintf("%s, %.1f MiB compressed, unpacked for another snapshotter only: %s", count(len(names), "image"), float64(f.Content.Bytes)/(1<<20), some(names)), "durable-snapshotter migrate")...)
 	}
-	return orOK(found, fmt.Sprintf("%d images are ready, or are unpacked when a container needs them", len(f.Content.Images)))
+	return orOK(found, fmt.Sprintf("%s ready, or unpacked when a container needs it", count(len(f.Content.Images), "image")))
 }
 
 func containers(f *Facts) (found []Finding) {
@@ -256,7 +264,7 @@ func containers(f *Facts) (found []Finding) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Content.Foreign)) {
 		all := f.Content.Foreign[name]
-		found = append(found, warn(fmt.Sprintf("%d containers stand on %s: %s", len(all), name, some(all)), "")...)
+		found = append(found, warn(fmt.Sprintf("%s on %s: %s", count(len(all), "container"), name, some(all)), "")...)
 	}
 	return orOK(found, "no container stands on another snapshotter")
 }
@@ -268,7 +276,7 @@ func orphaned(f *Facts) []Finding {
 	case f.Content.OrphansErr != nil:
 		return unknown(f.Content.OrphansErr.Error())
 	case len(f.Content.Orphans) > 0:
-		return warn(fmt.Sprintf("containerd does not know %d snapshots: %s", len(f.Content.Orphans), some(f.Content.Orphans)), "")
+		return warn(fmt.Sprintf("%s that containerd does not know: %s", count(len(f.Content.Orphans), "snapshot"), some(f.Content.Orphans)), "")
 	}
 	return ok("containerd knows all snapshots")
 }

@@ -268,11 +268,11 @@ func TestFindings(t *testing.T) {
 		{"pause has no blobs", image("pause", images.Incomplete), "pinned-images", Warning, "the reason", "pull"},
 		{"pause is elsewhere", image("pause", images.NotOurs), "pinned-images", Warning, "the reason", "migrate"},
 		{"image is broken", image("app", images.InUse), "images", Failure, "app (in use and broken)", "repair --images"},
-		{"image lacks blobs", image("app", images.Incomplete), "images", Warning, "lack blobs: app", "pull them"},
+		{"image lacks blobs", image("app", images.Incomplete), "images", Warning, "without all blobs: app", "pull them"},
 		{"image is elsewhere", image("app", images.NotOurs), "images", Warning, "another snapshotter only: app", "migrate"},
 		{"containers", func(_ *testing.T, f *Facts) {
 			f.Content.Foreign = map[string][]string{"overlayfs": {"container a", "container b", "container c", "container d"}}
-		}, "containers", Warning, "4 containers stand on overlayfs: container a, container b, container c and 1 more", "drain"},
+		}, "containers", Warning, "4 containers on overlayfs: container a, container b, container c and 1 more", "drain"},
 		{"orphans", func(_ *testing.T, f *Facts) { f.Content.Orphans = []string{"snapshot 7"} }, "orphans", Warning, "snapshot 7", "--orphans"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
