@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -155,7 +156,7 @@ func TestDaemon(t *testing.T) {
 		t.Errorf("another root: status %d: %s", status, stdout)
 	}
 	check(t, n.Daemon.Kill())
-	n.doctor(t).want(t, "sockets", "failure", "no process answers at "+n.Daemon.Address, "systemctl start", "content-root", "images", "pinned-images")
+	n.doctor(t).want(t, "sockets", "failure", "no process answers at "+n.Daemon.Address, "systemctl start", "content-root", "images", "pinned-images", "sockets")
 	check(t, os.Remove(n.Daemon.Address))
 	check(t, os.WriteFile(n.Daemon.Address, nil, 0o600))
 	n.doctor(t).want(t, "sockets", "failure", "is not a socket", "remove the file", "content-root", "sockets")
@@ -198,7 +199,7 @@ func TestOrphan(t *testing.T) {
 	}
 	time.Sleep(11 * time.Second) // younger ones may be in flight
 	n.doctor(t).want(t, "orphans", "warning", key, "repair --orphans --apply")
-	check(t, sn.Remove(t.Context(), key))
+	check(t, errors.Join(sn.Remove(t.Context(), key), sn.(snapshots.Cleaner).Cleanup(t.Context())))
 	n.doctor(t).silent(t)
 }
 
