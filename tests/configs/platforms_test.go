@@ -2,10 +2,12 @@ package configs
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,11 +85,56 @@ func microK8s(t *testing.T, m *machine, text map[string]string) []string {
 	const args, common = "/var/snap/microk8s/current/args", "/var/snap/microk8s/common"
 	template := strings.ReplaceAll(k3sBase[2], "{{ .Snapshotter }}", "${SNAPSHOTTER}")
 	template = strings.NewReplacer("${SNAPSHOTTER}", "durable", "{{ .Pause }}", pauseRef()).Replace(template) + text[textMicroK8s]
+	if err := os.Mkdir("/var/snap", 0o755); err == nil {
+		t.Cleanup(func() { check(t, os.Remove("/var/snap")) })
+	} else if !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
 	mount(t, "tmpfs", "/var/snap", "tmpfs", 0, "mode=755,size=1g")
 	write(t, "/etc/durable-snapshotter/config.toml", text[textMicroK8sDur])
 	write(t, args+"/containerd.toml", template)
 	m.socket = common + "/run/containerd.sock"
 	return []string{"--config", args + "/containerd.toml", "--root", common + "/var/lib/containerd", "--state", common + "/run/containerd", "--address", m.socket}
+}
+
+// finding is what doctor prints.
+type finding struct{ Check, Level, Text, Cure string }
+
+// doctor runs doctor with the release's containerd in PATH, and returns what it finds about
+// containerd's configuration. args are those of containerd.
+func (m *machine) doctor(t *testing.T, args []string) (bad []finding) {
+	t.Helper()
+	argv := []string{"doctor", "--json"}
+	for i, a := range args {
+		if v, ok := strings.CutPrefix(a, "--config="); ok {
+			argv = append(argv, "--containerd-config", v)
+		} else if a == "-c" || a == "--config" {
+			argv = append(argv, "--containerd-config", args[i+1])
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), m.bins.Daemon, argv...)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(m.bins.Containerd)+":"+os.Getenv("PATH"))
+	out, _ := cmd.Output() // its status is about the whole machine
+	var all []finding
+	if err := json.Unmarshal(out, &all); err != nil {
+		t.Fatalf("doctor: %v: %s", err, out)
+	}
+	for _, f := range all {
+		if f.Level != "ok" && slices.Contains([]string{"plugin", "containerd-config", "cri-snapshotter", "unpack-config", "content-root"}, f.Check) {
+			bad = append(bad, f)
+		}
+	}
+	return bad
+}
+
+// expectFinding fails the test unless doctor names a cause.
+func expectFinding(t *testing.T, found []finding, check, text string) {
+	t.Helper()
+	if !slices.ContainsFunc(found, func(f finding) bool {
+		return f.Check == check && f.Level == "failure" && strings.Contains(f.Text, text) && f.Cure != ""
+	}) {
+		t.Errorf("doctor has no failure of %s with %q: %+v", check, text, found)
+	}
 }
 
 // TestPrograms: the text for a containerd without the CRI plugin, as Docker's package configures it,

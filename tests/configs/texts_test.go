@@ -160,6 +160,9 @@ func TestTexts(t *testing.T) {
 					t.Errorf("the effect is %+v, want %+v", got, want)
 				}
 				m.expectProxy(t, texts, c.texts)
+				if found := m.doctor(t, args); len(found) > 0 {
+					t.Errorf("doctor finds %+v", found)
+				}
 				m.pullWithCtr(t, "durable")
 				m.pullWithCtr(t, "overlayfs")
 			})
