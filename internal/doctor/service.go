@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -21,6 +22,8 @@ type Socket struct {
 func sockets(f *Facts) (found []Finding) {
 	for _, s := range f.Sockets {
 		switch {
+		case len(found) > 0 && (s.Err != nil || s.Refuse != nil):
+			// The daemon that is missing is missing once.
 		case s.Err != nil:
 			found = append(found, fail(fmt.Sprintf("there is no socket %s: the daemon does not run, or has another address", s.Path), "")...)
 		case s.Mode&fs.ModeSocket == 0:
@@ -36,7 +39,7 @@ func sockets(f *Facts) (found []Finding) {
 		found = append(found, fail(fmt.Sprintf("the daemon does not report: %v", f.ReportErr), "")...)
 	case f.Live != "" && f.Live != f.Root:
 		found = append(found, fail(fmt.Sprintf("the daemon at %s has the root %s, and not %s", f.Sockets[0].Path, f.Live, f.Root), "make root and address of the configuration those of one daemon, and restart it")...)
-	case f.Live == "" && f.ReportErr != nil:
+	case f.Live == "" && f.ReportErr != nil && !errors.Is(f.ReportErr, fs.ErrNotExist):
 		found = append(found, warn(fmt.Sprintf("the records of the stopped daemon cannot be read: %v", f.ReportErr), "")...)
 	}
 	return orOK(found, "both sockets answer, and only root can connect")

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -224,6 +225,20 @@ func TestDamage(t *testing.T) {
 		return nil
 	})
 	all.want(t, "shutdown", "failure", n.app.Top(), "repair", "content-root", "images", "shutdown")
+}
+
+// TestClock: the journal has been written under a clock that was ahead, as before the time was set
+// on a machine without a battery. The verb has the right clock.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	n := &node{Node: kittest.NewNode(t, kit.NodeOptions{Daemon: kit.DaemonOptions{
+		Binary: must[string](t)(defects.Clock()), Env: []string{fmt.Sprintf("CLOCK_OFFSET=%d", int((48 * time.Hour).Seconds()))},
+	}})}
+	t.Cleanup(func() { kittest.Stop(t, n.Daemon.Process) })
+	check(t, n.Daemon.Start(t.Context()))
+	kittest.MakeLayer(t, n.Daemon, "layer")
+	// No containerd runs here.
+	n.doctor(t).want(t, "clock", "warning", "the journal has an entry of "+time.Now().Add(48*time.Hour).UTC().Format("2006-01-02"), "chrony", "plugin")
 }
 
 // TestUnit: what systemd has on record, of a program in its place.
