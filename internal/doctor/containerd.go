@@ -110,6 +110,10 @@ func plugin(f *Facts) (found []Finding) {
 		return fail(f.Running.Err.Error(), "start containerd, and set [containerd] address in /etc/durable-snapshotter/config.toml to its socket; on k3s and RKE2 /run/k3s/containerd/containerd.sock")
 	case len(ours) == 0 && len(names) > 0:
 		return fail(fmt.Sprintf("the files of containerd have this snapshotter as %s, and the running containerd does not", strings.Join(names, ", ")), "restart containerd")
+	case len(ours) == 0 && f.notImported() != "":
+		path, main := f.notImported(), f.Files.main().Path
+		return fail(fmt.Sprintf("%s has this snapshotter, and is not imported by %s", path, main),
+			fmt.Sprintf("add imports = [%q] above the first table of %s, or its template, and restart containerd", filepath.Join(filepath.Dir(path), "*.toml"), main))
 	case len(ours) == 0:
 		text := "no proxy plugin of the running containerd has the address " + f.Address
 		if f.Files.Dump != nil {
@@ -136,6 +140,19 @@ func plugin(f *Facts) (found []Finding) {
 		}
 	}
 	return orOK(found, fmt.Sprintf("containerd %s has this snapshotter as %s", f.Running.Version, ours[0].ID))
+}
+
+// notImported is a drop-in with this snapshotter that the main file does not import, "" when there
+// is none.
+func (f *Facts) notImported() string {
+	for _, file := range f.Files.All {
+		for name := range file.Has.at("proxy_plugins") {
+			if p := file.Has.at("proxy_plugins", name); !file.Imported && samePath(strings.TrimPrefix(p.text("address"), "unix://"), f.Address) {
+				return file.Path
+			}
+		}
+	}
+	return ""
 }
 
 func parses(f *Facts) (found []Finding) {

@@ -23,12 +23,14 @@ import (
 
 // Content are facts about what containerd has: images, containers, snapshots.
 type Content struct {
-	Err     error          // why none of it is known
-	Images  []images.Image // with verdicts by what is known of their layers, without a verification
-	Pinned  []string       // names of images that the kubelet never removes
-	Bytes   int64          // of the images that only others have
-	Others  map[string]int // images that other snapshotters have, by snapshotter
-	Foreign map[string][]string
+	Err    error          // why nothing is known of the images
+	Images []images.Image // with verdicts by what is known of their layers, without a verification
+	Pinned []string       // names of images that the kubelet never removes
+	Bytes  int64          // of the images that only others have
+	Others map[string]int // images that other snapshotters have, by snapshotter
+	// Foreign are the containers that stand on other snapshotters, by snapshotter.
+	Foreign    map[string][]string
+	ForeignErr error
 
 	Orphans    []string // snapshots, and directories without a row
 	OrphansErr error
@@ -45,18 +47,16 @@ const (
 // examine takes the facts through containerd.
 func examine(ctx context.Context, f *Facts) (c Content) {
 	c.Others, c.Foreign = map[string]int{}, map[string][]string{}
-	if c.Err = f.Running.Err; c.Err != nil {
-		return c
+	err, conn := f.Running.Err, (*repull.Containerd)(nil)
+	if err == nil {
+		conn, err = repull.Connect(f.Containerd)
 	}
-	conn, err := repull.Connect(f.Containerd)
 	if err != nil {
-		c.Err = err
+		c.Err, c.ForeignErr, c.OrphansErr = err, err, err
 		return c
 	}
 	defer conn.Close()
-	if c.Err = c.foreign(ctx, conn, f); c.Err != nil {
-		return c
-	}
+	c.ForeignErr = c.foreign(ctx, conn, f)
 	names := []string{}
 	for _, p := range f.ours() {
 		names = append(names, p.ID)
@@ -208,7 +208,7 @@ func pinnedImages(f *Facts) (found []Finding) {
 	if f.Content.Err != nil {
 		return unknown(f.Content.Err.Error())
 	}
-	n := 0
+	n, unclear := 0, ""
 	for _, i := range f.Content.Images {
 		if !f.Content.isPinned(i) {
 			continue
@@ -222,10 +222,15 @@ func pinnedImages(f *Facts) (found []Finding) {
 			found = append(found, warn(text, "import or pull it again: it can neither be healed nor moved")...)
 		case i.Verdict == images.NotOurs || i.Verdict == images.NotUnpacked:
 			found = append(found, warn(text, "durable-snapshotter migrate")...)
+		case i.Verdict == images.Unknown:
+			unclear = text
 		}
 	}
-	if n == 0 {
+	switch {
+	case n == 0:
 		return ok("no image is pinned")
+	case len(found) == 0 && unclear != "":
+		return unknown(unclear)
 	}
 	return orOK(found, count(n, "pinned image")+" ready")
 }
@@ -255,12 +260,15 @@ func allImages(f *Facts) (found []Finding) {
 	if names := by[images.NotOurs]; len(names) > 0 {
 		found = append(found, warn(fmt.Sprintf("%s, %.1f MiB compressed, unpacked for another snapshotter only: %s", count(len(names), "image"), float64(f.Content.Bytes)/(1<<20), some(names)), "durable-snapshotter migrate")...)
 	}
+	if names := by[images.Unknown]; len(names) > 0 && len(found) == 0 {
+		return unknown(fmt.Sprintf("the state of %s is not known: %s", count(len(names), "image"), some(names)))
+	}
 	return orOK(found, fmt.Sprintf("%s ready, or unpacked when a container needs it", count(len(f.Content.Images), "image")))
 }
 
 func containers(f *Facts) (found []Finding) {
-	if f.Running.Err != nil {
-		return unknown("containerd does not answer")
+	if f.Content.ForeignErr != nil {
+		return unknown(f.Content.ForeignErr.Error())
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Content.Foreign)) {
 		all := f.Content.Foreign[name]
@@ -271,8 +279,6 @@ func containers(f *Facts) (found []Finding) {
 
 func orphaned(f *Facts) []Finding {
 	switch {
-	case f.Running.Err != nil:
-		return unknown("containerd does not answer")
 	case f.Content.OrphansErr != nil:
 		return unknown(f.Content.OrphansErr.Error())
 	case len(f.Content.Orphans) > 0:

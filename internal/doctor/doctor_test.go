@@ -214,6 +214,10 @@ func TestFindings(t *testing.T) {
 		{"nowhere", func(t *testing.T, f *Facts) {
 			f.Running.Plugins, f.Files.Dump = f.Running.Plugins[:1], parsed(t, "version=3\n")
 		}, "plugin", Failure, "none either", "--print-config"},
+		{"a drop-in that is not imported", func(t *testing.T, f *Facts) {
+			f.Running.Plugins, f.Files.Dump = f.Running.Plugins[:1], parsed(t, "version=3\n")
+			f.Files.All = append(f.Files.All, dropIn(t, "version=3\n"+proxy, false))
+		}, "plugin", Failure, "is not imported by /etc/containerd/config.toml", `imports = ["/etc/containerd/conf.d/*.toml"]`},
 		{"only until the restart", func(t *testing.T, f *Facts) { f.Files.Dump = parsed(t, "version=3\n") }, "plugin", Failure, "no more", "--print-config"},
 		{"two names", func(_ *testing.T, f *Facts) { f.Running.Plugins = append(f.Running.Plugins, f.Running.Plugins[1]) }, "plugin", Warning, "several names", "one of them"},
 		{"no export", func(_ *testing.T, f *Facts) { delete(f.Running.Plugins[1].Exports, "root") }, "plugin", Warning, "wrong file system", "exports"},
@@ -288,6 +292,55 @@ func TestFindings(t *testing.T) {
 				t.Error("the worst is not the first")
 			}
 		})
+	}
+}
+
+// TestCannotSay: what is not known is neither found nor denied.
+func TestCannotSay(t *testing.T) {
+	f := healthy(t)
+	f.Content.ForeignErr, f.Content.OrphansErr = syscall.ECONNREFUSED, syscall.ECONNREFUSED
+	f.Content.Images[0].Verdict, f.Content.Images[1].Verdict = images.Unknown, images.Unknown
+	f.Files = Files{Err: errors.New("no program")}
+	f.Unit.Err = errors.New("no systemd")
+	f.Running.Version, f.Running.Content = "", ""
+	f.Host.Space, f.Host.Disk = Space{}, Disk{}
+	unclear := []string{
+		"disk", "space", "unit", "containerd-config", "unpack-config", "sync-knobs", "discarded-blobs", "versions", "content-root", "pinned-images", "images", "containers", "orphans",
+	}
+	for _, one := range Run(f) {
+		if one.Level != OK || strings.HasPrefix(one.Text, "cannot say: ") != slices.Contains(unclear, one.Check) {
+			t.Errorf("%+v", one)
+		}
+	}
+}
+
+// TestRead: imports are followed as containerd follows them, and drop-ins that are not imported are known
+// as such.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	for path, text := range map[string]string{
+		"config.toml": "version = 3\nimports = ['more/a.toml', '" + dir + "/config.toml']\n", "more/a.toml": "version = 3\nimports = ['b.toml']\n",
+		"more/b.toml": "version = 2\n", "conf.d/c.toml": "version = [\n", "config-v3.toml.d/d.toml": "version = 3\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ""
+	for _, f := range read(filepath.Join(dir, "config.toml")) {
+		got += fmt.Sprintf("%s imported=%v version=%d error=%v\n", strings.TrimPrefix(f.Path, dir+"/"), f.Imported, f.Has.version(), f.Err != nil)
+	}
+	const want = `config.toml imported=true version=3 error=false
+more/a.toml imported=true version=3 error=false
+more/b.toml imported=true version=2 error=false
+conf.d/c.toml imported=false version=0 error=true
+config-v3.toml.d/d.toml imported=false version=3 error=false
+`
+	if got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }
 

@@ -71,10 +71,10 @@ type Files struct {
 	Broken, Err error
 }
 
-const (
-	defaultFile = "/etc/containerd/config.toml"
-	dropIns     = "conf.d/*.toml"
-)
+const defaultFile = "/etc/containerd/config.toml"
+
+// dropIns are where a node has drop-ins, beside the main file: a distribution, k3s and RKE2.
+var dropIns = []string{"conf.d/*.toml", "config-v3.toml.d/*.toml", "config.toml.d/*.toml"}
 
 // files reads the configuration of the containerd with a process ID, or of that in PATH if none
 // runs, and lets its program print what it makes of it.
@@ -162,7 +162,11 @@ func read(main string) (all []File) {
 		}
 	}
 	visit(filepath.Clean(main))
-	ignored, _ := filepath.Glob(filepath.Join(filepath.Dir(main), dropIns))
+	var ignored []string
+	for _, pattern := range dropIns {
+		matches, _ := filepath.Glob(filepath.Join(filepath.Dir(main), pattern))
+		ignored = append(ignored, matches...)
+	}
 	for _, path := range ignored {
 		if !known[path] {
 			f := File{Path: path}
