@@ -20,9 +20,20 @@ var ErrUnsuitable = errors.New("unsuitable file system")
 // Warning is a circumstance that weakens the promise, with the cure. It does not break
 // the promise in every case.
 type Warning struct {
+	About   string // one of the constants below
 	Problem string
 	Cure    string
 }
+
+// What a Warning is about.
+const (
+	AboutKernel    = "kernel"
+	AboutType      = "type"      // of the file system
+	AboutNoJournal = "journal"   // ext4 has none
+	AboutData      = "data"      // the mode of ext4's journal
+	AboutBarrier   = "barrier"   // the cache of the disk is not flushed
+	AboutUnknown   = "not known" // the options of ext4 cannot be read
+)
 
 // The numbers are in statfs(2); fuse2 is what some kernels report for fuseblk.
 const (
@@ -76,6 +87,7 @@ func Inspect(root string) ([]Warning, error) {
 	var warnings []Warning
 	if !slices.Contains(known, magic) {
 		warnings = append(warnings, Warning{
+			About:   AboutType,
 			Problem: fmt.Sprintf("%s is on a file system (statfs type %#x) on which no crash test was made", root, magic),
 			Cure:    "use ext4, xfs or btrfs",
 		})
@@ -114,6 +126,7 @@ func inspectExt4(root string) []Warning {
 	link, err := os.Readlink("/sys/dev/block/" + dev)
 	if err != nil {
 		return []Warning{{
+			About:   AboutUnknown,
 			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
 			Cure:    "make /sys visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
@@ -124,6 +137,7 @@ func inspectExt4(root string) []Warning {
 		// ext2 and ext3 file systems driven by ext4 are listed too; a masked
 		// /proc (a container) is not.
 		return []Warning{{
+			About:   AboutUnknown,
 			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
 			Cure:    "make /proc/fs visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
@@ -142,17 +156,20 @@ func ext4Warnings(root string, options []string) []Warning {
 	switch mode {
 	case "":
 		warnings = append(warnings, Warning{
+			About:   AboutNoJournal,
 			Problem: fmt.Sprintf("ext4 below %s has no journal: a power cut can damage any file, also old ones", root),
 			Cure:    "unmount it and run tune2fs -O has_journal on the device",
 		})
 	case "writeback":
 		warnings = append(warnings, Warning{
+			About:   AboutData,
 			Problem: fmt.Sprintf("ext4 below %s is mounted data=writeback: after a power cut, files that were being written may hold old blocks", root),
 			Cure:    "mount it with data=ordered",
 		})
 	}
 	if slices.Contains(options, "nobarrier") || slices.Contains(options, "barrier=0") {
 		warnings = append(warnings, Warning{
+			About:   AboutBarrier,
 			Problem: fmt.Sprintf("ext4 below %s is mounted nobarrier: what the disk holds in its cache is lost in a power cut", root),
 			Cure:    "mount it with barrier=1",
 		})
@@ -184,6 +201,7 @@ func inspectKernel() *Warning {
 		return nil
 	}
 	return &Warning{
+		About:   AboutKernel,
 		Problem: fmt.Sprintf("kernel %s is older than 5.17: syncfs does not report every error", release),
 		Cure:    "run Linux 5.17 or newer",
 	}

@@ -24,7 +24,7 @@ func report(stderr io.Writer, err error) int {
 			fmt.Fprintf(stderr, "durable-snapshotter: hint: %s\n", h.text)
 		}
 	}
-	if errors.Is(err, errUsage) || errors.Is(err, errNotVerified) {
+	if errors.Is(err, errUsage) || errors.Is(err, errNotVerified) || errors.Is(err, errFailures) {
 		return 2
 	}
 	for _, unknown := range []error{errUnverified, errImagesUnverified, errNotMigrated, errNoAnswer} {

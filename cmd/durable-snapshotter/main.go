@@ -34,6 +34,7 @@ var verbs = map[string]func(*command) error{
 	"repair":  repair,
 	"health":  printHealth,
 	"migrate": migrateImages,
+	"doctor":  examine,
 	"config":  printConfig,
 	"version": printVersion,
 }

@@ -31,6 +31,13 @@ Verbs:
                     for the way back, from what is on the node; running containers do not notice;
                     with --finish containerd lets go of the snapshots in the others
   health            print whether a running daemon serves; exit status 1 if not, for probes
+  doctor [--containerd-config FILE] [--json]
+                    print what keeps this node from using the snapshotter, or weakens its promise,
+                    the worst first, with the cure of each; nothing is changed
+  doctor --print-config PLATFORM
+                    print what the configuration files of a platform need: containerd-2 (2.3 and
+                    newer), containerd-2.0 (to 2.2), containerd-1.7 (and 1.6), k3s, rke2, k0s,
+                    microk8s, talos, docker, buildkit
   config            print the configuration in effect
   config default    print the default configuration
   version           print the version
@@ -47,6 +54,7 @@ ready, or their content cannot be compared with anything yet; 1 some are damaged
 Of repair --orphans: 0 none is left; 1 some are. With --images: 0 all images run, can be
 unpacked, or were dropped for the next pull; 1 some do not; 3 the state of some is unknown,
 or of any, as when containerd is down. Of migrate: 1 some images can only be pulled; 3 as above.
+Of doctor: 0 nothing was found; 1 warnings; 2 failures.
 
 Example:
   durable-snapshotter serve --root /var/lib/durable-snapshotter

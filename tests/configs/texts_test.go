@@ -74,6 +74,18 @@ const (
 	textDropin  = k3sDir + "/config-v3.toml.d/durable.toml"
 	textTmplV3  = k3sDir + "/config-v3.toml.tmpl"
 	textTmplV2  = k3sDir + "/config.toml.tmpl"
+
+	textRKE2YAML    = "/etc/rancher/rke2/config.yaml"
+	textRKE2Dropin  = "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d/durable.toml"
+	textRKE2Durable = "/etc/durable-snapshotter/config.toml on RKE2"
+	textK0s         = "/etc/k0s/containerd.d/durable.toml"
+	textK0sDurable  = "/etc/durable-snapshotter/config.toml on k0s"
+	textMicroK8s    = "/var/snap/microk8s/current/args/containerd-template.toml, at its end"
+	textMicroK8sDur = "/etc/durable-snapshotter/config.toml on MicroK8s"
+	textTalos       = "/etc/cri/conf.d/20-durable.part"
+	textDocker      = "/etc/containerd/conf.d/durable.toml, for Docker and BuildKit"
+	textDaemonJSON  = "/etc/docker/daemon.json"
+	textBuildkitd   = "/etc/buildkit/buildkitd.toml"
 )
 
 // put writes the files of a node, documented texts among them, and returns the
@@ -108,7 +120,15 @@ var places = []place{
 	{"k3s, drop-in", "2.0.14", "", []string{textYAML, textDurable, textDropin}, k3sDropIn, true},
 	{"k3s, template of version 3", "2.0.14", "", []string{textYAML, textDurable, textTmplV3}, k3sTemplate(3, textTmplV3), true},
 	{"k3s, template of version 2", "1.7.35", "", []string{textYAML, textDurable, textTmplV2}, k3sTemplate(2, textTmplV2), true},
+	{"RKE2, drop-in", "2.0.14", "", []string{textRKE2YAML, textRKE2Durable, textRKE2Dropin}, rke2DropIn, true},
+	{"k0s", "2.0.14", "", []string{textK0s, textK0sDurable}, k0s, true},
+	{"MicroK8s", "1.7.35", "", []string{textMicroK8s, textMicroK8sDur}, microK8s, true},
+	{"Talos", "2.0.14", "", []string{textTalos}, talos, true},
 }
+
+// elsewhere are texts that TestPrograms reads: textDocker for a containerd without the CRI plugin,
+// the others for programs that are not here.
+var elsewhere = map[string]bool{textDocker: true, textDaemonJSON: true, textBuildkitd: true}
 
 // TestTexts starts every text in every place that it is for, and queries the
 // running containerd for the effect.
@@ -140,13 +160,16 @@ func TestTexts(t *testing.T) {
 					t.Errorf("the effect is %+v, want %+v", got, want)
 				}
 				m.expectProxy(t, texts, c.texts)
+				if found := m.doctor(t, args); len(found) > 0 {
+					t.Errorf("doctor finds %+v", found)
+				}
 				m.pullWithCtr(t, "durable")
 				m.pullWithCtr(t, "overlayfs")
 			})
 		}
 	}
 	for key := range texts {
-		if !started[key] && os.Getenv(releasesVar) == "" {
+		if !started[key] && !elsewhere[key] && os.Getenv(releasesVar) == "" {
 			t.Errorf("no test starts the text %q", key)
 		}
 	}

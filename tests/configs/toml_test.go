@@ -23,13 +23,13 @@ func documented(t *testing.T) map[string]string {
 		inside := false
 		for line := range strings.Lines(string(b)) {
 			switch {
-			case !inside && (line == "```toml\n" || line == "```yaml\n"):
+			case !inside && (line == "```toml\n" || line == "```yaml\n" || line == "```jsonc\n"):
 				inside = true
 				text.Reset()
 			case inside && line == "```\n":
 				inside = false
 				first, _, _ := strings.Cut(text.String(), "\n")
-				key := strings.TrimPrefix(first, "# ")
+				key := strings.TrimPrefix(strings.TrimPrefix(first, "# "), "// ")
 				if key == first {
 					t.Errorf("%s: the text that begins with %q does not name its place in a comment", name, first)
 				}

@@ -16,6 +16,7 @@ type trap struct {
 	refused string
 	cri     string
 	want    effect
+	doctor  string // the cause that doctor names, where pods stay on overlayfs
 }
 
 var (
@@ -36,13 +37,13 @@ var traps = []trap{
 			_, appended, _ := strings.Cut(text[textA], "version = 3\n")
 			return render(t, m, 3, "{{ template \"base\" . }}\n"+appended, text)
 		}},
-	{name: "a drop-in that is not imported", from: "2.0.14", want: onOverlayfs,
+	{name: "a drop-in that is not imported", from: "2.0.14", want: onOverlayfs, doctor: "is not imported by",
 		put: func(t *testing.T, m *machine, text map[string]string) []string {
 			write(t, mainFile, imports.ReplaceAllString(version3Main(t, m), ""))
 			write(t, confd, text[textB])
 			return nil
 		}},
-	{name: "version 2 without runtimes", from: "2.0.14", want: effect{Snapshotter: "overlayfs", ImageFs: onOverlayfs.ImageFs},
+	{name: "version 2 without runtimes", from: "2.0.14", want: effect{Snapshotter: "overlayfs", ImageFs: onOverlayfs.ImageFs}, doctor: "no table containerd.runtimes",
 		put: func(t *testing.T, m *machine, text map[string]string) []string {
 			write(t, mainFile, imageBased+text[textC]+text[textD])
 			return nil
@@ -55,11 +56,11 @@ var traps = []trap{
 		put: emptyRuntimes},
 	{name: "main file 2, drop-in 2", from: "1.7.35", until: "2.0.14", want: lost, put: pair(flatcarImports, dropInV2)},
 	{name: "main file 2, drop-in 2", from: "2.0.14", until: "2.3.7", want: onDurable, put: pair(flatcarImports, dropInV2)},
-	{name: "main file 2, drop-in 2", from: "2.3.7", want: onOverlayfs, put: pair(flatcarImports, dropInV2)},
+	{name: "main file 2, drop-in 2", from: "2.3.7", want: onOverlayfs, doctor: "no table containerd.runtimes", put: pair(flatcarImports, dropInV2)},
 	{name: "main file 2, drop-in 3", from: "1.7.35", until: "2.0.14", refused: "version", put: pair(flatcarImports, dropInV3)},
 	{name: "main file 2, drop-in 3", from: "2.0.14", until: "2.3.7", want: lost, put: pair(flatcarImports, dropInV3)},
 	{name: "main file 2, drop-in 3", from: "2.3.7", want: onDurable, put: pair(flatcarImports, dropInV3)},
-	{name: "main file 3, drop-in 2", from: "2.0.14", want: onOverlayfs,
+	{name: "main file 3, drop-in 2", from: "2.0.14", want: onOverlayfs, doctor: "is of version 2, and ",
 		put: func(t *testing.T, m *machine, text map[string]string) []string {
 			return pair(text[textImports]+imports.ReplaceAllString(version3Main(t, m), ""), dropInV2)(t, m, text)
 		}},
@@ -95,21 +96,27 @@ func TestTraps(t *testing.T) {
 			}
 			t.Run(c.name+"/"+release, func(t *testing.T) {
 				m := newMachine(t, release)
-				err := m.start(t, c.put(t, m, texts)...)
+				args := c.put(t, m, texts)
+				err := m.start(t, args...)
 				switch {
 				case c.refused != "":
 					if err == nil || !strings.Contains(err.Error(), c.refused) {
 						t.Errorf("containerd %s: %v, want that it does not start and logs %q", release, err, c.refused)
 					}
+					expectFinding(t, m.doctor(t, args), "containerd-config", c.refused)
 				case err != nil:
 					t.Error(err)
 				case c.cri != "":
 					if got := m.criError(t); !strings.Contains(got, c.cri) {
 						t.Errorf("the CRI plugin's error is %q, want %q", got, c.cri)
 					}
+					expectFinding(t, m.doctor(t, args), "cri-snapshotter", c.cri)
 				default:
 					if got := m.observe(t); got != c.want {
 						t.Errorf("the effect is %+v, want %+v", got, c.want)
+					}
+					if c.want.Snapshotter == "overlayfs" {
+						expectFinding(t, m.doctor(t, args), "cri-snapshotter", c.doctor)
 					}
 				}
 			})

@@ -57,8 +57,10 @@ var ours = map[string][]string{
 	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
 	"internal/migrate":        {"internal/images", "internal/repull"},
 	"internal/imagecheck":     {"snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/repull", "internal/verify"},
+	"docs":                    {},
+	"internal/doctor":         {"docs", "fsync", "snapshotter", "storage", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layout", "internal/orphans", "internal/repull", "internal/verify"},
 	"internal/admin":          {"snapshotter", "storage", "internal/imagecheck", "internal/images", "internal/layers", "internal/metrics", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/doctor", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,
@@ -70,7 +72,7 @@ var only = map[string]struct{ importer, why string }{
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils": {"overlayutil", "facts about overlayfs have one home"},
 	"github.com/containerd/containerd/v2/plugins/content/local":                  {"internal/blobs", "how containerd's blobs lie on disk has one home"},
 	"google.golang.org/grpc":          {"cmd/durable-snapshotter internal/repull", "the snapshotter can be used without a daemon; containerd is reached over gRPC only"},
-	"github.com/pelletier/go-toml/v2": {"cmd/durable-snapshotter", "parsing is on one side, behaviour on the other"},
+	"github.com/pelletier/go-toml/v2": {"cmd/durable-snapshotter internal/doctor", "parsing is on one side, behaviour on the other; doctor examines containerd's files"},
 }
 
 type listed struct {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -82,7 +83,7 @@ func sideBySide(t testing.TB, n *node) func() {
 func clock(year int) func(testing.TB, *node) func() {
 	return func(t testing.TB, n *node) func() {
 		offset := time.Until(time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC))
-		n.setEnv(t, "DAEMON="+must[string](t)(clockBinary()), fmt.Sprintf("CLOCK_OFFSET=%d", int(offset.Seconds())))
+		n.setEnv(t, "DAEMON="+must[string](t)(defects.Clock()), fmt.Sprintf("CLOCK_OFFSET=%d", int(offset.Seconds())))
 		n.rebooted(t)
 		// A round of scrubbing begins and ends at that time.
 		waitFor(t, time.Minute, func() error {

@@ -41,7 +41,7 @@ func TestPlantedDefects(t *testing.T) {
 			t.Run(d.mutant+map[bool]string{true: ",planted", false: ",honest"}[planted], func(t *testing.T) {
 				t.Parallel()
 				o := d.node
-				o.binary = must[string](t)(clockBinary())
+				o.binary = must[string](t)(defects.Clock())
 				if planted {
 					o.env = []string{defects.Activate(d.mutant)}
 				}

@@ -20,6 +20,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
+type snapshotter = snapshots.Snapshotter
+
 // volume is a mounted file system.
 type volume struct{ fs, device, dir string }
 

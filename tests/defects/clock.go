@@ -1,4 +1,4 @@
-package noharm
+package defects
 
 import (
 	"context"
@@ -9,19 +9,14 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
-
-	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-type snapshotter = snapshots.Snapshotter
-
-// clockBinary is the daemon with planted defects, of which none is active unless the
+// Clock compiles the daemon with planted defects, of which none is active unless the
 // environment activates it, and with a clock that is off by CLOCK_OFFSET seconds.
 // A program that is linked statically reads the time from the kernel; only its own
 // time.Now can return another.
-var clockBinary = sync.OnceValues(func() (string, error) {
+var Clock = sync.OnceValues(func() (string, error) {
 	tests, err := kit.Module(context.Background())
 	if err != nil {
 		return "", err
@@ -35,7 +30,7 @@ var clockBinary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("build a daemon with another clock: %w", err)
 	}
-	return defects.BuildAs(context.Background(), "durable-snapshotter-clock", replace)
+	return BuildAs(context.Background(), "durable-snapshotter-clock", replace)
 })
 
 // clockOverlay writes package time with an offset, and a file of the daemon that sets
