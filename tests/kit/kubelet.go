@@ -54,7 +54,7 @@ type KubeletOptions struct {
 	Binary     string      // of BuildKubelet
 	Containerd *Containerd // with its CRI plugin
 	Dir        string      // what a power cut may take: its root directory and the logs of pods
-	RunDir     string      // configuration, manifests and log
+	RunDir     string      // configuration, manifests, certificate and log
 	Config     string      // further lines of the configuration file, YAML
 }
 
@@ -207,8 +207,11 @@ func (k *Kubelet) Start(ctx context.Context) error {
 	if st, err := os.Stat(log); err == nil {
 		k.start = st.Size()
 	}
+	// The certificate is not on the disk: the kubelet makes it at its first start, does not
+	// sync it, and does not start with an empty one. On a node that is older than
+	// half a minute the kernel has written it.
 	k.Process, err = StartProcess("kubelet", log, nil, k.opts.Binary, "--config", k.configPath(), "-v=2",
-		"--root-dir", filepath.Join(k.opts.Dir, "root"), "--cert-dir", filepath.Join(k.opts.Dir, "pki"),
+		"--root-dir", filepath.Join(k.opts.Dir, "root"), "--cert-dir", filepath.Join(k.opts.RunDir, "pki"),
 		"--hostname-override", kubeletHost, "--fail-cgroupv1=false")
 	if err != nil {
 		return err
@@ -231,7 +234,7 @@ const kubeletHost = "node"
 func makeCgroups(run string) error {
 	hierarchies := []string{"/sys/fs/cgroup"}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
-		if hierarchies, err = filepath.Glob("/sys/fs/cgroup/*/"); err != nil {
+		if hierarchies, err = filepath.Glob("/sys/fs/cgroup/*"); err != nil {
 			return err
 		}
 	}
