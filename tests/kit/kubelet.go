@@ -282,7 +282,7 @@ func (k *Kubelet) get(ctx context.Context, path string) ([]byte, error) {
 // PodState is what the kubelet reports of the container of a pod.
 type PodState struct {
 	Running     bool
-	Reason      string // when it does not run, as far as the kubelet reports one
+	Reason      string // when it does not run: of this and of the end of the last attempt
 	ContainerID string
 	Failures    int // attempts to bring the pod up that have failed since the kubelet's start
 }
@@ -304,6 +304,7 @@ func (k *Kubelet) Pods(ctx context.Context) (map[string]PodState, error) {
 						Running             *struct{}
 						Waiting, Terminated *ended
 					}
+					LastState struct{ Terminated *ended }
 				}
 			}
 		}
@@ -320,9 +321,9 @@ func (k *Kubelet) Pods(ctx context.Context) (map[string]PodState, error) {
 		state := PodState{Failures: failures[p.Metadata.Name]}
 		for _, c := range p.Status.ContainerStatuses {
 			state.Running, state.ContainerID = c.State.Running != nil, c.ContainerID
-			for _, e := range []*ended{c.State.Waiting, c.State.Terminated} {
-				if e != nil {
-					state.Reason = strings.TrimSpace(e.Reason + " " + e.Message)
+			for _, e := range []*ended{c.State.Waiting, c.State.Terminated, c.LastState.Terminated} {
+				if e != nil && !state.Running {
+					state.Reason += fmt.Sprintf("; %s %s", e.Reason, e.Message)
 				}
 			}
 		}
