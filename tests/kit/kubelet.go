@@ -122,10 +122,14 @@ var coverHost = sync.OnceValue(func() error {
 func (k *Kubelet) manifests() string  { return filepath.Join(k.opts.RunDir, "manifests") }
 func (k *Kubelet) configPath() string { return filepath.Join(k.opts.RunDir, "kubelet.yaml") }
 
-// PulledDir is where the kubelet keeps its records of the images that it has
-// pulled, one file each.
-func (k *Kubelet) PulledDir() string {
-	return filepath.Join(k.opts.Dir, "root", "image_manager", "pulled")
+// Records lists the files in which the kubelet keeps what it knows of pulls, one for
+// each image that it is pulling, and one for each that it has pulled.
+func (k *Kubelet) Records() (pulling, pulled []string, err error) {
+	top := filepath.Join(k.opts.Dir, "root", "image_manager")
+	if pulling, err = filepath.Glob(filepath.Join(top, "pulling", "sha256-*")); err == nil {
+		pulled, err = filepath.Glob(filepath.Join(top, "pulled", "sha256-*"))
+	}
+	return pulling, pulled, err
 }
 
 // StaticPod is a pod of one container.

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -267,14 +266,21 @@ func (n *node) whole(t *testing.T, want map[string]kit.Tree) {
 	}
 }
 
-// torn lists the kubelet's records of pulled images that are no JSON.
-func (n *node) torn(t *testing.T) (names []string, all int) {
+// torn lists the kubelet's records of pulls that are empty, as a power cut leaves a
+// file that was renamed and not synced. One that is broken in another way fails the
+// test: the documented cure would not remove it.
+func (n *node) torn(t *testing.T) (empty []string, all int) {
 	t.Helper()
-	files := must[[]string](t)(filepath.Glob(filepath.Join(n.kubelet.PulledDir(), "sha256-*")))
-	for _, file := range files {
-		if text := must[[]byte](t)(os.ReadFile(file)); !json.Valid(bytes.TrimSpace(text)) {
-			names = append(names, file)
+	pulling, pulled, err := n.kubelet.Records()
+	check(t, err)
+	records := append(pulling, pulled...)
+	for _, file := range records {
+		switch text := must[[]byte](t)(os.ReadFile(file)); {
+		case len(text) == 0:
+			empty = append(empty, file)
+		case !json.Valid(text):
+			t.Errorf("the record %s is neither empty nor JSON: %q", file, text)
 		}
 	}
-	return names, len(files)
+	return empty, len(records)
 }

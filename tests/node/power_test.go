@@ -57,7 +57,7 @@ func cutOnce(t *testing.T, o options) (back bool, exposed time.Duration) {
 	check(t, n.PowerCut())
 
 	torn, records := n.torn(t)
-	t.Logf("power cut %.1f s after the first pull; of %d records of pulled images %d are torn", exposed.Seconds(), records, len(torn))
+	t.Logf("power cut %.1f s after the first pull; of %d records of pulls %d are empty", exposed.Seconds(), records, len(torn))
 	if o.policy == never && records > 0 {
 		t.Errorf("the kubelet has %d records of images that it has not pulled", records)
 	}
@@ -89,9 +89,8 @@ func (n *node) afterwards(t *testing.T, before map[string]kit.Tree) (back bool) 
 	return back
 }
 
-// forgetTorn removes the records that the power cut has torn. The kubelet does not
-// sync them, takes one that it cannot read for a reason to pull, whatever
-// imagePullCredentialsVerificationPolicy is, and an image without one for preloaded.
+// forgetTorn is the cure that docs/design.md has for empty records: TestTornRecord
+// shows what they do.
 func (n *node) forgetTorn(t *testing.T) {
 	t.Helper()
 	torn, _ := n.torn(t)
@@ -100,8 +99,8 @@ func (n *node) forgetTorn(t *testing.T) {
 	}
 }
 
-// TestDamage damages the layer that all images share while the machine is down
-// after an unclean shutdown that has cost nothing else. Its blob is good.
+// TestDamage empties the program of all images while the machine is down after an
+// unclean shutdown that has cost nothing else. The blob of its layer is good.
 func TestDamage(t *testing.T) {
 	everyNode(t, func(t *testing.T, o options) {
 		n := newNode(t, o)

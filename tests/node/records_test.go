@@ -2,7 +2,6 @@ package node
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -19,7 +18,8 @@ func TestTornRecord(t *testing.T) {
 	before := n.trees(t)
 	n.stop(t)
 	check(t, n.Reboot())
-	records := must[[]string](t)(filepath.Glob(filepath.Join(n.kubelet.PulledDir(), "sha256-*")))
+	_, records, err := n.kubelet.Records()
+	check(t, err)
 	if len(records) != len(podNames) {
 		t.Fatalf("the kubelet has the records %q, want one of each of %d images", records, len(podNames))
 	}
