@@ -1,6 +1,6 @@
-// Package node shows that pods come back. A node has a containerd with its CRI
-// plugin, the daemon and a real kubelet, and its disk is a loop device; three
-// static pods run images that share layers. The power is cut, or a layer is
+// Package node shows that pods come back after a power cut, under a real kubelet.
+// A node has a containerd with its CRI plugin, the daemon and the kubelet, and its
+// disk is a loop device; three static pods run images that share layers. The power is cut, or a layer is
 // damaged while the machine is down, the registry is gone, and everything starts
 // again: on the built-in overlayfs the pods stay away, on durable they run, and
 // the registry gets no request.
