@@ -17,11 +17,11 @@ GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash test-images demo storm lint bench test-packages: export CGO_ENABLED = 0
-test test-configs test-crash test-images demo storm lint bench test-packages: export GOFLAGS = -trimpath
+test test-configs test-crash test-images demo storm lint bench test-packages test-node: export CGO_ENABLED = 0
+test test-configs test-crash test-images demo storm lint bench test-packages test-node: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool test-node
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,12 @@ CRASH_DIR ?= /var/tmp/crashlab/$(WORKLOAD)-$(subst $(comma),-,$(FS))-$(SEED)
 test-crash: deps ## cut the power in STATES states; WORKLOAD=api|full|heal SEED=n FS=ext4,xfs,btrfs; goes on after an interrupt
 	cd tests && mkdir -p .bin && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o .bin/crashlab ./crash/cmd/crashlab
 	tests/.bin/crashlab run --states $(STATES) --workload $(WORKLOAD) --seed $(SEED) --fs $(FS) --state-dir $(CRASH_DIR) --resume
+
+# Not part of make test: the kubelet is ten minutes of compiling on a fresh
+# machine, after which it stays in tests/.bin, and its own collection of images
+# comes every five minutes.
+test-node: deps ## power cuts, damage, collection and start time under a real kubelet (builds one)
+	cd tests && DURABLE_TEST_KUBELET=1 $(GO) test -count=1 -timeout 90m -v ./node
 
 # The short storm in make test is of the same kind: make storm ROUNDS=1000 SEED=7
 ROUNDS      ?= 200

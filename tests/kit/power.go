@@ -3,99 +3,149 @@ package kit
 import (
 	"errors"
 	"fmt"
-	"maps"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// CutPower ends the node as a power cut does, and boots its machine again: the file system
-// writes nothing more from now on (btrfs cannot be shut down: what is in its cache is kept),
-// everything that runs on the node is killed, its containers, too, what is in /run of a real
-// machine is gone, the disk is mounted again, and the boot is another one. [Node.Start] starts
-// the daemons. Nothing of the caller may have files of the disk open.
-func (n *Node) CutPower() error {
-	if n.opts.Disk.FS != "btrfs" {
-		if err := n.Disk.Shutdown(); err != nil {
-			return err
-		}
+// KillAll ends every process but this one and the first one of its PID
+// namespace, which [Main] made for this run alone, and waits until they are
+// gone: daemons, shims, containers. It returns how many there were.
+func KillAll() (int, error) {
+	// Without Main's namespace this would end everything on the machine.
+	self, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return 0, fmt.Errorf("kill: %w", err)
 	}
-	if err := n.Kill(); err != nil {
-		return err
+	first, err := os.Stat("/proc/1/exe")
+	if err != nil {
+		return 0, fmt.Errorf("kill: %w", err)
 	}
-	if n.Containerd != nil {
-		if err := n.Containerd.KillContainers(); err != nil {
-			return err
-		}
-		if err := os.RemoveAll(filepath.Join(n.Containerd.opts.RunDir, "state")); err != nil {
-			return err
-		}
+	if !Inside() || !os.SameFile(self, first) {
+		return 0, errors.New("kill: not in a PID namespace of our own")
 	}
-	return errors.Join(n.Disk.Remount(), NewBoot())
-}
-
-// KillContainers kills the shims of a containerd that does not run, and all that runs below
-// them, and unmounts what they leave mounted.
-func (c *Containerd) KillContainers() error {
 	killed := map[int]bool{}
-	for deadline := time.Now().Add(slow); ; time.Sleep(10 * time.Millisecond) {
-		found, err := c.shims()
+	for deadline := time.Now().Add(slow); ; time.Sleep(5 * time.Millisecond) {
+		pids, err := others()
 		if err != nil {
-			return err
+			return 0, err
 		}
-		for _, pid := range found {
-			killed[pid] = true
-		}
-		// The children of a shim that is gone are found no more, and may not be gone yet.
-		maps.DeleteFunc(killed, func(pid int, _ bool) bool {
-			return errors.Is(unix.Kill(pid, unix.SIGKILL), unix.ESRCH)
-		})
-		if len(killed) == 0 && len(found) == 0 {
-			return UnmountBelow(c.opts.RunDir)
+		if len(pids) == 0 {
+			return len(killed), nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("containers: processes %v still run %v after SIGKILL", slices.Sorted(maps.Keys(killed)), slow)
+			return 0, fmt.Errorf("kill: processes %v still run %v after SIGKILL", pids, slow)
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return 0, fmt.Errorf("kill %d: %w", pid, err)
+			}
+			killed[pid] = true
 		}
 	}
 }
 
-// shims are the processes of this containerd's shims, and those below them.
-func (c *Containerd) shims() (pids []int, err error) {
+// others lists the processes of the namespace but this one and the first.
+func others() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	children := map[int][]int{}
+	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		// A process that ends meanwhile is none.
-		stat, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
-		if _, rest, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " "); ok {
-			var state string
-			var parent int
-			if _, err := fmt.Sscan(rest, &state, &parent); err == nil {
-				children[parent] = append(children[parent], pid)
-			}
-		}
-		argv, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if strings.Contains("\x00"+string(argv), "\x00-address\x00"+c.Address+"\x00") {
+		if err == nil && pid != 1 && pid != os.Getpid() {
 			pids = append(pids, pid)
 		}
 	}
-	for i := 0; i < len(pids); i++ {
-		for _, child := range children[pids[i]] {
-			if !slices.Contains(pids, child) {
-				pids = append(pids, child)
+	return pids, nil
+}
+
+// EmptyRun does to a RunDir what a boot does to /run, after [KillAll]: what
+// containers had mounted there is unmounted, sockets and state are removed.
+// Configuration and logs stay: on a real machine they are elsewhere. The shims'
+// directory is the same for all RunDirs, whatever containerd's configuration
+// contains.
+func EmptyRun(dir string) error {
+	if err := UnmountBelow(dir); err != nil {
+		return err
+	}
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && d.Name() != "state" {
+			return err
+		}
+		if d.IsDir() {
+			if err := os.RemoveAll(name); err != nil {
+				return err
 			}
+			return fs.SkipDir
+		}
+		if ext := filepath.Ext(name); ext == ".toml" || ext == ".log" {
+			return nil
+		}
+		return os.Remove(name)
+	})
+	if err != nil {
+		return fmt.Errorf("empty %s: %w", dir, err)
+	}
+	entries, err := os.ReadDir(shimSockets)
+	if err != nil {
+		return fmt.Errorf("empty %s: %w", shimSockets, err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(shimSockets, e.Name())); err != nil {
+			return fmt.Errorf("empty %s: %w", shimSockets, err)
 		}
 	}
-	return pids, nil
+	return nil
+}
+
+// PowerCut cuts the power of a node and gives it back: its disk takes no more
+// writes from one instant on, every process of the run is killed, and what
+// [Node.Reboot] does follows. In this order: a daemon that is still alive must
+// not find time to write.
+func (n *Node) PowerCut() error {
+	if err := n.Disk.Shutdown(); err != nil {
+		return err
+	}
+	return n.Reboot()
+}
+
+// Reboot kills every process of the run, empties what a boot empties, and mounts
+// the node's disk again, in another boot. Nothing runs afterwards.
+func (n *Node) Reboot() error {
+	if err := n.Off(); err != nil {
+		return err
+	}
+	if err := n.Disk.Unmount(); err != nil {
+		return err
+	}
+	if err := NewBoot(); err != nil {
+		return err
+	}
+	return n.Disk.Mount()
+}
+
+// Off kills every process of the run, shims and containers too, which [Node.Kill]
+// leaves alone, and removes what they leave: mounts, sockets, cgroups. A node that
+// has run pods is closed after it.
+func (n *Node) Off() error {
+	if _, err := KillAll(); err != nil {
+		return err
+	}
+	removeCgroups(os.Getenv(runVar))
+	dirs := []string{n.opts.Containerd.RunDir}
+	if n.Daemon != nil {
+		dirs = append(dirs, n.Daemon.opts.RunDir)
+	}
+	for _, dir := range dirs {
+		if err := EmptyRun(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
