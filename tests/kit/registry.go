@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
@@ -17,10 +18,12 @@ import (
 
 // Registry is the reference registry implementation, in process, on loopback.
 type Registry struct {
-	Host   string // host:port, the first part of an image name
-	Dir    string // of the blobs
-	server *http.Server
-	done   chan error
+	Host     string // host:port, the first part of an image name
+	Dir      string // of the blobs
+	server   *http.Server
+	done     chan error
+	requests atomic.Int64
+	silent   atomic.Bool
 }
 
 // StartRegistry serves a registry that keeps its blobs under dir.
@@ -41,18 +44,28 @@ func StartRegistry(dir string) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	r := &Registry{
-		Host:   listener.Addr().String(),
-		Dir:    dir,
-		server: &http.Server{Handler: handlers.NewApp(context.Background(), config)},
-		done:   make(chan error, 1),
-	}
+	r := &Registry{Host: listener.Addr().String(), Dir: dir, done: make(chan error, 1)}
+	app := handlers.NewApp(context.Background(), config)
+	r.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.requests.Add(1)
+		if r.silent.Load() {
+			panic(http.ErrAbortHandler) // net/http closes the connection
+		}
+		app.ServeHTTP(w, req)
+	})}
 	go func() { r.done <- r.server.Serve(listener) }()
 	return r, nil
 }
 
 // Ref is the name of an image in this registry.
 func (r *Registry) Ref(name string) string { return r.Host + "/" + name + ":latest" }
+
+// Requests is how many requests there have been, answered or not.
+func (r *Registry) Requests() int64 { return r.requests.Load() }
+
+// Silence makes the registry as good as gone, and still count: from now on it
+// closes each connection without a byte at the first request.
+func (r *Registry) Silence() { r.silent.Store(true) }
 
 // Close stops serving. The blobs stay.
 func (r *Registry) Close() error {

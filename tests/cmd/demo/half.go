@@ -121,10 +121,10 @@ func (h *half) layers() (kit.Tree, error) {
 // powerOn mounts the disk, which replays its journal, and compares the layers
 // before anything that could change them runs.
 func (h *half) powerOn(ctx context.Context) error {
-	if err := h.unmountAll(); err != nil {
+	if err := kit.EmptyRun(h.runDir()); err != nil {
 		return err
 	}
-	if err := emptyRun(h.runDir()); err != nil {
+	if err := h.disk.Unmount(); err != nil {
 		return err
 	}
 	if err := h.disk.Mount(); err != nil {
