@@ -14,11 +14,11 @@ GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash demo storm lint bench: export CGO_ENABLED = 0
-test test-configs test-crash demo storm lint bench: export GOFLAGS = -trimpath
+test test-configs test-matrix test-crash demo storm lint bench: export CGO_ENABLED = 0
+test test-configs test-matrix test-crash demo storm lint bench: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash storm lint fuzz bench clean
+.PHONY: help build install deps demo test test-configs test-matrix test-crash storm lint fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ test: deps ## run all tests (root, real disks, a real containerd); lists what wa
 # starts it with all that it is for. Builds of releases stay in tests/.bin.
 test-configs: deps ## start every documented configuration with every release of containerd
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 60m -v ./configs
+
+# make test does it with the two newest lines of containerd. The first run compiles five
+# releases, which takes a quarter of an hour; they stay in tests/.bin.
+test-matrix: deps ## pull, run, power cut, heal, repair and CRI with every release of containerd; prints README's table
+	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 120m -v ./matrix
 
 # What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
 STATES    ?= 10000
