@@ -49,9 +49,10 @@ test-configs: deps ## start every documented configuration with every release of
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 60m -v ./configs
 
 # make test does it with the two newest lines of containerd. The first run compiles five
-# releases, which takes a quarter of an hour; they stay in tests/.bin.
-test-matrix: deps ## pull, run, power cut, heal, repair and CRI with every release of containerd; prints README's table
+# releases and BuildKit, which takes half an hour; they stay in tests/.bin.
+test-matrix: deps ## pull, run, power cut, heal, repair and CRI with every release of containerd, and BuildKit; prints README's table
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 120m -v ./matrix
+	cd tests && DURABLE_TEST_BUILDKIT=1 $(GO) test -count=1 -timeout 120m -v ./buildkit
 
 # What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
 STATES    ?= 10000
