@@ -68,6 +68,7 @@ func survives(t testing.TB, n *node) {
 		}
 	}
 	n.whole(t, byCtr, byCRI)
+	n.undamaged(t)
 	kittest.Ctr(t, n.Node, "task", "start", "--detach", n.name("cut"))
 	if got := n.exec(t, "cut", "cat", "/etc/note"); got != "synced" {
 		t.Errorf("what the container has synced is %q", got)
@@ -191,6 +192,7 @@ func cri(t testing.TB, n *node) {
 	}
 	check(t, p.Remove(t.Context()))
 	n.whole(t, pulled, imported)
+	n.undamaged(t)
 }
 
 // list are the images that the CRI plugin lists, with their names.

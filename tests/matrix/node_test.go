@@ -33,8 +33,8 @@ type node struct {
 	mark   int    // length of the daemon's log when the job began
 }
 
-// newNode starts a node.
-func newNode(t testing.TB, release string) *node {
+// newNode starts a node, with the daemon of the tree unless d has another one.
+func newNode(t testing.TB, release string, d kit.DaemonOptions) *node {
 	t.Helper()
 	bins := kittest.Release(t, release)
 	version := must[[]byte](t)(exec.Command(bins.Containerd, "--version").Output())
@@ -53,10 +53,8 @@ func newNode(t testing.TB, release string) *node {
 	if kit.Since(release, "2.3.7") {
 		c.Unpacks = 3
 	}
-	n.Node = kittest.NewNode(t, kit.NodeOptions{
-		Dir: dir, Registry: r, Heals: true, Notifies: true, Containerd: c,
-		Daemon: kit.DaemonOptions{Config: "[heal]\nregistry = true\nhosts = ''\n"},
-	})
+	d.Config = "[heal]\nregistry = true\nhosts = ''\n"
+	n.Node = kittest.NewNode(t, kit.NodeOptions{Dir: dir, Registry: r, Heals: true, Notifies: true, Containerd: c, Daemon: d})
 	t.Cleanup(func() { check(t, n.Off()) }) // a job that has failed may have left containers
 	kittest.Start(t, n.Node)
 	check(t, n.CRI.Pull(t.Context(), pause.Ref))
@@ -93,6 +91,17 @@ func (n *node) event(t testing.TB, events ...string) (event, line string) {
 		return fmt.Errorf("none of the events %q was logged", events)
 	})
 	return event, line
+}
+
+// undamaged fails the job if the daemon has found damage since it began, whatever became of
+// it: a layer that was not synced heals from its blob.
+func (n *node) undamaged(t testing.TB) {
+	t.Helper()
+	for line := range strings.Lines(must[string](t)(n.Daemon.Log())[n.mark:]) {
+		if strings.Contains(line, `"event":"layer_damaged"`) {
+			t.Errorf("the power cut has damaged a layer: %s", line)
+		}
+	}
 }
 
 // image is an image in the registry, with what its containers must see.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -128,7 +129,7 @@ func TestMatrix(t *testing.T) {
 			continue
 		}
 		t.Run(r.release, func(t *testing.T) {
-			n := newNode(t, r.release)
+			n := newNode(t, r.release, kit.DaemonOptions{})
 			for _, j := range jobs {
 				n.begin(t)
 				failures := try(t, j.do, n)
@@ -149,4 +150,15 @@ func TestMatrix(t *testing.T) {
 		})
 	}
 	t.Logf("what was seen:\n%s", table(func(release, job string) string { return seen[[2]string{release, job}] }))
+}
+
+// TestPlanted: a daemon that does not sync does not survive the power cut.
+func TestPlanted(t *testing.T) {
+	binary := must[string](t)(defects.Build(t.Context()))
+	n := newNode(t, kit.Current, kit.DaemonOptions{Binary: binary, Env: []string{defects.Activate("no-syncfs")}})
+	n.begin(t)
+	failures := strings.Join(try(t, survives, n), "\n")
+	if !strings.Contains(failures, "the power cut has damaged a layer") {
+		t.Errorf("the power cut was survived, or something else has failed: %q", failures)
+	}
 }
