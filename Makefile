@@ -17,11 +17,11 @@ GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash test-images demo storm lint bench test-packages test-node: export CGO_ENABLED = 0
-test test-configs test-crash test-images demo storm lint bench test-packages test-node: export GOFLAGS = -trimpath
+test test-configs test-crash test-images demo storm lint bench test-packages test-node test-matrix: export CGO_ENABLED = 0
+test test-configs test-crash test-images demo storm lint bench test-packages test-node test-matrix: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool test-node
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool test-node test-matrix
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,12 @@ test-images: deps ## damage images in every combination of damage, place of good
 test-packages: MORE := $(PACKAGES_TOOLS)
 test-packages: deps ## install, upgrade and purge the packages on machines with systemd and OpenRC
 	cd tests && DURABLE_TEST_PACKAGES=1 $(GO) test -count=1 -timeout 60m -v ./packaging
+
+# make test does it with the two newest lines of containerd. The first run compiles five
+# releases and BuildKit, which takes half an hour; they stay in tests/.bin.
+test-matrix: deps ## pull, run, power cut, heal, repair and CRI with every release of containerd, and BuildKit; prints README's table
+	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 120m -v ./matrix
+	cd tests && DURABLE_TEST_BUILDKIT=1 $(GO) test -count=1 -timeout 120m -v ./buildkit
 
 # What a crash test of a given size takes from: make test-crash STATES=100000 SEED=7
 STATES    ?= 10000

@@ -6,20 +6,18 @@ import (
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestDebianContainerd puts the daemon under the containerd that Debian 12
 // ships, an older client of the same API with an older configuration.
 func TestDebianContainerd(t *testing.T) {
-	bins, err := kit.DebianContainerd(t.Context(), scratch(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	bins := kittest.Release(t, kit.Debian)
 	version, err := exec.Command(bins.Containerd, "--version").Output()
 	if err != nil || !strings.Contains(string(version), " 1.6.") {
 		t.Fatalf("Debian's containerd prints %q (%v), want 1.6", version, err)
 	}
-	s := newStack(t, kit.NodeOptions{Containerd: kit.ContainerdOptions{Binaries: bins, ConfigVersion: 2}})
+	s := newStack(t, kit.NodeOptions{Containerd: kit.ContainerdOptions{Binaries: bins, ConfigVersion: kit.ConfigVersion(kit.Debian)}})
 	for _, name := range []string{"all-kinds", "empty-layers", "runnable"} {
 		t.Run(name, func(t *testing.T) {
 			img := images.Get(t, name)

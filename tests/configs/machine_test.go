@@ -47,7 +47,7 @@ type machine struct {
 // newMachine covers /etc, /opt, /run and /var/lib until the end of the test.
 func newMachine(t *testing.T, release string) *machine {
 	t.Helper()
-	m := &machine{bins: binaries(t, release), release: release, socket: socket, logs: kittest.Scratch(t)}
+	m := &machine{bins: kittest.Release(t, release), release: release, socket: socket, logs: kittest.Scratch(t)}
 	disk := kittest.NewDisk(t, kit.DiskOptions{Size: 1 << 30})
 	layers := kittest.Scratch(t)
 	for _, dir := range []string{"/etc", "/opt", "/var/lib"} {
@@ -292,13 +292,13 @@ func (m *machine) expectProxy(t *testing.T, texts map[string]string, keys []stri
 	if len(want) == 0 {
 		t.Errorf("none of the texts %q has capabilities", keys)
 	}
-	if !since(m.release, "1.7.35") {
+	if !kit.Since(m.release, "1.7.35") {
 		want = nil // it does not know the key
 	}
 	if !slices.Equal(p.Capabilities, want) {
 		t.Errorf("capabilities %q, want %q", p.Capabilities, want)
 	}
-	if m.release != "debian" && p.Exports["root"] != durableDir {
+	if m.release != kit.Debian && p.Exports["root"] != durableDir {
 		t.Errorf("exports %v, want the root %s", p.Exports, durableDir)
 	}
 }

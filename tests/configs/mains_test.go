@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // whole makes a text the main file.
@@ -69,7 +71,7 @@ func version2Own(t *testing.T, m *machine, text map[string]string) []string {
 // version2Default edits the file that 1.7 prints, which is also what a node has
 // that was upgraded to 2.x since.
 func version2Default(t *testing.T, m *machine, text map[string]string) []string {
-	old := &machine{bins: binaries(t, "1.7.35"), release: "1.7.35"}
+	old := &machine{bins: kittest.Release(t, "1.7.35"), release: "1.7.35"}
 	write(t, mainFile, editVersion2(t, version2Main(t, old), text))
 	return nil
 }

@@ -1,65 +1,15 @@
 package configs
 
 import (
-	"context"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-// releases are those that the documentation makes a statement on, the last of
-// every line that the Go module proxy has. "debian" is the package of Debian 12.
-var releases = []string{"debian", "1.6.36", "1.7.35", "2.0.14", "2.1.9", "2.2.9", "2.3.7", "2.4.2"}
-
 // quickReleases suffice to start every text once, in each of its places.
-var quickReleases = []string{"debian", "1.7.35", "2.0.14", "2.4.2"}
-
-// releasesVar names releases to test instead, separated by commas, or "all".
-const releasesVar = "DURABLE_TEST_CONTAINERD"
-
-func tested() []string {
-	switch v := os.Getenv(releasesVar); v {
-	case "":
-		return quickReleases
-	case "all":
-		return releases
-	default:
-		return strings.Split(v, ",")
-	}
-}
-
-// since reports whether a release is not older than another.
-func since(release, other string) bool {
-	return slices.Index(releases, release) >= slices.Index(releases, other)
-}
-
-// binaries returns the programs of a release. Those of 2.4.2 are what all other
-// tests use.
-func binaries(t *testing.T, release string) kit.Binaries {
-	t.Helper()
-	b := kittest.Binaries(t)
-	switch release {
-	case "2.4.2":
-		return b
-	case "debian":
-		old := must[kit.Binaries](t)(debian())
-		old.Daemon = b.Daemon
-		return old
-	}
-	return must[kit.Binaries](t)(b.WithContainerd(t.Context(), release))
-}
-
-// debian downloads Debian's package at the first call, to where it outlives that
-// test.
-var debian = sync.OnceValues(func() (kit.Binaries, error) {
-	return kit.DebianContainerd(context.Background(), filepath.Join(os.TempDir(), "debian"))
-})
+var quickReleases = []string{kit.Debian, "1.7.35", "2.0.14", kit.Current}
 
 // Names of the texts, which are their first lines.
 const (
@@ -141,8 +91,8 @@ func TestTexts(t *testing.T) {
 				t.Fatalf("no text %q in the documentation", key)
 			}
 		}
-		for _, release := range tested() {
-			if !since(release, c.from) || c.until != "" && since(release, c.until) {
+		for _, release := range kittest.Releases(quickReleases...) {
+			if !kit.Since(release, c.from) || c.until != "" && kit.Since(release, c.until) {
 				continue
 			}
 			for _, key := range c.texts {
@@ -153,7 +103,7 @@ func TestTexts(t *testing.T) {
 				args := c.put(t, m, texts)
 				check(t, m.start(t, args...))
 				want := effect{Snapshotter: "durable", ImageFs: durableDir, Pause: c.kept, SystemdCgroup: c.kept}
-				if release == "debian" {
+				if release == kit.Debian {
 					want.ImageFs = "/var/lib/containerd/io.containerd.snapshotter.v1.durable" // it does not know exports
 				}
 				if got := m.observe(t); got != want {
@@ -169,7 +119,7 @@ func TestTexts(t *testing.T) {
 		}
 	}
 	for key := range texts {
-		if !started[key] && !elsewhere[key] && os.Getenv(releasesVar) == "" {
+		if !started[key] && !elsewhere[key] && os.Getenv(kittest.ReleasesVar) == "" {
 			t.Errorf("no test starts the text %q", key)
 		}
 	}

@@ -3,6 +3,9 @@ package configs
 import (
 	"strings"
 	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // trap is a mistake that the documentation warns of.
@@ -90,8 +93,8 @@ func pair(main string, dropIn func(map[string]string) string) put {
 func TestTraps(t *testing.T) {
 	texts := documented(t)
 	for _, c := range traps {
-		for _, release := range tested() {
-			if !since(release, c.from) || c.until != "" && since(release, c.until) {
+		for _, release := range kittest.Releases(quickReleases...) {
+			if !kit.Since(release, c.from) || c.until != "" && kit.Since(release, c.until) {
 				continue
 			}
 			t.Run(c.name+"/"+release, func(t *testing.T) {

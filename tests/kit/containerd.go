@@ -20,7 +20,7 @@ type ContainerdOptions struct {
 	RunDir        string      // state, sockets, config and log: what a power cut empties
 	Daemon        *Daemon     // the proxy plugin "durable"; none when nil
 	CRI           *CRIOptions // of its CRI plugin, which is disabled when nil
-	ConfigVersion int         // 3 unless set; 2 for containerd before 2.0
+	ConfigVersion int         // 3 unless set, see the function of this name
 	Unpacks       int         // layers that it unpacks at a time, with the capability rebase; one after another when 0
 	Extra         string      // further text for the configuration file
 }
@@ -101,24 +101,20 @@ func (c *Containerd) config() string {
 		if c.opts.Unpacks > 0 {
 			b.WriteString("  capabilities = ['rebase']\n")
 		}
-		if v3 {
-			// Without exports.root the CRI reports the wrong file system to the
-			// kubelet; older versions do not know the key.
-			fmt.Fprintf(&b, "  [proxy_plugins.durable.exports]\n    root = %q\n", d.Root)
-		}
+		// Without exports.root the CRI reports the wrong file system to the kubelet;
+		// Debian's release does not know the key, and ignores it.
+		fmt.Fprintf(&b, "  [proxy_plugins.durable.exports]\n    root = %q\n", d.Root)
 	}
-	if v3 {
-		// unpack_config replaces containerd's defaults, so overlayfs is repeated.
-		for _, name := range snapshotters {
-			fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = 'walking'\n", runtime.GOARCH, name)
-		}
+	// unpack_config replaces containerd's defaults, so overlayfs is repeated.
+	for _, name := range snapshotters {
+		fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = 'walking'\n", runtime.GOARCH, name)
 	}
 	if c.opts.Unpacks > 0 {
 		fmt.Fprintf(&b, "[plugins.'io.containerd.transfer.v1.local']\n  max_concurrent_unpacks = %d\n", c.opts.Unpacks)
 	}
 	b.WriteString(c.opts.Extra)
 	if c.opts.CRI != nil {
-		b.WriteString(c.opts.CRI.config(c.opts.RunDir))
+		b.WriteString(c.opts.CRI.config(c.opts.RunDir, c.opts.ConfigVersion))
 	}
 	return b.String()
 }

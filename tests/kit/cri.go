@@ -19,13 +19,20 @@ const CRINamespace = "k8s.io"
 // CRIOptions configure containerd's CRI plugin.
 type CRIOptions struct {
 	Pause       string // name of the image of all sandboxes
-	Images      string // further keys of the plugin's configuration of images
+	Images      string // further keys of the plugin's configuration of images; before 2.0, of its table containerd
 	Snapshotter string // "durable" unless set
 }
 
-// config is the plugin's part of containerd's configuration.
-func (o *CRIOptions) config(runDir string) string {
-	return fmt.Sprintf(`
+// config is the plugin's part of containerd's configuration of a version.
+func (o *CRIOptions) config(runDir string, version int) string {
+	snapshotter, cni := cmp.Or(o.Snapshotter, "durable"), filepath.Join(runDir, "cni")
+	if version < 3 {
+		return fmt.Sprintf(criVersion2, o.Pause, snapshotter, o.Images, cni)
+	}
+	return fmt.Sprintf(criVersion3, snapshotter, o.Images, o.Pause, cni)
+}
+
+const criVersion3 = `
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = %q
   %s
@@ -37,8 +44,22 @@ func (o *CRIOptions) config(runDir string) string {
     conf_dir = %q
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
-`, cmp.Or(o.Snapshotter, "durable"), o.Images, o.Pause, filepath.Join(runDir, "cni"))
-}
+`
+
+const criVersion2 = `
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = %q
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = %q
+    %s
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    conf_dir = %q
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+`
 
 // criLimit bounds each question to the CRI plugin: one that hangs shall not take
 // the whole run with it.

@@ -4,41 +4,35 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 )
 
-// DebianContainerd downloads Debian's containerd package and unpacks it under
-// dir. Nothing is installed: the machine's own containerd, if any, is untouched.
-// Its configuration is of version 2.
-func DebianContainerd(ctx context.Context, dir string) (Binaries, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Binaries{}, fmt.Errorf("debian containerd: %w", err)
-	}
+// unpackDebian downloads Debian's containerd package and unpacks it below work. Nothing is
+// installed: the machine's own containerd, if any, is untouched.
+func unpackDebian(ctx context.Context, _, work string) (string, error) {
 	// apt drops its privileges for a download and then warns about a directory
 	// the user _apt cannot write to; as root it is content with a warning.
 	download := func() error {
-		_, err := run(ctx, dir, nil, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "containerd")
+		_, err := run(ctx, work, nil, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "containerd")
 		return err
 	}
 	if err := download(); err != nil {
 		// A fresh machine has no lists of packages, and an old one has lists of
 		// packages that are gone.
-		if _, uerr := run(ctx, dir, nil, "apt-get", "-q", "update"); uerr != nil {
-			return Binaries{}, errors.Join(err, uerr)
+		if _, uerr := run(ctx, work, nil, "apt-get", "-q", "update"); uerr != nil {
+			return "", errors.Join(err, uerr)
 		}
 		if err := download(); err != nil {
-			return Binaries{}, err
+			return "", err
 		}
 	}
-	debs, err := filepath.Glob(filepath.Join(dir, "containerd_*.deb"))
+	debs, err := filepath.Glob(filepath.Join(work, "containerd_*.deb"))
 	if err != nil || len(debs) != 1 {
-		return Binaries{}, fmt.Errorf("debian containerd: want one package in %s, have %q (%v)", dir, debs, err)
+		return "", fmt.Errorf("debian containerd: want one package in %s, have %q (%v)", work, debs, err)
 	}
-	root := filepath.Join(dir, "root")
-	if _, err := run(ctx, dir, nil, "dpkg-deb", "-x", debs[0], root); err != nil {
-		return Binaries{}, err
+	root := filepath.Join(work, "root")
+	if _, err := run(ctx, work, nil, "dpkg-deb", "-x", debs[0], root); err != nil {
+		return "", err
 	}
-	bin := filepath.Join(root, "usr", "bin")
-	return Binaries{Dir: bin, Containerd: filepath.Join(bin, "containerd"), Ctr: filepath.Join(bin, "ctr")}, nil
+	return filepath.Join(root, "usr", "bin"), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -18,6 +19,28 @@ var binaries = sync.OnceValues(func() (kit.Binaries, error) {
 func Binaries(t testing.TB) kit.Binaries {
 	t.Helper()
 	return Must[kit.Binaries](t)(binaries())
+}
+
+// ReleasesVar names releases of containerd that are to be tested instead of the usual ones,
+// separated by commas, or "all".
+const ReleasesVar = "DURABLE_TEST_CONTAINERD"
+
+// Releases are the quick ones, or those of ReleasesVar.
+func Releases(quick ...string) []string {
+	switch v := os.Getenv(ReleasesVar); v {
+	case "":
+		return quick
+	case "all":
+		return kit.Releases
+	default:
+		return strings.Split(v, ",")
+	}
+}
+
+// Release is Binaries with the programs of a release of containerd.
+func Release(t testing.TB, release string) kit.Binaries {
+	t.Helper()
+	return Must[kit.Binaries](t)(Binaries(t).Release(t.Context(), release))
 }
 
 // Scratch is a directory that is removed after the test. Its name is short: the
