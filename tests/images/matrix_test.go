@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -31,10 +34,11 @@ type spot struct {
 	kind, source, use string
 	flaw              string // of the blob
 
-	img, sibling kit.Pushed // sibling: the healthy image on the same base
-	layer        int        // that is damaged
-	container    string     // that stands on it
-	top          uint64     // of the sibling: the number of its own layer
+	img, sibling kit.Pushed    // sibling: the healthy image on the same base
+	layer        int           // that is damaged
+	container    string        // that stands on it
+	top          uint64        // of the sibling: the number of its own layer
+	elsewhere    digest.Digest // blob of the other image
 }
 
 func (s *spot) name() string {
@@ -234,6 +238,7 @@ func (f *field) harm(t *testing.T, s *spot) {
 		if other.DiffIDs[1] != s.img.DiffIDs[s.layer] || other.Layers[1].Digest == blob.Digest {
 			t.Fatalf("%s: the layers are %v and %v", s.name(), other.DiffIDs, s.img.DiffIDs)
 		}
+		s.elsewhere = other.Layers[1].Digest
 		must[string](t)(f.Ctr(t.Context(), "content", "fetch", "--plain-http", other.Ref))
 	}
 	if s.source == "archive" {
@@ -293,7 +298,15 @@ func (f *field) restore(t *testing.T, s *spot) {
 		t.Fatal(err)
 	}
 	if s.source == "other image" {
-		must[string](t)(f.Ctr(t.Context(), "images", "rm", "--sync", f.Registry.Ref(s.other())))
+		// The CRI plugin has given it a name of its own, too.
+		ref := &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: f.Registry.Ref(s.other())}}
+		must[*runtimeapi.RemoveImageResponse](t)(f.CRI.Images.RemoveImage(t.Context(), ref))
+		kittest.WaitFor(t, time.Minute, func() error {
+			if _, err := os.Stat(f.Blob(s.elsewhere)); !os.IsNotExist(err) {
+				return fmt.Errorf("%s: the blob of the other image is there: %v", s.name(), err)
+			}
+			return nil
+		})
 	}
 	if s.source == "archive" {
 		check(t, os.Remove(filepath.Join(f.archives, s.name()+".tar")))
