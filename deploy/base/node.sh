@@ -286,10 +286,10 @@ switch_config() {
 }
 
 switch_over() {
-	status=0
-	effective || status=$?
+	cri=0
+	effective || cri=$?
 	text=$(cat "$PLATFORM/switch")
-	if [ $status = 0 ] || { [ $status = 2 ] && marked restarted-switch "$(sum_of "$text")"; }; then
+	if [ $cri = 0 ] || { [ $cri = 2 ] && marked restarted-switch "$(sum_of "$text")"; }; then
 		mark switch done
 		return
 	fi
@@ -298,7 +298,7 @@ switch_over() {
 	switch_config
 	restart switch "$text"
 	within "containerd has the snapshotter durable" registered
-	if [ $status = 2 ]; then
+	if [ $cri = 2 ]; then
 		log "there is no crictl: verify the effect with durable-snapshotter doctor, or as in docs/containerd.md"
 	else
 		within "the CRI plugin uses /var/lib/$name" effective
@@ -340,9 +340,9 @@ back() {
 	else
 		rm -f "$HOST$SWITCH"
 	fi
-	status=0
-	effective || status=$?
-	if [ $status = 0 ] || { [ $status = 2 ] && marked switch done; }; then
+	cri=0
+	effective || cri=$?
+	if [ $cri = 0 ] || { [ $cri = 2 ] && marked switch done; }; then
 		rm -f "$HOST$state/restarted-back"
 		restart back "$OLD"
 		within "containerd has the snapshotter durable" registered
@@ -382,10 +382,10 @@ releasable() {
 	within "the daemon serves, which alone knows what is in use" healthy
 	within "containerd answers, which alone knows what is in use" answers
 	[ $known = 0 ] || return 0
-	status=0
-	effective || status=$?
-	[ $status != 0 ] || fail "the CRI plugin uses this snapshotter: run back first"
-	[ $status = 1 ] || ! marked switch done || fail "this node was switched: run back first"
+	cri=0
+	effective || cri=$?
+	[ $cri != 0 ] || fail "the CRI plugin uses this snapshotter: run back first"
+	[ $cri = 1 ] || ! marked switch done || fail "this node was switched: run back first"
 	migrate --to "$OLD" --finish
 	within "containers let go of the snapshots (recreate their pods, and run this again; nothing was removed)" unused
 }

@@ -312,13 +312,13 @@ func TestInstaller(t *testing.T) {
 
 // TestInstallerTemplate does the same by a file that is edited, as of MicroK8s, whose
 // wrapper puts a name in place of a variable when it starts containerd. Afterwards the
-// file is what it was.
+// file is what it was. There is no crictl, which MicroK8s does not have.
 func TestInstallerTemplate(t *testing.T) {
 	n := newInstaller(t)
 	const file = "/opt/containerd-template.toml"
 	before := set(t, string(must[[]byte](t)(os.ReadFile(mainFile))), `plugins."io.containerd.cri.v1.images"`, "snapshotter", `"${SNAPSHOTTER}"`)
 	write(t, file, before)
-	n.node = []string{"TEMPLATE=" + file, "MAIN=", "REGISTER=", "SWITCH=", "PLATFORM=" + filepath.Join(nodeDir, "microk8s")}
+	n.node = []string{"TEMPLATE=" + file, "MAIN=", "REGISTER=", "SWITCH=", "CRICTL=/no-such-crictl", "PLATFORM=" + filepath.Join(nodeDir, "microk8s")}
 	n.render = func() {
 		text, err := os.ReadFile(file)
 		if err == nil {
@@ -337,7 +337,9 @@ func TestInstallerTemplate(t *testing.T) {
 	if got := n.observe(t); got != want {
 		t.Errorf("the effect is %+v, want %+v", got, want)
 	}
+	n.fails("remove", "", "run back first")
 	n.works("back", "", "containerd.service")
+	n.works("back", "")
 	n.works("remove", "", "containerd.service")
 	if got := string(must[[]byte](t)(os.ReadFile(file))); got != before {
 		t.Errorf("the template is another one:\n%s", got)
