@@ -98,9 +98,9 @@ test-crash: deps ## cut the power in STATES states; WORKLOAD=api|full|heal SEED=
 	cd tests && mkdir -p .bin && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o .bin/crashlab ./crash/cmd/crashlab
 	tests/.bin/crashlab run --states $(STATES) --workload $(WORKLOAD) --seed $(SEED) --fs $(FS) --state-dir $(CRASH_DIR) --resume
 
-# Not part of make test: the kubelet is ten minutes of compiling on a fresh
-# machine, after which it stays in tests/.bin, and its own collection of images
-# comes every five minutes.
+# Not part of make test: the kubelet takes 14 CPU minutes to compile on a fresh
+# machine, after which it stays in tests/.bin, and the tests take 11 minutes, six
+# of them for the kubelet's collection of images, which comes every five.
 test-node: deps ## power cuts, damage, collection and start time under a real kubelet (builds one)
 	cd tests && DURABLE_TEST_KUBELET=1 $(GO) test -count=1 -timeout 90m -v ./node
 

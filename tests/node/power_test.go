@@ -57,7 +57,14 @@ func cutOnce(t *testing.T, o options) (back bool, exposed time.Duration) {
 	check(t, n.PowerCut())
 
 	torn, records := n.torn(t)
-	t.Logf("power cut %.1f s after the first pull; of %d records of pulls %d are empty", exposed.Seconds(), records, len(torn))
+	lost := 2
+	for _, file := range n.programs(t) {
+		if must[os.FileInfo](t)(os.Stat(file)).Size() > 0 {
+			lost--
+		}
+	}
+	t.Logf("power cut %.1f s after the first pull; of 2 layers with the program %d have lost it; of %d records of pulls %d are empty",
+		exposed.Seconds(), lost, records, len(torn))
 	if o.policy == never && records > 0 {
 		t.Errorf("the kubelet has %d records of images that it has not pulled", records)
 	}
@@ -65,6 +72,13 @@ func cutOnce(t *testing.T, o options) (back bool, exposed time.Duration) {
 	back = n.afterwards(t, before)
 	n.off(t)
 	return back, exposed
+}
+
+// programs are the files of the program of all containers: in a layer of pause, and
+// in one that the pods' images have in common.
+func (n *node) programs(t *testing.T) []string {
+	t.Helper()
+	return must[[]string](t)(filepath.Glob(filepath.Join(n.snapshots(), "*", "fs", "bin", "guest")))
 }
 
 // afterwards starts a node that was down, without a registry, and reports whether
@@ -111,8 +125,8 @@ func TestDamage(t *testing.T) {
 			before = n.trees(t)
 		}
 		check(t, n.Reboot())
-		programs := must[[]string](t)(filepath.Glob(filepath.Join(n.snapshots(), "*", "fs", "bin", "guest")))
-		if len(programs) != 2 { // on the roots of pause, and on the layers that the pods' images have in common
+		programs := n.programs(t)
+		if len(programs) != 2 {
 			t.Fatalf("the program is in the layers %q, want two", programs)
 		}
 		for _, file := range programs {
