@@ -52,7 +52,7 @@ var notes = []note{
 	{
 		text: "Its transfer service connects by TLS only, to the host in the image's name, and reads no configuration of registries: no mirrors. " +
 			"Where that fails the image is dropped, and the next pull fetches it. Cure: containerd 2.0, or an archive (`[heal] archives`).",
-		seen: "server gave HTTP response to HTTPS client",
+		seen: `Head \\*"https://127\.0\.0\.1[:/]`,
 	},
 	{
 		text: "It has no transfer service, so nothing is fetched without a pull: the image is dropped, and the next pull fetches it. Cure: containerd 2.0, or an archive (`[heal] archives`).",
