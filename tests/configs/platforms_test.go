@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // rke2DropIn is k3sDropIn with RKE2's paths. Its configuration has what k3s' has.
