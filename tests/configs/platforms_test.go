@@ -144,7 +144,7 @@ func expectFinding(t *testing.T, found []finding, check, text string) {
 func TestPrograms(t *testing.T) {
 	texts := documented(t)
 	for _, release := range kittest.Releases(quickReleases...) {
-		if !since(release, "2.0.14") {
+		if !kit.Since(release, "2.0.14") {
 			continue
 		}
 		t.Run(release, func(t *testing.T) {
