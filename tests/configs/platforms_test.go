@@ -198,12 +198,12 @@ func TestPrinted(t *testing.T) {
 			}
 			want += texts[key]
 		}
-		out, err := exec.Command(binaries(t, "2.4.2").Daemon, "doctor", "--print-config", platform).Output()
+		out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", platform).Output()
 		if err != nil || string(out) != want {
 			t.Errorf("%s: %v: %s\nwant %s", platform, err, out, want)
 		}
 	}
-	out, err := exec.Command(binaries(t, "2.4.2").Daemon, "doctor", "--print-config", "k9s").CombinedOutput()
+	out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", "k9s").CombinedOutput()
 	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), "microk8s") {
 		t.Errorf("an unknown platform: %v: %s", err, out)
 	}
