@@ -109,6 +109,7 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 			done = append(done, fmt.Sprintf("%s: %s", short(l.ChainID), text))
 		}
 	}
+	healedAgain := false
 	for ok {
 		step, blocked, err := c.next(namespaces.WithNamespace(ctx, now.Namespace), now, o, false)
 		if err != nil {
@@ -117,6 +118,18 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 		r.Blocked = blocked
 		if step == nil {
 			break
+		}
+		if step.Action == ActUnpack && !healedAgain && len(now.facts.having(LayerLost)) == 0 && len(now.facts.having(LayerDamaged)) > 0 {
+			// Its blob is good, perhaps only since the daemon has had it fetched, too: healed in
+			// place, the images that share the layer keep their snapshots.
+			healedAgain = true
+			if _, err := c.heal(ctx, []Repair{{Image: now}}, o); err != nil {
+				return err
+			}
+			if now, ok, err = c.again(ctx, now); err != nil {
+				return err
+			}
+			continue
 		}
 		text, err := c.take(namespaces.WithNamespace(ctx, now.Namespace), now, *step, o)
 		if ctx.Err() != nil {
