@@ -112,10 +112,11 @@ ACTORS      ?=
 storm: deps ## everything at once against a real containerd; ROUNDS=n SEED=n FS=ext4,xfs,btrfs SNAPSHOTTER=durable|overlayfs ACTORS=[-]a,b GOON=1
 	cd tests && $(GO) test -count=1 -timeout 0 -v ./storm -run TestStorm -args -every 10 -rounds $(ROUNDS) -seed $(SEED) -fs $(FS) -snapshotter $(SNAPSHOTTER) -actors=$(ACTORS) $(if $(GOON),-go-on)
 
-lint: ## gofmt, go vet, staticcheck
+lint: ## gofmt, go vet, staticcheck; a build for 32 bits
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	for dir in . tests packaging; do (cd $$dir && $(GO) vet ./... && $(STATICCHECK) ./...) || exit 1; done
 	$(GO) vet -tags faults ./... && $(STATICCHECK) -tags faults ./...
+	GOARCH=arm GOARM=7 $(GO) build ./...
 
 fuzz: ## fuzz the record decoder for a minute
 	$(GO) test ./internal/layout -run '^$$' -fuzz FuzzDecode -fuzztime 60s

@@ -298,7 +298,7 @@ const reserveSuffix = ".reserve"
 // save makes the file that Spend gives up, on btrfs and unless it is there.
 func (db *DB) save() error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(db.path), &st); err != nil || st.Type != unix.BTRFS_SUPER_MAGIC {
+	if err := unix.Statfs(filepath.Dir(db.path), &st); err != nil || !isBtrfs(&st) {
 		return err
 	}
 	f, err := os.OpenFile(db.path+reserveSuffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

@@ -247,6 +247,9 @@ func create(ctx context.Context, path string) error {
 	return fsync.Dir(filepath.Dir(path))
 }
 
+// isBtrfs is for fields of 32 bits, too: the number is negative there.
+func isBtrfs(st *unix.Statfs_t) bool { return uint32(st.Type) == unix.BTRFS_SUPER_MAGIC }
+
 // inPlace makes an empty file whose blocks are overwritten in place on btrfs too
 // (FS_NOCOW_FL, which has an effect on empty files only). Copied on write, a
 // database on a full disk could not even record that a snapshot is removed. The
@@ -260,7 +263,7 @@ func inPlace(path string) error {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return errors.Join(&os.PathError{Op: "statfs", Path: path, Err: err}, f.Close())
 	}
-	if st.Type == unix.BTRFS_SUPER_MAGIC {
+	if isBtrfs(&st) {
 		const nocow = 0x00800000 // linux/fs.h
 		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, nocow); err != nil {
 			return errors.Join(&os.PathError{Op: "set flags", Path: path, Err: err}, f.Close())

@@ -60,7 +60,8 @@ func (o *Origin) of(path string, e *seal.Entry) (evidence, error) {
 	}
 	t := times{atime: e.Stat.Atim, mtime: e.Stat.Mtim, ctime: e.Stat.Ctim}
 	if x.Mask&unix.STATX_BTIME != 0 {
-		t.born = &unix.Timespec{Sec: x.Btime.Sec, Nsec: int64(x.Btime.Nsec)}
+		born := unix.NsecToTimespec(x.Btime.Sec*1e9 + int64(x.Btime.Nsec)) // on 32 bits, too
+		t.born = &born
 	}
 	return t.evidence(o.Since), nil
 }

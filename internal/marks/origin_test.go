@@ -20,7 +20,7 @@ import (
 // TestTimes: what the times of a directory prove, for clocks with and without
 // fractions of a second.
 func TestTimes(t *testing.T) {
-	at := func(sec, nsec int64) unix.Timespec { return unix.Timespec{Sec: sec, Nsec: nsec} }
+	at := func(sec, nsec int64) unix.Timespec { return unix.NsecToTimespec(sec*1e9 + nsec) }
 	born, read := at(1000, 5), at(1010, 11)
 	for name, c := range map[string]struct {
 		times

@@ -36,9 +36,9 @@ func (e *Entry) appendLine(b []byte) []byte {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		b = fmt.Appendf(b, " device=native,%d,%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	}
-	b = strconv.AppendInt(append(b, " time="...), st.Mtim.Sec, 10)
+	b = strconv.AppendInt(append(b, " time="...), int64(st.Mtim.Sec), 10)
 	b = append(b, '.')
-	nsec := strconv.FormatInt(st.Mtim.Nsec, 10)
+	nsec := strconv.FormatInt(int64(st.Mtim.Nsec), 10)
 	b = append(append(b, "000000000"[len(nsec):]...), nsec...)
 	for _, x := range e.Xattrs {
 		if !recorded(x.Name) {

@@ -160,10 +160,11 @@ func statOf(x *unix.Statx_t) (st unix.Stat_t) {
 }
 
 // set assigns to fields whose type depends on the architecture.
-func set[T ~int32 | ~int64 | ~uint32 | ~uint64](field *T, value uint32) { *field = T(value) }
+func set[T, V ~int32 | ~int64 | ~uint32 | ~uint64](field *T, value V) { *field = T(value) }
 
-func timespec(t unix.StatxTimestamp) unix.Timespec {
-	ts := unix.Timespec{}
-	ts.Sec, ts.Nsec = t.Sec, int64(t.Nsec)
+// timespec keeps, with 32 bits, times from 1901 to 2038 only.
+func timespec(t unix.StatxTimestamp) (ts unix.Timespec) {
+	set(&ts.Sec, t.Sec)
+	set(&ts.Nsec, t.Nsec)
 	return ts
 }
