@@ -4,7 +4,9 @@ complete -c durable-snapshotter -n __fish_use_subcommand -a serve -d 'serve cont
 complete -c durable-snapshotter -n __fish_use_subcommand -a inspect -d 'print snapshots and commit journal'
 complete -c durable-snapshotter -n __fish_use_subcommand -a check -d 'compare committed layers with their seals'
 complete -c durable-snapshotter -n __fish_use_subcommand -a repair -d 'print how damaged layers can be healed'
+complete -c durable-snapshotter -n __fish_use_subcommand -a migrate -d 'unpack images that another snapshotter has into this one'
 complete -c durable-snapshotter -n __fish_use_subcommand -a health -d 'print whether a running daemon serves'
+complete -c durable-snapshotter -n __fish_use_subcommand -a doctor -d 'print what keeps this node from using the snapshotter'
 complete -c durable-snapshotter -n __fish_use_subcommand -a config -d 'print the configuration in effect'
 complete -c durable-snapshotter -n __fish_use_subcommand -a version -d 'print the version'
 complete -c durable-snapshotter -n 'not __fish_use_subcommand' -l config -rF -d 'configuration (default /etc/durable-snapshotter/config.toml)'
@@ -25,4 +27,11 @@ complete -c durable-snapshotter -n '__fish_seen_subcommand_from repair' -l names
 complete -c durable-snapshotter -n '__fish_seen_subcommand_from repair' -l force
 complete -c durable-snapshotter -n '__fish_seen_subcommand_from repair' -l orphans
 complete -c durable-snapshotter -n '__fish_seen_subcommand_from repair' -l rebuild
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from migrate' -l to -x
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from migrate' -l finish
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from migrate' -l namespace -x
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from migrate' -l json
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from doctor' -l containerd-config -rF
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from doctor' -l json
+complete -c durable-snapshotter -n '__fish_seen_subcommand_from doctor' -l print-config -x
 complete -c durable-snapshotter -n '__fish_seen_subcommand_from config' -a default
