@@ -33,7 +33,7 @@ func fullRun() Run {
 	return Run{
 		BootID: "8f3f2a51-0000-4000-8000-000000000000", RunID: "0011223344556677", Epoch: 5,
 		Started: time.Date(2026, 11, 21, 1, 0, 0, 0, time.UTC), Stopped: time.Date(2026, 11, 21, 2, 0, 0, 9, time.UTC),
-		Brake: "12 of 20 layers were found damaged within a day", BrakeHeals: true, SnapshotsMounted: true,
+		Brake: "12 of 20 layers were found damaged within a day", BrakeHeals: true, SnapshotsMounted: true, ImagesEpoch: 4,
 	}
 }
 

@@ -172,6 +172,9 @@ type Pod struct {
 	config *runtimeapi.PodSandboxConfig
 }
 
+// Name is the pod's name for the kubelet.
+func (p *Pod) Name() string { return p.config.Metadata.Name }
+
 // StartPod starts a sandbox.
 func (c *CRI) StartPod(ctx context.Context) (*Pod, error) {
 	name := c.name("pod")

@@ -33,7 +33,7 @@ func TestDropHeld(t *testing.T) {
 	if !errors.As(err, &held) || !errdefs.IsFailedPrecondition(err) {
 		t.Fatalf("Drop of a layer that containers hold: %v", err)
 	}
-	for _, id := range []string{ended, running, "(default/pod1/container2)", "(default/pod1/container3)"} {
+	for _, id := range []string{ended + " (default/" + p.Name() + "/container", running + " (default/" + p.Name() + "/container"} {
 		if !strings.Contains(err.Error(), id) {
 			t.Errorf("the error does not name %s: %v", id, err)
 		}
@@ -50,7 +50,7 @@ func TestDropHeld(t *testing.T) {
 		defer n.damage(t, n.app, 1)
 		check(t, breaks["corrupt"](n.Blob(n.pause.Layers[0].Digest)))
 		defer func() { check(t, breaks["corrupt"](n.Blob(n.pause.Layers[0].Digest))) }()
-		if _, err := n.drop(t, n.pause, 0); err == nil || !strings.Contains(err.Error(), "sandbox "+p.ID+" (default/pod1)") {
+		if _, err := n.drop(t, n.pause, 0); err == nil || !strings.Contains(err.Error(), "sandbox "+p.ID+" (default/"+p.Name()+")") {
 			t.Errorf("Drop of the pause image of a pod that runs: %v", err)
 		}
 	})
