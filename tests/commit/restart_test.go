@@ -1,7 +1,6 @@
 package commit
 
 import (
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -72,8 +71,8 @@ func (p *pass) failUpdate(t *testing.T, f disk.Fault, died *int) (hits int) {
 
 	// A label that needs many pages that no transaction has used before.
 	p.strike(t, f)
-	info := snapshots.Info{Name: links[0].name, Labels: map[string]string{"large": strings.Repeat("x", 200_000)}}
-	_, err := sn.Update(ctx, info, "labels.large")
+	info := snapshots.Info{Name: links[0].name, Labels: kit.Labels(200_000)}
+	_, err := sn.Update(ctx, info, "labels")
 	hits = p.hits(t)
 	check(t, p.Heal())
 	if p.failed = err != nil; hits > 0 && !p.failed {

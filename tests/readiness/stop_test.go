@@ -213,7 +213,7 @@ func TestStopInTime(t *testing.T) {
 			return func(*testing.T) {}
 		}},
 		{"list to a client that does not read", func(t *testing.T) func(*testing.T) {
-			label := snapshots.WithLabels(map[string]string{"large": strings.Repeat("x", 128<<10)})
+			label := snapshots.WithLabels(kit.Labels(128 << 10))
 			for i := range 20 {
 				_, err := s.sn.Prepare(ctx, fmt.Sprint("labelled-", i), "", label)
 				check(t, err)
@@ -364,7 +364,7 @@ func deepen(t *testing.T, dir string, depth int) {
 func TestSecondSignal(t *testing.T) {
 	s := newStopping(t)
 	// A List to a client that does not read holds the stop for some seconds.
-	label := snapshots.WithLabels(map[string]string{"large": strings.Repeat("x", 128<<10)})
+	label := snapshots.WithLabels(kit.Labels(128 << 10))
 	for i := range 20 {
 		_, err := s.sn.Prepare(t.Context(), fmt.Sprint("labelled-", i), "", label)
 		check(t, err)
