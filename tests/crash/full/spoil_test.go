@@ -39,7 +39,7 @@ func TestSpoiled(t *testing.T) {
 			name:  "a file of a layer is empty",
 			spoil: func(dir string) error { return os.Truncate(oneFile(t, dir), 0) },
 			// The daemon verifies and reports it: there is no lie.
-			find: []string{"lost: crash/", "lost: " + host, "is damaged"},
+			find: []string{"lost: " + namespace + "/", "lost: " + host, "is damaged"},
 		},
 		{
 			name:  "the layers are gone, and the daemon begins anew",
