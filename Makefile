@@ -35,7 +35,7 @@ generate: build ## make the manual page and the completions again, after a chang
 install: build ## install below PREFIX (default /usr/local): program, units, manual page, completions
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh install
 
-uninstall: ## remove what install has installed; keeps the state, and says so
+uninstall: ## remove what install has installed; keeps the state, and prints where it is
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh uninstall
 
 # A release: make dist VERSION=v1.2.0. The time in it is that of the commit.

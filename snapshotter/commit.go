@@ -235,7 +235,7 @@ func (c *commit) giveUp(n *marks.Normalizer, err error) {
 	}
 }
 
-// applied returns what the options of a call say of a snapshot.
+// applied returns what the options of a call set of a snapshot.
 func applied(opts []snapshots.Opt) (info snapshots.Info, err error) {
 	for _, opt := range opts {
 		if err := opt(&info); err != nil {
