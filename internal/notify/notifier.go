@@ -182,8 +182,11 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-n.wake:
 			case <-n.returned:
 				pause = retryFirst
+				n.caughtUp = false // it may have gone before a name was deleted
 			case <-n.pulled:
-				n.releasePulled(ctx)
+				if err := n.releasePulled(ctx); err != nil && ctx.Err() == nil {
+					log.G(ctx).WithError(err).Debug("what repairs and fetches have left is not deleted yet")
+				}
 				continue
 			case <-retry:
 			}
@@ -364,12 +367,10 @@ func (n *Notifier) release(ctx context.Context) {
 	}
 }
 
-// releasePulled deletes the leases of images that are back. What fails is done with the next
-// image, or the lease ends with its date.
-func (n *Notifier) releasePulled(ctx context.Context) {
-	if err := n.conn.ReleasePulled(ctx, n.cfg.Snapshotter); err != nil && ctx.Err() == nil {
-		log.G(ctx).WithError(err).Debug("the leases of repairs are not deleted yet")
-	}
+// releasePulled deletes the leases of images that are back, and the names of fetches whose
+// client has gone. What fails is done with the next image, or when containerd has returned.
+func (n *Notifier) releasePulled(ctx context.Context) error {
+	return errors.Join(n.conn.ReleasePulled(ctx, n.cfg.Snapshotter), refill.Sweep(ctx, n.conn.View()))
 }
 
 // forgetLease removes a deleted lease from leased, unless another drop of the layer has
@@ -402,7 +403,9 @@ func (n *Notifier) catchUp(ctx context.Context) error {
 		}
 	}
 	n.mu.Unlock()
-	n.releasePulled(ctx)
+	if err := n.releasePulled(ctx); err != nil {
+		return err
+	}
 	if !n.collected {
 		skipped, err := n.conn.CollectMissed(ctx, n.cfg.Snapshotter, n.layers)
 		if err != nil {
@@ -414,9 +417,6 @@ func (n *Notifier) catchUp(ctx context.Context) error {
 		} else {
 			log.G(ctx).WithField("reason", skipped).Info("no collection was started of what containerd could not delete while this daemon was down")
 		}
-	}
-	if err := refill.Sweep(ctx, n.conn.View()); err != nil {
-		return err
 	}
 	for _, l := range leased {
 		ready, err := n.conn.Ready(ctx, l)

@@ -344,20 +344,37 @@ func TestAirGapped(t *testing.T) {
 	n.undisturbed(t)
 }
 
-// TestFetchedNameGoes: a daemon has died between the end of a fetch and the deletion of the
-// name under which containerd has recorded it. The next one deletes it.
+// TestFetchedNameGoes: a repair, the daemon, or containerd has died between the end of a fetch
+// and the deletion of the name under which containerd has recorded it. The daemon deletes it.
 func TestFetchedNameGoes(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, false)
 	name := "durable-snapshotter.invalid/fetched@" + n.image.Manifest.String()
 	before := n.ctr(t, "image", "ls", "--quiet")
-	n.ctr(t, "image", "tag", n.image.Ref, name)
-	check(t, n.Daemon.Kill())
-	check(t, n.Daemon.Start(t.Context()))
-	waitFor(t, limit, func() error {
-		if list := n.ctr(t, "image", "ls", "--quiet"); list != before {
-			return fmt.Errorf("the images were %q and are %q", before, list)
-		}
-		return nil
-	})
+	for _, c := range []struct {
+		who string
+		die func()
+	}{
+		{"repair", func() { n.ctr(t, "image", "tag", n.image.Ref, name) }},
+		{"daemon", func() {
+			check(t, n.Daemon.Kill())
+			n.ctr(t, "image", "tag", n.image.Ref, name)
+			check(t, n.Daemon.Start(t.Context()))
+		}},
+		{"containerd", func() {
+			check(t, n.Daemon.Kill())
+			n.ctr(t, "image", "tag", n.image.Ref, name)
+			check(t, n.Containerd.Kill())
+			check(t, n.Daemon.Start(t.Context()))
+			check(t, n.StartContainerd(t.Context()))
+		}},
+	} {
+		c.die()
+		waitFor(t, limit, func() error {
+			if list := n.ctr(t, "image", "ls", "--quiet"); list != before {
+				return fmt.Errorf("%s: the images were %q and are %q", c.who, before, list)
+			}
+			return nil
+		})
+	}
 }
