@@ -15,7 +15,7 @@ func TestAPI(t *testing.T) {
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
-			want := map[disk.FS]int{disk.Ext4: 400, disk.XFS: 150, disk.Btrfs: 150}[fs]
+			want := map[disk.FS]int{disk.Ext4: 300, disk.XFS: 100, disk.Btrfs: 100}[fs]
 			r := oursOn(t, fs)
 			check := lab.Check{
 				Recording: r,
