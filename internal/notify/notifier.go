@@ -182,11 +182,9 @@ func (n *Notifier) Run(ctx context.Context, l Layers) {
 			case <-n.wake:
 			case <-n.returned:
 				pause = retryFirst
-				n.caughtUp = false // it may have gone before a name was deleted
+				n.sweep(ctx) // it may have gone before a name was deleted
 			case <-n.pulled:
-				if err := n.releasePulled(ctx); err != nil && ctx.Err() == nil {
-					log.G(ctx).WithError(err).Debug("what repairs and fetches have left is not deleted yet")
-				}
+				n.sweep(ctx)
 				continue
 			case <-retry:
 			}
@@ -364,6 +362,13 @@ func (n *Notifier) release(ctx context.Context) {
 			return
 		}
 		n.forgetLease(l)
+	}
+}
+
+// sweep is releasePulled where nothing waits for it.
+func (n *Notifier) sweep(ctx context.Context) {
+	if err := n.releasePulled(ctx); err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).Debug("what repairs and fetches have left is not deleted yet")
 	}
 }
 
