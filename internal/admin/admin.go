@@ -101,9 +101,10 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
-// MetricsHandler answers with all metrics of the process.
+// MetricsHandler answers with all metrics of the process. When some cannot be read, as from a
+// database on a disk that fails, the others are there all the same.
 func MetricsHandler() http.Handler {
-	return promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
 // health answers 200 when ready is true and the file system accepts writes.

@@ -258,7 +258,7 @@ func unpackConfig(f *Facts) (found []Finding) {
 	transfer := f.Files.Dump.at("plugins", transferPlugin)
 	names := f.Files.proxies(f.Address)
 	if transfer == nil || len(names) == 0 {
-		return orOK(found, "cannot say: containerd has no transfer service, or its files do not have this snapshotter")
+		return orOK(found, "not known: containerd has no transfer service, or its files do not have this snapshotter")
 	}
 	entries, listed := transfer.tables("unpack_config"), map[string]bool{}
 	for _, e := range entries {

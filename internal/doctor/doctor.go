@@ -104,7 +104,7 @@ func Worst(found []Finding) Level {
 func ok(text string) []Finding { return []Finding{{Level: OK, Text: text}} }
 
 // unknown is for what cannot be determined, and need not be.
-func unknown(why string) []Finding { return ok("cannot say: " + why) }
+func unknown(why string) []Finding { return ok("not known: " + why) }
 
 func warn(text, cure string) []Finding { return []Finding{{Level: Warning, Text: text, Cure: cure}} }
 

@@ -28,7 +28,7 @@ const (
 	// Left: the new snapshotter has it, and the old snapshots are still kept.
 	Left State = "ready, old snapshots kept"
 	// Unknown: containerd, or the snapshotter, gave no answer.
-	Unknown State = "cannot say"
+	Unknown State = "not known"
 )
 
 // Result is what was done about an image.

@@ -9,10 +9,8 @@ import (
 	"strconv"
 	"strings"
 
-	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 )
 
 // ErrNotServed is returned when containerd has no snapshotter at a socket: what it
@@ -45,17 +43,17 @@ func (s Snapshot) Place() (namespace, key string, ok bool) {
 // Served returns the names under which containerd serves the snapshotter at a unix
 // socket. The error wraps ErrNotServed when there is none.
 func (c *Containerd) Served(ctx context.Context, socket string) (names []string, err error) {
-	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: []string{"type==" + snapshotPlugin}})
+	all, err := c.Plugins(ctx, snapshotPlugin)
 	if err != nil {
-		return nil, fmt.Errorf("list the plugins of containerd: %w", errgrpc.ToNative(err))
+		return nil, err
 	}
-	for _, p := range r.Plugins {
+	for _, p := range all {
 		address := strings.TrimPrefix(p.Exports["address"], "unix://")
 		if address == "" || address != socket && !sameFile(address, socket) {
 			continue
 		}
-		if p.InitErr != nil {
-			return nil, fmt.Errorf("%w: its proxy plugin %s did not start: %s", ErrNotServed, p.ID, p.InitErr.Message)
+		if p.Failed != "" {
+			return nil, fmt.Errorf("%w: its proxy plugin %s did not start: %s", ErrNotServed, p.ID, p.Failed)
 		}
 		names = append(names, p.ID)
 	}
@@ -67,12 +65,12 @@ func (c *Containerd) Served(ctx context.Context, socket string) (names []string,
 
 // Snapshotters lists the snapshotters that containerd has loaded.
 func (c *Containerd) Snapshotters(ctx context.Context) (names []string, err error) {
-	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: []string{"type==" + snapshotPlugin}})
+	all, err := c.Plugins(ctx, snapshotPlugin)
 	if err != nil {
-		return nil, fmt.Errorf("list the plugins of containerd: %w", errgrpc.ToNative(err))
+		return nil, err
 	}
-	for _, p := range r.Plugins {
-		if p.InitErr == nil {
+	for _, p := range all {
+		if p.Failed == "" {
 			names = append(names, p.ID)
 		}
 	}
@@ -115,11 +113,11 @@ func (c *Containerd) collectIn(ctx context.Context, namespace, snapshotter strin
 func (c *Containerd) CollectMissed(ctx context.Context, snapshotter string, rows Rows) (skipped string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: []string{"type==" + snapshotPlugin}})
+	loaded, err := c.Snapshotters(ctx)
 	if err != nil {
-		return "", fmt.Errorf("list the plugins of containerd: %w", errgrpc.ToNative(err))
+		return "", err
 	}
-	if !slices.ContainsFunc(r.Plugins, func(p *introspectionapi.Plugin) bool { return p.ID == snapshotter && p.InitErr == nil }) {
+	if !slices.Contains(loaded, snapshotter) {
 		return fmt.Sprintf("containerd has no snapshotter %s", snapshotter), nil
 	}
 	foreign := ""

@@ -25,9 +25,13 @@ type Plugin struct {
 	Failed       string // why it did not start, "" when it did
 }
 
-// Plugins lists the plugins that containerd has loaded, or tried to.
-func (c *Containerd) Plugins(ctx context.Context) (all []Plugin, err error) {
-	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{})
+// Plugins lists the plugins that containerd has loaded, or tried to; of the given types, or all.
+func (c *Containerd) Plugins(ctx context.Context, types ...string) (all []Plugin, err error) {
+	var filters []string
+	for _, t := range types {
+		filters = append(filters, "type=="+t)
+	}
+	r, err := c.inspect.Plugins(ctx, &introspectionapi.PluginsRequest{Filters: filters})
 	if err != nil {
 		return nil, fmt.Errorf("list the plugins of containerd: %w", errgrpc.ToNative(err))
 	}
