@@ -109,11 +109,18 @@ func (m *Mover) unpack(ctx context.Context, c *images.Checker, i images.Image) (
 		r.Unpacked = true
 	}
 	r.State = Ready
-	if m.to == m.ours && i.Verdict.Bad() {
+	switch {
+	case m.to != m.ours || r.Unpacked: // the verdict is of before
+	case i.Verdict.Bad():
 		r.State, r.Reason = NeedsPull, i.Reason // its layers are here, and not whole
+	case !runs(i):
+		r.State, r.Reason = Unknown, i.Reason
 	}
 	return r, m.old(ctx, i, &r)
 }
+
+// runs reports whether this snapshotter has verified all layers of an image, and found them whole.
+func runs(i images.Image) bool { return i.Verdict == images.Ready || i.Verdict == images.Incomplete }
 
 // has reports whether the new snapshotter has all of an image.
 func (m *Mover) has(ctx context.Context, i images.Image) (bool, error) {
@@ -169,7 +176,7 @@ func (m *Mover) Finish(ctx context.Context, found []images.Image) (n int, err er
 		if err != nil {
 			return n, err
 		}
-		if !here || m.to == m.ours && i.Verdict.Bad() {
+		if !here || m.to == m.ours && !runs(i) {
 			continue
 		}
 		labels, paths := map[string]string{}, []string{}
