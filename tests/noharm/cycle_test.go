@@ -166,7 +166,7 @@ func (n *node) judge(found *problems, what string, r kit.Verdict, allow allowed)
 	switch {
 	case r.Healed:
 		found.add("%s: replaced: %v", what, r)
-	case r.State == "damaged" && allow < damage, r.State == "healing",
+	case (r.State == "damaged" || r.State == "healing") && allow < damage, // healing: its blobs are tried
 		r.State != "ready" && allow == nothing:
 		found.add("%s: %v", what, r)
 	}

@@ -26,7 +26,8 @@ func TestAgreementDefects(t *testing.T) {
 		}
 	})
 	t.Run("taken-is-refused", func(t *testing.T) {
-		n := newNodeWith(t, nodeOptions{acts: true, mutant: "taken-is-refused"})
+		// A daemon that acts has containerd collect, for which containerd gives out numbers.
+		n := newNodeWith(t, nodeOptions{mutant: "taken-is-refused"})
 		check(t, n.pull(t, n.app))
 		check(t, n.Containerd.Stop())
 		check(t, os.Remove(filepath.Join(n.Containerd.Root, "io.containerd.metadata.v1.bolt/meta.db")))
