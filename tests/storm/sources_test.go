@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 )
 
@@ -17,6 +18,7 @@ type sources struct {
 	kept     string      // directory of all archives, to be linked into it
 	hosts    string      // file by which containerd reaches the registry for the daemon
 	dark     atomic.Bool // it cannot
+	turn     sync.Mutex  // one lane at a time changes dark and the file
 }
 
 // sourcesConfig is the part of the daemon's configuration that is about its sources, and about
@@ -55,6 +57,8 @@ func (s *storm) writeHosts(host string) error {
 
 // actRegistry takes the daemon's way to the registry away, or gives it back.
 func (s *storm) actRegistry(context.Context, *rand.Rand) (string, error) {
+	s.sources.turn.Lock()
+	defer s.sources.turn.Unlock()
 	dark := !s.sources.dark.Load()
 	s.sources.dark.Store(dark)
 	host := s.registry.Host
