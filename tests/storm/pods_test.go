@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -104,7 +105,7 @@ func (s *storm) actContainer(ctx context.Context, rng *rand.Rand) (string, error
 	return text, nil
 }
 
-// startPod pulls an image, if CRI does not know it, and runs a container of it. The sandbox
+// startPod pulls an image, if it is not known, and runs a container of it. The sandbox
 // of one that does not run is removed, or else at rest.
 func (s *storm) startPod(ctx context.Context, img stormImage) (err error) {
 	cri := s.node.get().CRI
@@ -112,8 +113,14 @@ func (s *storm) startPod(ctx context.Context, img stormImage) (err error) {
 	p := &pod{image: img, ended: s.node.ended}
 	s.node.mu.RUnlock()
 	for _, ref := range []string{named(s.images, pause).Ref, img.Ref} {
-		if known, err := cri.Known(ctx, ref); err != nil || !known {
-			if err := errors.Join(err, cri.Pull(ctx, ref)); err != nil {
+		known, err := cri.Known(ctx, ref)
+		if err == nil && known {
+			// CRI's own list learns later of a name that another client has deleted.
+			_, err = s.node.client().ImageService().Get(namespaces.WithNamespace(ctx, k8s), ref)
+			known = !errdefs.IsNotFound(err)
+		}
+		if err != nil || !known {
+			if err := cri.Pull(ctx, ref); err != nil {
 				return err
 			}
 		}
