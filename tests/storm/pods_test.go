@@ -112,7 +112,25 @@ func (s *storm) startPod(ctx context.Context, img stormImage) (err error) {
 	s.node.mu.RLock()
 	p := &pod{image: img, ended: s.node.ended}
 	s.node.mu.RUnlock()
-	for _, ref := range []string{named(s.images, pause).Ref, img.Ref} {
+	if err := s.ensure(ctx, named(s.images, pause).Ref, img.Ref); err != nil {
+		return err
+	}
+	if p.Pod, err = cri.StartPod(ctx); err != nil {
+		return err
+	}
+	if err := s.startContainer(ctx, p); err != nil {
+		_ = p.Remove(ctx)
+		return err
+	}
+	s.pods.Add(1)
+	s.node.givePod(p)
+	return nil
+}
+
+// ensure pulls those of images that are not known.
+func (s *storm) ensure(ctx context.Context, refs ...string) error {
+	cri := s.node.get().CRI
+	for _, ref := range refs {
 		known, err := cri.Known(ctx, ref)
 		if err == nil && known {
 			// CRI's own list learns later of a name that another client has deleted.
@@ -125,15 +143,6 @@ func (s *storm) startPod(ctx context.Context, img stormImage) (err error) {
 			}
 		}
 	}
-	if p.Pod, err = cri.StartPod(ctx); err != nil {
-		return err
-	}
-	if err := s.startContainer(ctx, p); err != nil {
-		_ = p.Remove(ctx)
-		return err
-	}
-	s.pods.Add(1)
-	s.node.givePod(p)
 	return nil
 }
 
@@ -153,6 +162,9 @@ func (s *storm) startContainer(ctx context.Context, p *pod) error {
 func (s *storm) restart(ctx context.Context, p *pod) error {
 	if !s.node.outlives(p) {
 		return nil // its sandbox is gone, too
+	}
+	if err := s.ensure(ctx, p.image.Ref); err != nil { // as the kubelet does
+		return err
 	}
 	id := p.container
 	p.container = ""
