@@ -203,8 +203,15 @@ func TestPrinted(t *testing.T) {
 			t.Errorf("%s: %v: %s\nwant %s", platform, err, out, want)
 		}
 	}
-	out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", "k9s").CombinedOutput()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), "microk8s") {
-		t.Errorf("an unknown platform: %v: %s", err, out)
+	if out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", "k3s", textYAML).Output(); err != nil || string(out) != texts[textYAML] {
+		t.Errorf("one file of k3s: %v: %s", err, out)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"--print-config k9s", "microk8s"}, {"--print-config k3s /etc/fstab", textYAML}, {"--print-config k3s a b", "unexpected"}, {"a", "unexpected"},
+	} {
+		out, err := exec.Command(kittest.Binaries(t).Daemon, append([]string{"doctor"}, strings.Fields(c.args)...)...).CombinedOutput()
+		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), c.want) {
+			t.Errorf("doctor %s: %v: %s", c.args, err, out)
+		}
 	}
 }
