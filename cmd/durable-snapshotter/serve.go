@@ -174,7 +174,6 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	}
 	log.G(ctx).Info("stopping: finishing what is in flight")
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	healthy.Shutdown()
 	greeting.end(greetWithin)
 	ended := make(chan struct{})
 	go func() { server.GracefulStop(); close(ended) }()

@@ -93,8 +93,9 @@ func TestStopRefusesNoClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := healthapi.NewHealthClient(conn).Check(t.Context(), &healthapi.HealthCheckRequest{}); err != nil {
-		t.Error(err)
+	r, err := healthapi.NewHealthClient(conn).Check(t.Context(), &healthapi.HealthCheckRequest{})
+	if err != nil || r.Status != healthapi.HealthCheckResponse_SERVING {
+		t.Errorf("got %v, %v", r, err)
 	}
 	end()
 	for range 2 {
