@@ -21,7 +21,7 @@ test test-configs test-crash test-images demo storm lint bench test-packages tes
 test test-configs test-crash test-images demo storm lint bench test-packages test-node test-matrix: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions promtool test-node test-matrix
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions test-node test-matrix
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 # was skipped, with its reason. Three packages at a time: most of them wait for
 # disks, for digests of content and for containerd, more than they compute. The
 # longest come first, so that none is left over at the end.
-test: deps ## run all tests (root, real disks, a real containerd); lists what was skipped
+test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
 	$(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
 		'$(GO) test -json -count=1 -timeout 40m ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 3 -timeout 60m ./crash ./readiness ./commit ./damage ./... || bad=1; exit $${bad:-0}'
 
@@ -75,9 +75,9 @@ test-images: deps ## damage images in every combination of damage, place of good
 	cd tests && $(GO) test -count=1 -timeout 60m -v ./images -run 'TestMatrix|TestSpots' -args -everything
 
 # Machines with systemd and with OpenRC as process 1, out of debootstrap roots that
-# stay in tests/.bin.
+# stay in tests/.bin. README's commands for a new user are run there as they are printed.
 test-packages: MORE := $(PACKAGES_TOOLS)
-test-packages: deps ## install, upgrade and purge the packages on machines with systemd and OpenRC
+test-packages: deps ## install, upgrade and purge the packages on machines with systemd and OpenRC; follow README there
 	cd tests && DURABLE_TEST_PACKAGES=1 $(GO) test -count=1 -timeout 60m -v ./packaging
 
 # make test does it with the two newest lines of containerd. The first run compiles five
@@ -131,11 +131,15 @@ node-image: build ## the context of the image for deploy/, in bin/node-image
 extensions: build ## system extensions for Talos and Flatcar, in bin/extensions; not tested there
 	VERSION=$(VERSION) deploy/platforms/build.sh
 
-# 19 MB to download, of which one program is needed; nothing is installed.
-promtool: ## take promtool out of Debian's package prometheus, for the tests of alerts
-	mkdir -p tests/.bin
-	cd tests/.bin && apt-get -q -o APT::Sandbox::User=root download prometheus && \
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb
+# Out of Debian's package prometheus, for the tests of alerts: 19 MB to download once, of
+# which one program is needed; nothing is installed. Without it these tests are skipped, and
+# make test lists them.
+tests/.bin/promtool:
+	@mkdir -p tests/.bin
+	@cd tests/.bin && { apt-get -qq -o APT::Sandbox::User=root download prometheus || \
+		{ apt-get -qq update && apt-get -qq -o APT::Sandbox::User=root download prometheus; }; } && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 -m ./usr/bin/promtool && rm prometheus_*.deb || \
+		echo "promtool is not there: alerts are not tested" >&2
 
 clean: ## remove what was built
 	rm -rf bin dist tests/.bin

@@ -44,7 +44,7 @@ type CommitEntry struct {
 	Strategy  Strategy  `json:"strategy"`            // how it was made durable
 	BootID    string    `json:"boot_id"`
 	RunID     string    `json:"run_id"`
-	Epoch     uint64    `json:"epoch,omitempty"`  // unclean shutdowns before this commit, see Run
+	Epoch     uint64    `json:"epoch,omitempty"`  // that of the commit, see Run
 	Removed   time.Time `json:"removed,omitzero"` // set in the history
 }
 

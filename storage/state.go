@@ -16,7 +16,7 @@ import (
 type Run struct {
 	BootID  string    `json:"boot_id"` // of the kernel (random(4))
 	RunID   string    `json:"run_id"`
-	Epoch   uint64    `json:"epoch"` // unclean shutdowns so far
+	Epoch   uint64    `json:"epoch"` // 1, and one more with each unclean shutdown
 	Started time.Time `json:"started"`
 	Stopped time.Time `json:"stopped,omitzero"` // set by a clean stop
 	// Brake is why damaged layers are neither healed nor reported for dropping

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/doctor"
@@ -18,16 +19,20 @@ var (
 )
 
 // examine prints what keeps this node from using the snapshotter, or weakens its promise. With
-// --print-config it prints what a platform's files need.
+// --print-config it prints what a platform's files need, or one of them.
 func examine(c *command) error {
 	asJSON := c.flags.Bool("json", false, "")
 	file := c.flags.String("containerd-config", "", "")
 	platform := c.flags.String("print-config", "", "")
-	if err := c.parseOnly(); err != nil {
+	rest, err := c.parse()
+	if limit := min(1, len(*platform)); err == nil && len(rest) > limit {
+		err = fmt.Errorf("unexpected argument %q: %w", rest[limit], errUsage)
+	}
+	if err != nil {
 		return err
 	}
 	if *platform != "" {
-		text, err := doctor.PlatformText(*platform)
+		text, err := doctor.PlatformText(*platform, strings.Join(rest, ""))
 		if errors.Is(err, doctor.ErrPlatform) {
 			return fmt.Errorf("--print-config: %w: %w", err, errUsage)
 		}

@@ -107,11 +107,12 @@ func (c *command) printMigrated(results []migrate.Result, to string, finish bool
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stderr, "durable-snapshotter: %d images, %d unpacked into %s\n", len(results), unpacked, to)
+	fmt.Fprintf(c.stderr, "durable-snapshotter: images: %d, unpacked into %s by this call: %d\n", len(results), to, unpacked)
 	if finish {
-		fmt.Fprintf(c.stderr, "durable-snapshotter: the old snapshots of %d images are not kept any more, but for those that containers stand on\n", finished)
+		fmt.Fprintf(c.stderr, "durable-snapshotter: old snapshots are not kept any more, but for those that containers stand on, of images: %d\n", finished)
 	} else if left > 0 {
-		fmt.Fprintf(c.stderr, "durable-snapshotter: hint: durable-snapshotter migrate --finish lets go of the old snapshots of %d images\n", left)
+		// Without its --to, the command would move all images again, the other way.
+		fmt.Fprintf(c.stderr, "durable-snapshotter: hint: the same command with --finish lets go of the old snapshots, of images: %d\n", left)
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ import (
 // power cut or a reboot less; what is killed verifies all layers at the next boot.
 const (
 	finishWithin = 3500 * time.Millisecond // calls in flight
+	greetWithin  = 300 * time.Millisecond  // connections that have just been accepted
 	cancelWithin = 300 * time.Millisecond  // those that were canceled then
 	stopWithin   = 4800 * time.Millisecond // everything
 )
@@ -158,7 +159,8 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	healthapi.RegisterHealthServer(server, healthy)
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	greeting := greet(l)
+	go func() { served <- server.Serve(greeting) }()
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("version", version).Info("serving")
 	// Outside systemd this does nothing.
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -172,7 +174,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	}
 	log.G(ctx).Info("stopping: finishing what is in flight")
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	healthy.Shutdown()
+	greeting.end(greetWithin)
 	ended := make(chan struct{})
 	go func() { server.GracefulStop(); close(ended) }()
 	select {

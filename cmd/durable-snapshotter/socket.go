@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -114,4 +115,64 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("address %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// greeter is a listener that stops accepting without refusing a client. A server that is
+// stopped closes what it has accepted and not yet greeted (grpc v1.83.2 server.go:983), while a
+// client at a socket of systemd's from which no process accepts waits for the next daemon.
+type greeter struct {
+	net.Listener
+	greeting sync.WaitGroup // connections without a byte of the server
+	once     sync.Once
+	ended    chan struct{} // closed when Accept accepts no more
+}
+
+func greet(l net.Listener) *greeter { return &greeter{Listener: l, ended: make(chan struct{})} }
+
+// Accept must be called by one goroutine.
+func (g *greeter) Accept() (net.Conn, error) {
+	c, err := g.Listener.Accept()
+	if err != nil {
+		g.once.Do(func() { close(g.ended) })
+		return nil, err
+	}
+	g.greeting.Add(1)
+	return &greeted{Conn: c, done: sync.OnceFunc(g.greeting.Done)}, nil
+}
+
+// end makes Accept fail, and waits until each client has been greeted, for the limit at most.
+func (g *greeter) end(limit time.Duration) {
+	l, ok := g.Listener.(interface{ SetDeadline(time.Time) error })
+	if !ok || l.SetDeadline(time.Now()) != nil {
+		return
+	}
+	over := time.After(limit)
+	select {
+	case <-g.ended:
+	case <-over:
+		return
+	}
+	all := make(chan struct{})
+	go func() { g.greeting.Wait(); close(all) }()
+	select {
+	case <-all:
+	case <-over:
+	}
+}
+
+// greeted is a connection that the server has greeted once it has written to it.
+type greeted struct {
+	net.Conn
+	done func()
+}
+
+func (c *greeted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.done()
+	return n, err
+}
+
+func (c *greeted) Close() error {
+	c.done()
+	return c.Conn.Close()
 }

@@ -34,10 +34,10 @@ Verbs:
   doctor [--containerd-config FILE] [--json]
                     print what keeps this node from using the snapshotter, or weakens its promise,
                     the worst first, with the cure of each; nothing is changed
-  doctor --print-config PLATFORM
-                    print what the configuration files of a platform need: containerd-2 (2.3 and
-                    newer), containerd-2.0 (to 2.2), containerd-1.7 (and 1.6), k3s, rke2, k0s,
-                    microk8s, talos, docker, buildkit
+  doctor --print-config PLATFORM [FILE]
+                    print what the configuration files of a platform need, or FILE alone:
+                    containerd-2 (2.3 and newer), containerd-2.0 (to 2.2), containerd-1.7 (and
+                    1.6), k3s, rke2, k0s, microk8s, talos, docker, buildkit
   config            print the configuration in effect
   config default    print the default configuration
   version           print the version

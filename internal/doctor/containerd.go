@@ -107,7 +107,7 @@ func plugin(f *Facts) (found []Finding) {
 	names, ours := f.Files.proxies(f.Address), f.ours()
 	switch {
 	case f.Running.Err != nil:
-		return fail(f.Running.Err.Error(), "start containerd, and set [containerd] address in /etc/durable-snapshotter/config.toml to its socket; on k3s and RKE2 /run/k3s/containerd/containerd.sock")
+		return fail(f.Running.Err.Error(), "start containerd, or set [containerd] address in /etc/durable-snapshotter/config.toml to its socket: doctor --print-config prints that file for k3s, rke2, k0s and microk8s")
 	case len(ours) == 0 && len(names) > 0:
 		return fail(fmt.Sprintf("the files of containerd have this snapshotter as %s, and the running containerd does not", strings.Join(names, ", ")), "restart containerd")
 	case len(ours) == 0 && f.notImported() != "":

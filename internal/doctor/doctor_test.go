@@ -44,7 +44,7 @@ func TestDocumented(t *testing.T) {
 // TestPlatformTexts: each platform's text is, word for word, in docs/containerd.md.
 func TestPlatformTexts(t *testing.T) {
 	for _, name := range Platforms() {
-		text, err := PlatformText(name)
+		text, err := PlatformText(name, "")
 		if err != nil {
 			t.Error(err)
 			continue
@@ -56,10 +56,23 @@ func TestPlatformTexts(t *testing.T) {
 			if part := Texts(docs.Containerd)[key]; !strings.Contains(docs.Containerd, "\n"+part+"```\n") || !strings.Contains(text, part) {
 				t.Errorf("%s: the text %q is not that of the document", name, key)
 			}
+			file := strings.TrimSuffix(strings.Fields(key)[0], ",")
+			one, err := PlatformText(name, file)
+			if err != nil || !strings.Contains(text, one) || !strings.Contains(one, " "+key+"\n") {
+				t.Errorf("%s: the text for %s is %q, %v", name, file, one, err)
+			}
+			for _, other := range platforms[name] {
+				if strings.Contains(one, " "+other+"\n") != strings.HasPrefix(other, file) {
+					t.Errorf("%s: the text for %s has that of %q, or lacks it", name, file, other)
+				}
+			}
 		}
 	}
-	if _, err := PlatformText("k9s"); !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "k3s") {
+	if _, err := PlatformText("k9s", ""); !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "k3s") {
 		t.Errorf("an unknown platform: %v", err)
+	}
+	if _, err := PlatformText("k3s", "/etc/fstab"); !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "/etc/rancher/k3s/config.yaml, ") {
+		t.Errorf("an unknown file: %v", err)
 	}
 }
 

@@ -117,5 +117,6 @@ func shutdown(f *Facts) (found []Finding) {
 	if t := r.Journal.Scrub.Finished; !t.IsZero() {
 		scrub = fmt.Sprintf("the last verification of all ended %v ago", f.Now.Sub(t).Round(time.Minute))
 	}
-	return orOK(found, fmt.Sprintf("all %d layers are ready; unclean shutdowns so far: %d; %s", len(r.Layers), run.Epoch, scrub))
+	// The first start begins epoch 1.
+	return orOK(found, fmt.Sprintf("all %d layers are ready; unclean shutdowns so far: %d; %s", len(r.Layers), max(run.Epoch, 1)-1, scrub))
 }

@@ -35,22 +35,29 @@ func Platforms() (all []string) {
 	return all
 }
 
-// ErrPlatform means that there is no text for a platform.
+// ErrPlatform means that there is no text for a platform, or for a file of it.
 var ErrPlatform = errors.New("unknown platform")
 
-// PlatformText is what is to be written into the files of a platform, as the documentation has it.
-func PlatformText(name string) (string, error) {
+// PlatformText is what is to be written into the files of a platform, as the documentation has it,
+// or into one of them when its name is not empty.
+func PlatformText(name, file string) (string, error) {
 	keys, ok := platforms[name]
 	if !ok {
 		return "", fmt.Errorf("%w %q: there are %s", ErrPlatform, name, strings.Join(Platforms(), ", "))
 	}
-	texts, parts := Texts(docs.Containerd), []string{}
+	texts, parts, files := Texts(docs.Containerd), []string{}, []string{}
 	for _, key := range keys {
 		text := texts[key]
 		if text == "" {
 			return "", fmt.Errorf("docs/containerd.md has no text %q", key)
 		}
-		parts = append(parts, text)
+		goes := strings.TrimSuffix(strings.Fields(key)[0], ",")
+		if files = append(files, goes); file == "" || file == goes {
+			parts = append(parts, text)
+		}
+	}
+	if len(parts) == 0 {
+		return "", fmt.Errorf("%w: no text of %s is for %q: there are %s", ErrPlatform, name, file, strings.Join(slices.Compact(files), ", "))
 	}
 	return strings.Join(parts, "\n"), nil
 }

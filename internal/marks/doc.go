@@ -3,8 +3,7 @@
 //
 // overlayfs reads marks in a layer: extended attributes and devices 0:0. Which marks the
 // applier has written depends on how a layer was unpacked, and how the kernel interprets
-// them depends on the mount; docs/design.md, "What a layer means to overlayfs", has the
-// rules and their reasons.
+// them depends on the mount; docs/overlayfs.md has the rules and their reasons.
 //
 //   - normalizer.go: [Normalizer], a seal.Change, changes marks of each entry where they mean
 //     something else than the tar.

@@ -13,6 +13,7 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 fi
 root=/var/lib/durable-snapshotter
-[ -e "$root" ] || exit 0
+# dpkg --purge calls this for remove, too.
+[ "$1" != purge ] && [ -e "$root" ] || exit 0
 echo "durable-snapshotter: $root is kept: containers may stand on its layers." >&2
 echo "When containerd does not use it any more, remove it: rm -rf $root" >&2

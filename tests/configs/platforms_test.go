@@ -24,7 +24,7 @@ func rke2DropIn(t *testing.T, m *machine, text map[string]string) []string {
 	dir := filepath.Dir(filepath.Dir(textRKE2Dropin))
 	write(t, textRKE2Dropin, text[textRKE2Dropin])
 	args := render(t, m, 3, `{{ template "base" . }}`, ours)
-	main := strings.ReplaceAll(string(must[[]byte](t)(os.ReadFile(k3sDir+"/config.toml"))), "/var/lib/rancher/k3s/", "/var/lib/rancher/rke2/")
+	main := strings.ReplaceAll(string(must[[]byte](t)(os.ReadFile(kit.K3sDir+"/config.toml"))), "/var/lib/rancher/k3s/", "/var/lib/rancher/rke2/")
 	write(t, filepath.Join(dir, "config.toml"), main)
 	return strings.Split(strings.ReplaceAll(strings.Join(args, " "), "/var/lib/rancher/k3s/", "/var/lib/rancher/rke2/"), " ")
 }
@@ -65,7 +65,7 @@ func k0s(t *testing.T, m *machine, text map[string]string) []string {
 
 // criBase are the tables of the CRI plugin that k0s and Talos generate: those of k3s, but for its paths.
 func criBase() string {
-	_, tables, _ := strings.Cut(k3sBase[3], "[plugins.'io.containerd.grpc.v1.cri']")
+	_, tables, _ := strings.Cut(kit.K3sBase[3], "[plugins.'io.containerd.grpc.v1.cri']")
 	tables = "version = 3\n[plugins.'io.containerd.grpc.v1.cri']" + tables
 	return strings.NewReplacer("{{ .Snapshotter }}", "overlayfs", "{{ .Pause }}", pauseRef(), "use_local_image_pull = true", "use_local_image_pull = false").Replace(tables)
 }
@@ -86,7 +86,7 @@ func talos(t *testing.T, m *machine, text map[string]string) []string {
 // microK8s fills the variables of its template in.
 func microK8s(t *testing.T, m *machine, text map[string]string) []string {
 	const args, common = "/var/snap/microk8s/current/args", "/var/snap/microk8s/common"
-	template := strings.ReplaceAll(k3sBase[2], "{{ .Snapshotter }}", "${SNAPSHOTTER}")
+	template := strings.ReplaceAll(kit.K3sBase[2], "{{ .Snapshotter }}", "${SNAPSHOTTER}")
 	template = strings.NewReplacer("${SNAPSHOTTER}", "durable", "{{ .Pause }}", pauseRef()).Replace(template) + text[textMicroK8s]
 	if err := os.Mkdir("/var/snap", 0o755); err == nil {
 		t.Cleanup(func() { check(t, os.Remove("/var/snap")) })
@@ -203,8 +203,15 @@ func TestPrinted(t *testing.T) {
 			t.Errorf("%s: %v: %s\nwant %s", platform, err, out, want)
 		}
 	}
-	out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", "k9s").CombinedOutput()
-	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), "microk8s") {
-		t.Errorf("an unknown platform: %v: %s", err, out)
+	if out, err := exec.Command(kittest.Binaries(t).Daemon, "doctor", "--print-config", "k3s", textYAML).Output(); err != nil || string(out) != texts[textYAML] {
+		t.Errorf("one file of k3s: %v: %s", err, out)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"--print-config k9s", "microk8s"}, {"--print-config k3s /etc/fstab", textYAML}, {"--print-config k3s a b", "unexpected"}, {"a", "unexpected"},
+	} {
+		out, err := exec.Command(kittest.Binaries(t).Daemon, append([]string{"doctor"}, strings.Fields(c.args)...)...).CombinedOutput()
+		if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), c.want) {
+			t.Errorf("doctor %s: %v: %s", c.args, err, out)
+		}
 	}
 }

@@ -21,9 +21,9 @@ const (
 	textImports = "/etc/containerd/config.toml, at the top level"
 	textDurable = "/etc/durable-snapshotter/config.toml on k3s"
 	textYAML    = "/etc/rancher/k3s/config.yaml"
-	textDropin  = k3sDir + "/config-v3.toml.d/durable.toml"
-	textTmplV3  = k3sDir + "/config-v3.toml.tmpl"
-	textTmplV2  = k3sDir + "/config.toml.tmpl"
+	textDropin  = kit.K3sDir + "/config-v3.toml.d/durable.toml"
+	textTmplV3  = kit.K3sDir + "/config-v3.toml.tmpl"
+	textTmplV2  = kit.K3sDir + "/config.toml.tmpl"
 
 	textRKE2YAML    = "/etc/rancher/rke2/config.yaml"
 	textRKE2Dropin  = "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d/durable.toml"

@@ -3,7 +3,6 @@ package configs
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -74,26 +73,4 @@ func set(t *testing.T, text, name, key, value string) string {
 		t.Fatalf("the table [%s] has no key %s:\n%s", name, key, text)
 	}
 	return out.String()
-}
-
-// TestLinks follows the links into docs/containerd.md.
-func TestLinks(t *testing.T) {
-	module := must[string](t)(kit.Module(t.Context()))
-	b := must[[]byte](t)(os.ReadFile(filepath.Join(module, "..", "docs", "containerd.md")))
-	anchors := map[string]bool{}
-	for line := range strings.Lines(string(b)) {
-		if title, ok := strings.CutPrefix(strings.TrimSpace(line), "## "); ok {
-			title = strings.ToLower(title)
-			title = regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(title, "")
-			anchors["#"+strings.ReplaceAll(title, " ", "-")] = true
-		}
-	}
-	readme := must[[]byte](t)(os.ReadFile(filepath.Join(module, "..", "README.md")))
-	for _, text := range []string{string(b), string(readme)} {
-		for _, link := range regexp.MustCompile(`\]\((?:docs/containerd\.md)?(#[^)]*)\)`).FindAllStringSubmatch(text, -1) {
-			if !anchors[link[1]] {
-				t.Errorf("no section %s in docs/containerd.md", link[1])
-			}
-		}
-	}
 }

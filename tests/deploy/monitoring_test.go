@@ -233,7 +233,7 @@ func promtool(t *testing.T, files map[string][]byte, args ...string) (string, er
 		}
 	}
 	if err != nil {
-		t.Skip("promtool is missing: make promtool takes it from Debian's package prometheus")
+		t.Skip("promtool is missing: make tests/.bin/promtool takes it from Debian's package prometheus")
 	}
 	dir := t.TempDir()
 	for name, text := range files {

@@ -262,3 +262,53 @@ func TestContributingNamesTests(t *testing.T) {
 		t.Errorf("CONTRIBUTING.md lists tests/%s, which is not there", name)
 	}
 }
+
+// TestLinks: each link in a document to a file, or to a section of one, leads there.
+func TestLinks(t *testing.T) {
+	sections := map[string]map[string]bool{}
+	links := 0
+	err := filepath.WalkDir(product, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != product && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
+		if err == nil && strings.HasSuffix(path, ".md") {
+			var text []byte
+			if text, err = os.ReadFile(path); err == nil {
+				sections[filepath.Clean(path)] = anchors(string(text))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from := range sections {
+		text := document(t, strings.TrimPrefix(from, product+"/"))
+		for _, link := range regexp.MustCompile(`\]\(([^):]+)\)`).FindAllStringSubmatch(text, -1) {
+			links++
+			file, section, deep := strings.Cut(link[1], "#")
+			to := from
+			if file != "" {
+				to = filepath.Join(filepath.Dir(from), file)
+			}
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s: %s: %v", from, link[1], err)
+			} else if deep && !sections[to][section] {
+				t.Errorf("%s: %s: there is no such section", from, link[1])
+			}
+		}
+	}
+	if links < 60 {
+		t.Errorf("only %d links were found", links)
+	}
+}
+
+// anchors are the names that the titles of a document have in links, as GitHub makes them.
+func anchors(text string) map[string]bool {
+	all := map[string]bool{}
+	for _, title := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(text, -1) {
+		name := regexp.MustCompile(`[^a-z0-9_ -]`).ReplaceAllString(strings.ToLower(title[1]), "")
+		all[strings.ReplaceAll(name, " ", "-")] = true
+	}
+	return all
+}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -119,6 +121,52 @@ func TestMigrate(t *testing.T) {
 	if _, stderr, status := kittest.Verb(t, n.Daemon, "migrate", "--to", "overlaysf"); status != 2 || !strings.Contains(stderr, "overlayfs") {
 		t.Errorf("an unknown snapshotter: status %d: %s", status, stderr)
 	}
+}
+
+// TestFinishNotKnown: the old snapshots of an image stay as long as a layer of its new ones cannot be
+// verified, beside an image whose old ones go.
+func TestFinishNotKnown(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	app, other := n.push(t, "app"), n.push(t, "other")
+	for _, img := range []kit.Pushed{app, other} {
+		kittest.Pull(t, n.Node, "overlayfs", img.Ref)
+	}
+	if all, status := n.migrate(t); status != 0 {
+		t.Fatalf("status %d: %+v", status, all)
+	}
+	at := n.file(t, app, 1, "own")
+	check(t, unix.Mount("tmpfs", at, "tmpfs", 0, ""))
+	mounted := true
+	defer func() {
+		if mounted {
+			check(t, unix.Unmount(at, 0))
+		}
+	}()
+
+	all, status := n.migrate(t, "--finish")
+	if m := movedOf(t, all, app.Ref); m.State != "not known" || !strings.Contains(m.Reason, "mount") || !slices.Equal(m.Old, []string{"overlayfs"}) {
+		t.Errorf("an image that cannot be verified: %+v", m)
+	}
+	if m := movedOf(t, all, other.Ref); m.State != "ready" || len(m.Old) > 0 {
+		t.Errorf("an image beside it: %+v", m)
+	}
+	if status != 3 {
+		t.Errorf("status %d", status)
+	}
+	old := must[string](t)(n.Ctr(t.Context(), "snapshots", "--snapshotter", "overlayfs", "ls"))
+	for img, want := range map[string]bool{app.Top(): true, other.Top(): false} {
+		if strings.Contains(old, img) != want {
+			t.Errorf("the old snapshot %s is there: %v", img, !want)
+		}
+	}
+
+	check(t, unix.Unmount(at, 0))
+	mounted = false
+	if all, status := n.migrate(t, "--finish"); status != 0 {
+		t.Errorf("verified again: status %d: %+v", status, all)
+	}
+	n.wantNone(t, "overlayfs")
 }
 
 // wantNone waits until a snapshotter has no snapshot of the node's namespace.

@@ -18,6 +18,9 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
+# Each boot has an ID of its own, as a kernel gives it: by it the daemon knows a power cut.
+cat proc/sys/kernel/random/uuid >run/boot_id
+mount --bind run/boot_id proc/sys/kernel/random/boot_id
 mkdir -p old-root
 pivot_root . old-root
 umount -l old-root

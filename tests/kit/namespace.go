@@ -278,11 +278,16 @@ func waitNoLoop(dir string) error {
 }
 
 // removeCgroups removes the cgroups of a run whose containers died with the
-// namespace, before runc could do it. With cgroup v1 there is one a controller.
+// namespace, before runc could do it, or that runc leaves: each has the name of a namespace of
+// containerd, which begins with that of the run. With cgroup v1 there is one a controller.
 func removeCgroups(run string) {
-	tops, _ := filepath.Glob("/sys/fs/cgroup/*/" + run)
-	for _, top := range append(tops, "/sys/fs/cgroup/"+run) {
-		removeCgroup(top)
+	for _, name := range []string{run, run + "-*"} {
+		for _, dir := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			tops, _ := filepath.Glob(dir + name)
+			for _, top := range tops {
+				removeCgroup(top)
+			}
+		}
 	}
 }
 

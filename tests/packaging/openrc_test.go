@@ -23,7 +23,7 @@ start() { /usr/local/bin/durable-snapshotter health >/run/$RC_SVCNAME.saw 2>&1; 
 func TestOpenRC(t *testing.T) {
 	onMachines(t)
 	needs(t, "debootstrap")
-	root := kittest.NewSystem(t, "openrc", "procps")
+	root, _ := kittest.NewSystem(t, "openrc", "procps")
 	command(t, "", nil, "tar", "-C", filepath.Join(root, "usr/local"), "-xzf", the(t, release(t, "v1.0.0")+"/*.tar.gz"))
 	command(t, "", nil, "install", "-m", "0755", filepath.Join(root, "usr/local/share/durable-snapshotter/openrc/durable-snapshotter"), filepath.Join(root, "etc/init.d"))
 	stubs := []string{"containerd", "k3s"} // before and after the daemon in the order of the alphabet

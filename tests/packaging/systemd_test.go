@@ -26,14 +26,17 @@ const (
 // noShares is a flag of ctr run: the machine has no controllers of resources.
 const noShares = "--cpu-shares=0"
 
+// systemdPackages is what a machine with systemd has, beside a minimal Debian.
+var systemdPackages = []string{"systemd", "systemd-sysv", "runc", "procps", "rpm"}
+
 // long is what anything may take that a test waits for.
 const long = 2 * time.Minute
 
-// systemdNode is a machine with systemd, a containerd.service that is kit's containerd,
-// and its configuration as README.md has it.
+// systemdNode is a machine with systemd, and containerd as a service of it.
 type systemdNode struct {
 	*kit.Machine
 	root string
+	disk *kit.Disk // of the root
 }
 
 func (n *systemdNode) boot(t *testing.T) {
@@ -60,13 +63,37 @@ func (n *systemdNode) shutDown(t *testing.T) {
 	}
 }
 
+// cutPower ends the machine as a power cut does, and boots it again.
+func (n *systemdNode) cutPower(t *testing.T) {
+	t.Helper()
+	check(t, n.disk.Shutdown())
+	check(t, n.Kill())
+	check(t, n.disk.Remount())
+	n.boot(t)
+}
+
+// write makes a file of the system, which does not run yet.
+func (n *systemdNode) write(t *testing.T, name, text string, mode os.FileMode) {
+	t.Helper()
+	path := filepath.Join(n.root, name)
+	check(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	check(t, os.WriteFile(path, []byte(text), mode))
+}
+
+// service makes a service that starts a containerd at boot.
+func (n *systemdNode) service(t *testing.T, name string, lines ...string) {
+	t.Helper()
+	n.write(t, "etc/systemd/system/"+name, "[Service]\nType=notify\n"+strings.Join(lines, "\n")+
+		"\nKillMode=process\nDelegate=yes\n[Install]\nWantedBy=multi-user.target\n", 0o644)
+	command(t, "", nil, "chroot", n.root, "systemctl", "enable", name)
+}
+
+// newSystemdNode is a node with kit's containerd, without its CRI plugin.
 func newSystemdNode(t *testing.T) *systemdNode {
-	n := &systemdNode{root: kittest.NewSystem(t, "systemd", "systemd-sysv", "runc", "procps", "rpm")}
-	write := func(name, text string) {
-		check(t, os.MkdirAll(filepath.Dir(filepath.Join(n.root, name)), 0o755))
-		check(t, os.WriteFile(filepath.Join(n.root, name), []byte(text), 0o644))
-	}
-	write("etc/containerd/config.toml", fmt.Sprintf(`version = 3
+	n := &systemdNode{}
+	n.root, n.disk = kittest.NewSystem(t, systemdPackages...)
+	kittest.InstallContainerd(t, filepath.Join(n.root, "usr/local/bin"))
+	n.write(t, "etc/containerd/config.toml", fmt.Sprintf(`version = 3
 disabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']
 [proxy_plugins.durable]
   type = "snapshot"
@@ -81,17 +108,8 @@ disabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime
   platform = "linux/%[3]s"
   snapshotter = "overlayfs"
   differ = "walking"
-`, socket, state, runtime.GOARCH))
-	write("etc/systemd/system/containerd.service", `[Service]
-Type=notify
-ExecStart=/usr/local/bin/containerd
-KillMode=process
-Delegate=yes
-[Install]
-WantedBy=multi-user.target
-`)
-	check(t, os.MkdirAll(filepath.Join(n.root, "etc/systemd/system/multi-user.target.wants"), 0o755))
-	check(t, os.Symlink("/etc/systemd/system/containerd.service", filepath.Join(n.root, "etc/systemd/system/multi-user.target.wants/containerd.service")))
+`, socket, state, runtime.GOARCH), 0o644)
+	n.service(t, "containerd.service", "ExecStart=/usr/local/bin/containerd")
 	n.boot(t)
 	return n
 }

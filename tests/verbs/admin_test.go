@@ -151,6 +151,43 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestMetricsWithoutDatabase: when the database cannot be read, the metrics that need it are
+// missing, and all others are there.
+func TestMetricsWithoutDatabase(t *testing.T) {
+	disk := newDisk(t, kit.DiskOptions{})
+	d := kittest.StartDaemon(t, kit.DaemonOptions{Dir: disk.Path("durable"), RunDir: scratch(t)})
+	kittest.MakeLayer(t, d, "layer")
+	read := func() map[string]float64 {
+		t.Helper()
+		text, status := get(t, d, "/metrics")
+		if status != http.StatusOK {
+			t.Fatalf("status %d: %s", status, text)
+		}
+		return metrics(t, text)
+	}
+	const layers = "durable_snapshotter_layers{state=ready}"
+	before := read()
+	if before[layers] != 1 {
+		t.Fatalf("%s = %v", layers, before[layers])
+	}
+	// bbolt reads a mapping: behind the end of the file that is SIGBUS, as on a disk that
+	// cannot read (mmap(2)). The two pages that are left are what begins a transaction.
+	kittest.Check(t, os.Truncate(filepath.Join(d.Root, "metadata.db"), 2*4096))
+	after := read()
+	for name := range before {
+		lost := false
+		for _, of := range []string{"layers{", "snapshots{", "journal_entries{", "mending_stopped"} {
+			lost = lost || strings.HasPrefix(name, "durable_snapshotter_"+of)
+		}
+		if _, ok := after[name]; ok == lost {
+			t.Errorf("%s is there: %v", name, ok)
+		}
+	}
+	if after["durable_snapshotter_commits_total{result=ok}"] != 1 {
+		t.Errorf("%v", after)
+	}
+}
+
 // TestAdminPaths: health, readiness and records over admin.sock, which belongs to root alone.
 func TestAdminPaths(t *testing.T) {
 	disk := newDisk(t, kit.DiskOptions{})

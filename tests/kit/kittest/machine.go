@@ -10,25 +10,31 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// NewSystem copies a root directory of [kit.DebianRoot] to a disk, for machines, and
-// puts what containerd needs into its /usr/local/bin.
-func NewSystem(t testing.TB, packages ...string) string {
+// NewSystem copies a root directory of [kit.DebianRoot] to a disk, for machines.
+func NewSystem(t testing.TB, packages ...string) (root string, disk *kit.Disk) {
 	t.Helper()
 	from := Must[string](t)(kit.DebianRoot(context.Background(), packages...))
-	root := filepath.Join(NewDisk(t, kit.DiskOptions{}).Path(), "root")
-	bins := Binaries(t)
-	copies := [][]string{{from, root}}
-	for _, b := range []string{bins.Containerd, bins.Ctr, filepath.Join(bins.Dir, "containerd-shim-runc-v2")} {
-		copies = append(copies, []string{b, filepath.Join(root, "usr/local/bin")})
-	}
-	for _, c := range copies {
-		if out, err := exec.Command("cp", "-a", c[0], c[1]).CombinedOutput(); err != nil {
-			t.Fatalf("cp %v: %v: %s", c, err, out)
-		}
-	}
+	disk = NewDisk(t, kit.DiskOptions{})
+	root = disk.Path("root")
+	copyTo(t, root, from)
 	// An empty name of the machine's own: systemd gives it one at its first boot.
 	Check(t, os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o444))
-	return root
+	return root, disk
+}
+
+// InstallContainerd puts containerd, ctr and the shim of [Binaries] into a directory of a system.
+func InstallContainerd(t testing.TB, dir string) {
+	t.Helper()
+	bins := Binaries(t)
+	Check(t, os.MkdirAll(dir, 0o755))
+	copyTo(t, dir, bins.Containerd, bins.Ctr, filepath.Join(bins.Dir, "containerd-shim-runc-v2"))
+}
+
+func copyTo(t testing.TB, to string, from ...string) {
+	t.Helper()
+	if out, err := exec.Command("cp", append(append([]string{"-a"}, from...), to)...).CombinedOutput(); err != nil {
+		t.Fatalf("cp %v %s: %v: %s", from, to, err, out)
+	}
 }
 
 // StartMachine boots a system, and ends it after the test.
