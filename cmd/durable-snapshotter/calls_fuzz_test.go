@@ -57,8 +57,8 @@ type row struct {
 type model map[string]row
 
 // FuzzCalls makes sequences of calls over gRPC, with odd keys, labels, parents and orders,
-// on a root on a disk of its own. After each of them a simple model says which snapshots
-// there are, and of which kinds of error an answer may be. Four bytes are a call.
+// on a root on a disk of its own, and compares each answer, and the snapshots that there are
+// then, with a simple model. Four bytes are a call.
 func FuzzCalls(f *testing.F) {
 	f.Add([]byte("\x00\x00\x00\x00\x02\x01\x00\x00\x00\x02\x01\x01\x01\x03\x01\x00\x03\x01\x00\x00\x08\x00\x00\x00"))
 	f.Add([]byte("\x00\x03\x00\x03\x02\x00\x03\x00\x00\x03\x00\x03\x02\x00\x03\x00\x00\x01\x00\x00\x00\x03\x00\x00\x02\x00\x03\x00\x04\x00\x00\x00"))

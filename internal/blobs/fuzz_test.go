@@ -14,7 +14,7 @@ import (
 )
 
 // FuzzStore: whatever a manifest, its configuration and its layer hold, a search for the
-// layer ends with the layer, or with an error that says of which kind. The words MANIFEST,
+// layer ends with the layer, or with an error of a known kind. The words MANIFEST,
 // CONFIG, LAYER and TAR in a document stand for the digests of the blobs, because a fuzzer
 // does not find those.
 func FuzzStore(f *testing.F) {

@@ -86,7 +86,7 @@ func FuzzTar(f *testing.F) {
 	})
 }
 
-// small reports whether what a tar says of its sizes fits on the disk of a test.
+// small reports whether the files of a tar, as long as its headers have them, fit on the disk of a test.
 func small(layer []byte) bool {
 	const most = 1 << 20
 	for tr, sum := tar.NewReader(bytes.NewReader(layer)), int64(0); ; {
