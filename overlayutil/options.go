@@ -60,8 +60,10 @@ func (o Options) Strings() []string {
 		quoted := make([]string, len(o.Lower))
 		for i, dir := range o.Lower {
 			quoted[i] = quoteLower.Replace(dir)
-			if slash := strings.LastIndexByte(quoted[i], '/'); o.Quoted && !strings.HasPrefix(quoted[i][slash+1:], `\`) {
-				quoted[i] = quoted[i][:slash+1] + `\` + quoted[i][slash+1:]
+			start := strings.LastIndexByte(quoted[i], '/') + 1
+			// With no last element the backslash would quote the separator.
+			if last := quoted[i][start:]; o.Quoted && last != "" && !strings.HasPrefix(last, `\`) {
+				quoted[i] = quoted[i][:start] + `\` + last
 			}
 		}
 		out = append(out, "lowerdir="+strings.Join(quoted, ":"))

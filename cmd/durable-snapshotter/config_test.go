@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 // TestExampleIsTheDefault keeps config.toml.example honest; make it again with
@@ -43,4 +46,39 @@ func TestConfigPrecedence(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, out.String())
 		}
 	}
+}
+
+// FuzzConfig: a file is refused with words, or is a configuration that is the same when it is
+// printed and read again.
+func FuzzConfig(f *testing.F) {
+	example, err := os.ReadFile("../../config.toml.example")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(example)
+	f.Add([]byte("root = '/r'\n[scrub]\ninterval = '-1h'\nrate = -9223372036854775808\n[heal]\narchives = ['/a', 'b']\n"))
+	f.Add([]byte("[admin]\nmetrics_address = '[::1]:x'\n[containerd]\naddress = ''\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		cfg := Default()
+		if err := decode("file", text, &cfg); err != nil {
+			if !strings.HasPrefix(err.Error(), "file:") {
+				t.Errorf("the error does not name the file: %v", err)
+			}
+			return
+		}
+		if err := cfg.Validate(); err != nil {
+			return
+		}
+		cfg.snapshotter()
+		cfg.notifier()
+		cfg.imageCheck()
+		printed, err := toml.Marshal(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again Config
+		if err := decode("printed", printed, &again); err != nil || !reflect.DeepEqual(cfg, again) {
+			t.Errorf("%+v\nbecame %+v, %v", cfg, again, err)
+		}
+	})
 }

@@ -57,7 +57,7 @@ var (
 
 // fill puts a number of values into the bucket journal/committed of a new database, beside
 // two empty buckets and a value, and returns the page numbers of journal and of committed.
-func fill(t *testing.T, path string, values int) (journal, committed uint64) {
+func fill(t testing.TB, path string, values int) (journal, committed uint64) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{PageSize: pageSize})
 	if err != nil {

@@ -156,7 +156,8 @@ func (s Store) manifestOf(ctx context.Context, info content.Info) (Manifest, err
 	return m, nil
 }
 
-// ReadManifest returns the content of a manifest, nil when it is none, or bad.
+// ReadManifest returns the content of a manifest, nil when it is none, or bad. containerd
+// stores what a client sends: what stands in the place of a digest need not be one.
 func (s Store) ReadManifest(ctx context.Context, info content.Info) (*ocispec.Manifest, error) {
 	body, flaw, err := s.read(ctx, info, maxConfig)
 	if err != nil || flaw != "" {
@@ -168,6 +169,11 @@ func (s Store) ReadManifest(ctx context.Context, info content.Info) (*ocispec.Ma
 	}
 	if json.Unmarshal(body, &doc) != nil || len(doc.Manifests) > 0 || doc.Config.Digest.Validate() != nil {
 		return nil, nil
+	}
+	for _, l := range doc.Layers {
+		if l.Digest.Validate() != nil {
+			return nil, nil
+		}
 	}
 	return &doc.Manifest, nil
 }
@@ -203,19 +209,23 @@ func (s Store) diffIDs(ctx context.Context, l *Library, m Manifest) ([]digest.Di
 			return nil, err
 		}
 		var config ocispec.Image
-		if flaw == "" && json.Unmarshal(body, &config) == nil && len(config.RootFS.DiffIDs) > 0 {
+		if flaw == "" && json.Unmarshal(body, &config) == nil && valid(config.RootFS.DiffIDs) {
 			return config.RootFS.DiffIDs, nil
 		}
 	}
 	var diffIDs []digest.Digest
 	for _, layer := range m.layers {
-		id := l.Blobs[layer].Labels[labels.LabelUncompressed]
-		if id == "" {
-			return nil, nil
-		}
-		diffIDs = append(diffIDs, digest.Digest(id))
+		diffIDs = append(diffIDs, digest.Digest(l.Blobs[layer].Labels[labels.LabelUncompressed]))
+	}
+	if !valid(diffIDs) {
+		return nil, nil
 	}
 	return diffIDs, nil
+}
+
+// valid reports whether there are diff IDs, and all are digests.
+func valid(diffIDs []digest.Digest) bool {
+	return len(diffIDs) > 0 && !slices.ContainsFunc(diffIDs, func(d digest.Digest) bool { return d.Validate() != nil })
 }
 
 // Above is the part of a manifest's chain from name upwards.

@@ -63,16 +63,25 @@ func AppendPath(b []byte, rel string) []byte {
 	return AppendVis(append(b, "./"...), rel)
 }
 
-// PathOf returns the path in a line, the inverse of AppendPath.
+// PathOf returns the path in a line, the inverse of AppendPath. A path that no walk has, such
+// as one that leads out of the tree, is refused: what is opened by it is not in the layer.
 func PathOf(line []byte) (string, error) {
 	word, _, _ := bytes.Cut(line, []byte(" "))
 	path, err := Unvis(string(word))
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnsealed, err)
 	}
+	if path == "." {
+		return path, nil
+	}
 	rel, ok := strings.CutPrefix(path, "./")
-	if !ok && path != "." {
+	if !ok || strings.IndexByte(rel, 0) >= 0 {
 		return "", fmt.Errorf("%w: path %q", ErrUnsealed, path)
+	}
+	for name := range strings.SplitSeq(rel, "/") {
+		if name == "" || name == "." || name == ".." {
+			return "", fmt.Errorf("%w: path %q", ErrUnsealed, path)
+		}
 	}
 	return rel, nil
 }

@@ -43,6 +43,10 @@ func TestTextDigest(t *testing.T) {
 		"twice":        header + "./a type=file\n./a type=file\n",
 		"not a path":   header + "a type=file\n",
 		"empty line":   header + "\n",
+		"no name":      header + "./ type=file\n",
+		"leads out":    header + "./a/../../b type=file\n",
+		"in two ways":  header + "./a/./b type=file\n",
+		"zero byte":    header + "./a\\000b type=file\n",
 	} {
 		path, _ := treetest.Pack(t, text)
 		if got, err := TextDigest(path); !errors.Is(err, ErrUnsealed) {

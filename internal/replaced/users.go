@@ -145,7 +145,10 @@ func upperOf(options string) uint64 {
 	if match == nil {
 		return 0
 	}
-	id, _ := strconv.ParseUint(match[1], 10, 64)
+	id, err := strconv.ParseUint(match[1], 10, 64)
+	if err != nil { // too large for a number of ours
+		return 0
+	}
 	return id
 }
 

@@ -13,6 +13,7 @@ func TestNamesLayer(t *testing.T) {
 		"ro,lowerdir=/r/snapshots/3/fs:/r/snapshots/4/fs":                                                           {0, 0},
 		"rw,lowerdir=3/fs,upperdir=/r/12/fs":                                                                        {1, 12},
 		"rw":                                                                                                        {1, 0}, // hidden
+		"rw,lowerdir=3/fs,upperdir=/r/99999999999999999999/fs":                                                      {0, 0}, // no number of ours
 		"rw,lowerdir=/var/lib/docker/overlay2/l/ABC:/x":                                                             {0, 0},
 	} {
 		if names := namesLayer(options, 12); names != (want[0] == 1) {

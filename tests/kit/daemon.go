@@ -31,6 +31,10 @@ type DaemonOptions struct {
 	Wrapper                 []string // argv to put in front, such as strace and its flags
 	Env                     []string // added to the daemon's environment
 	VerbEnv                 []string // added to that of the verbs
+
+	// Sockets are passed to each start as systemd passes those of a socket unit: they are
+	// there before the daemon, and outlive it.
+	Sockets []*os.File
 }
 
 // Daemon is a running durable-snapshotter. Stop or Kill it, then Start it again:
@@ -116,7 +120,12 @@ func (d *Daemon) Argv() []string {
 // Launch starts the daemon and does not wait for it, for tests in which it must
 // refuse to serve.
 func (d *Daemon) Launch() (err error) {
-	d.Process, err = StartProcess("durable-snapshotter", d.LogPath(), d.opts.Env, d.Argv()...)
+	argv := d.Argv()
+	if n := len(d.opts.Sockets); n > 0 {
+		// LISTEN_PID is that of the daemon (sd_listen_fds(3)), which takes the place of the shell.
+		argv = append([]string{"/bin/sh", "-c", fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$@"`, n), "sh"}, argv...)
+	}
+	d.Process, err = startProcess("durable-snapshotter", d.LogPath(), d.opts.Env, d.opts.Sockets, argv...)
 	return err
 }
 

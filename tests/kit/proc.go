@@ -29,13 +29,18 @@ const slow = 2 * time.Minute
 
 // StartProcess runs argv with its output appended to the file log.
 func StartProcess(name, log string, env []string, argv ...string) (*Process, error) {
+	return startProcess(name, log, env, nil, argv...)
+}
+
+// startProcess passes files on, too, from descriptor 3.
+func startProcess(name, log string, env []string, files []*os.File, argv ...string) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	defer f.Close()
 	p := &Process{name: name, log: log, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = f, f
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = f, f, files
 	p.cmd.Env = append(os.Environ(), env...)
 	// A program that takes a relative path it should refuse does its damage in
 	// a scratch directory.

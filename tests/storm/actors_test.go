@@ -47,6 +47,7 @@ var laneActors = []actor{
 	{"registry", 2, (*storm).actRegistry},
 	{"archive", 3, (*storm).actArchive},
 	{"container", 12, (*storm).actContainer},
+	{"neighbor", 3, (*storm).actNeighbor},
 }
 
 // powerActors act one at a time, at most once in a round.

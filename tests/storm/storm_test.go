@@ -89,16 +89,21 @@ func TestStorm(t *testing.T) {
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
-	fmt.Printf("storm of %s, seed %d, %d rounds on each of %s, actors %q\n", *snapshotter, *seed, *rounds, *fsList, *actorList)
+	long := fmt.Sprintf("%d rounds on each", *rounds)
+	if *duration > 0 {
+		long = fmt.Sprintf("%v on all", *duration)
+	}
+	fmt.Printf("storm of %s, seed %d, %s of %s, actors %q\n", *snapshotter, *seed, long, *fsList, *actorList)
 	registry := must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(scratch(t), "registry")))
 	t.Cleanup(func() { check(t, registry.Close()) })
 	images := must[[]stormImage](t)(pushImages(t.Context(), registry))
 	blobs := must[map[digest.Digest][]byte](t)(readBlobs(registry, images))
-	for i, fs := range strings.Split(*fsList, ",") {
+	kinds := strings.Split(*fsList, ",")
+	for i, fs := range kinds {
 		// A short storm has one node on each file system, a long one has two.
-		modes, each := []int{0, parallel}, *rounds/2
-		if *rounds < 20 {
-			modes, each = modes[(i+int(*seed))%2:][:1], *rounds
+		modes, each := []int{0, parallel}, length{rounds: *rounds / 2, time: *duration / time.Duration(2*len(kinds))}
+		if *duration == 0 && *rounds < 20 || *duration > 0 && *duration < 10*time.Minute {
+			modes, each = modes[(i+int(*seed))%2:][:1], length{rounds: *rounds, time: *duration / time.Duration(len(kinds))}
 		}
 		for _, unpacks := range modes {
 			t.Run(fmt.Sprintf("%s,rebase=%v", fs, unpacks > 0), func(t *testing.T) {
@@ -112,8 +117,22 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// run has a storm of so many rounds on a new node.
-func (s *storm) run(t *testing.T, fs string, unpacks, rounds int) {
+// length is how long a storm on one node is: so many rounds, or so much time if that is not zero.
+type length struct {
+	rounds int
+	time   time.Duration
+}
+
+// over reports whether a storm that began at some time ends before a round.
+func (l length) over(began time.Time, round int) bool {
+	if l.time > 0 {
+		return time.Since(began) > l.time
+	}
+	return round > l.rounds
+}
+
+// run has a storm on a new node.
+func (s *storm) run(t *testing.T, fs string, unpacks int, l length) {
 	var err error
 	s.lane, err = chosen(laneActors, *actorList)
 	check(t, err)
@@ -126,7 +145,7 @@ func (s *storm) run(t *testing.T, fs string, unpacks, rounds int) {
 	s.node, err = newNode(t.Context(), dir, fs, kittest.Binaries(t), unpacks, named(s.images, pause).Ref)
 	check(t, err)
 	t.Cleanup(func() {
-		if err := s.node.close(); err != nil {
+		if err := errors.Join(s.node.close(), loops(dir)); err != nil {
 			t.Error(err)
 		}
 		check(t, s.ledger.log.Close())
@@ -134,7 +153,7 @@ func (s *storm) run(t *testing.T, fs string, unpacks, rounds int) {
 	t.Cleanup(func() { s.report(t) })
 	began := time.Now()
 	s.measureIdle(t.Context())
-	for s.round = 1; s.round <= rounds && !s.over() && t.Context().Err() == nil; s.round++ {
+	for s.round = 1; !l.over(began, s.round) && !s.over() && t.Context().Err() == nil; s.round++ {
 		s.oneRound(t.Context())
 		if s.round%*every == 0 || s.over() {
 			fmt.Printf("%s rebase=%v round %d after %v: pulls %d ok, %d cancelled, %d excused; %d at rest; %d pods; %v%d orphans at most; %s\n",
