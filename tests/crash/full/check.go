@@ -64,7 +64,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	if err := os.Mkdir(mountpoint, 0o700); err != nil {
 		return err
 	}
-	d, err := disk.StartPlain(int64(len(c.Recording.Base)))
+	d, err := disk.StartPlain(c.Recording.Base.Size)
 	if err != nil {
 		return err
 	}

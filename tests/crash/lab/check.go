@@ -138,7 +138,7 @@ func (c *Check) newWorker(n int, tally *Tally) (w *worker, err error) {
 
 func (w *worker) newDisk() (err error) {
 	r := w.Recording
-	if w.disk, err = disk.StartPlain(int64(len(r.Base))); err != nil {
+	if w.disk, err = disk.StartPlain(r.Base.Size); err != nil {
 		return err
 	}
 	w.player, err = state.NewPlayer(w.disk, r.Base, r.Log)

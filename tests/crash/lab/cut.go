@@ -124,7 +124,7 @@ func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (
 	if err := k.disk.Unmount(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(k.disk.Clear(), k.disk.DropCache()); err != nil {
+	if err := errors.Join(k.disk.Clear(disk.Range{Length: int64(len(k.disk.Image()))}), k.disk.DropCache()); err != nil {
 		return nil, err
 	}
 	if err := k.disk.Format(k.FS); err != nil {
