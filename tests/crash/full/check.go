@@ -45,11 +45,10 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	if workers == 0 {
 		workers = 2
 	}
-	began := time.Now()
+	defer tally.Measure()()
 	err := lab.SideBySide(ctx, c.Recording.ID(), len(c.Cases), workers, func(ctx context.Context, n int, done *atomic.Bool) error {
 		return c.work(ctx, n, workers, tally, done)
 	})
-	tally.Elapsed = time.Since(began)
 	return tally, err
 }
 

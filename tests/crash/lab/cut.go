@@ -86,7 +86,7 @@ func (c *Cut) Run(ctx context.Context) (tally *Tally, err error) {
 	}
 	k.whole = time.Since(began)
 	tally = &Tally{}
-	began = time.Now()
+	defer tally.Measure()()
 	random := rand.New(rand.NewPCG(c.Seed, 0xc07))
 	for n := range c.Times {
 		// Behind the end, too: what is not synced then is still in memory.
@@ -100,7 +100,6 @@ func (c *Cut) Run(ctx context.Context) (tally *Tally, err error) {
 			break
 		}
 	}
-	tally.Elapsed = time.Since(began)
 	return tally, nil
 }
 
