@@ -10,9 +10,7 @@ import (
 // InMemory runs f with a tmpfs in place of os.TempDir, disks and all, for tests
 // in which no power is cut, or that of disks which are in memory anyway: what they
 // find does not depend on the time that a disk takes to sync, and they can do more
-// of it. Nor do they wait for a file system of the host that deletes much: ext4
-// scans for an inode that was not deleted within the last minutes
-// (fs/ext4/ialloc.c, recently_deleted). The tmpfs goes with the
+// of it. The tmpfs goes with the
 // namespace that [Main] makes:
 //
 //	func TestMain(m *testing.M) {
