@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -70,13 +71,22 @@ func newContentReader(root string, how Reading) (*contentReader, error) {
 		return nil, err
 	}
 	r := &contentReader{how: how, limit: idle.NewLimit(how.Rate), path: root, root: fd}
-	buf := make([]byte, chunk+alignment)
-	skip := -uintptr(unsafe.Pointer(&buf[0])) % alignment
-	r.buf = buf[skip : skip+chunk]
+	r.buf = *buffers.Get().(*[]byte)
 	return r, nil
 }
 
-func (r *contentReader) close() { _ = unix.Close(r.root) } // nothing was written
+// buffers has what a reader reads into: most layers are smaller than a new one.
+var buffers = sync.Pool{New: func() any {
+	buf := make([]byte, chunk+alignment)
+	skip := -uintptr(unsafe.Pointer(&buf[0])) % alignment
+	buf = buf[skip : skip+chunk]
+	return &buf
+}}
+
+func (r *contentReader) close() {
+	buffers.Put(&r.buf)
+	_ = unix.Close(r.root) // nothing was written
+}
 
 // spend waits until n more bytes of content may be read.
 func (r *contentReader) spend(ctx context.Context, n int) error {

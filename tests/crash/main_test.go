@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	disk.Init()
 	// containerd's content store warns of file systems without fs-verity.
 	_ = log.SetLevel("error")
-	os.Exit(kit.Main(m.Run))
+	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))
 }
 
 var kinds = []disk.FS{disk.Ext4, disk.XFS, disk.Btrfs}

@@ -8,8 +8,9 @@ import (
 )
 
 // InMemory runs f with a tmpfs in place of os.TempDir, disks and all, for tests
-// in which no power is cut: what they find does not depend on the time that a
-// disk takes to sync, and they can do more of it. The tmpfs goes with the
+// in which no power is cut, or that of disks which are in memory anyway: what they
+// find does not depend on the time that a disk takes to sync, and they can do more
+// of it. The tmpfs goes with the
 // namespace that [Main] makes:
 //
 //	func TestMain(m *testing.M) {

@@ -2,6 +2,7 @@ package kit
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -50,6 +52,8 @@ var bookkeeping = []string{
 // paths (relative to dir) are in skip are left out with all below them.
 func Fingerprint(dir string, skip ...string) (Tree, error) {
 	t := Tree{}
+	r := inodeReaders.Get().(*inodeReader)
+	defer inodeReaders.Put(r)
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -64,7 +68,7 @@ func Fingerprint(dir string, skip ...string) (Tree, error) {
 			}
 			return nil
 		}
-		t[rel], err = readInode(name)
+		t[rel], err = r.read(name, d)
 		return err
 	})
 	if err != nil {
@@ -87,51 +91,90 @@ func FingerprintLayer(dir string, img Pushed) (Tree, error) {
 	return t, err
 }
 
-func readInode(name string) (Inode, error) {
-	info, err := os.Lstat(name)
+// inodeReader has the buffers for reading inodes: new ones for each of thousands
+// cost more than what is read into them.
+type inodeReader struct {
+	content, value []byte // one byte more than the largest attribute, xattr(7)
+}
+
+var inodeReaders = sync.Pool{New: func() any {
+	return &inodeReader{content: make([]byte, 64<<10+1), value: make([]byte, 64<<10+1)}
+}}
+
+func (r *inodeReader) read(name string, d fs.DirEntry) (Inode, error) {
+	if d.Type().IsRegular() {
+		return r.readFile(name)
+	}
+	info, err := d.Info()
 	if errors.Is(err, os.ErrNotExist) {
 		return Inode{Phantom: true}, nil
 	}
 	if err != nil {
 		return Inode{}, err
 	}
+	n := inodeOf(info)
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		n.Target, err = os.Readlink(name)
+	case info.Mode()&fs.ModeDevice != 0:
+		n.Rdev = info.Sys().(*syscall.Stat_t).Rdev
+	}
+	if err != nil {
+		return Inode{}, err
+	}
+	n.Xattrs, err = r.xattrs(name,
+		func(list []byte) (int, error) { return unix.Llistxattr(name, list) },
+		func(attr string, value []byte) (int, error) { return unix.Lgetxattr(name, attr, value) })
+	return n, err
+}
+
+// readFile looks the path of a regular file up once.
+func (r *inodeReader) readFile(name string) (Inode, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return Inode{Phantom: true}, nil
+	}
+	if err != nil {
+		return Inode{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return Inode{}, err
+	}
+	n := inodeOf(info)
+	n.Size = info.Size()
+	h := sha256.New()
+	for {
+		read, err := f.Read(r.content)
+		h.Write(r.content[:read])
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return Inode{}, err
+		}
+	}
+	n.Sum = hex.EncodeToString(h.Sum(nil))
+	fd := int(f.Fd())
+	n.Xattrs, err = r.xattrs(name,
+		func(list []byte) (int, error) { return unix.Flistxattr(fd, list) },
+		func(attr string, value []byte) (int, error) { return unix.Fgetxattr(fd, attr, value) })
+	return n, err
+}
+
+// inodeOf is what every kind of entry has.
+func inodeOf(info fs.FileInfo) Inode {
 	st := info.Sys().(*syscall.Stat_t)
 	n := Inode{Mode: info.Mode(), Uid: st.Uid, Gid: st.Gid, Mtime: info.ModTime()}
 	if !info.IsDir() {
 		n.Nlink = uint64(st.Nlink)
 	}
-	switch {
-	case info.Mode().IsRegular():
-		n.Size = info.Size()
-		n.Sum, err = sumFile(name)
-	case info.Mode()&fs.ModeSymlink != 0:
-		n.Target, err = os.Readlink(name)
-	case info.Mode()&fs.ModeDevice != 0:
-		n.Rdev = st.Rdev
-	}
-	if err != nil {
-		return Inode{}, err
-	}
-	n.Xattrs, err = readXattrs(name)
-	return n, err
+	return n
 }
 
-func sumFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%x", h.Sum(nil)), nil
-}
-
-func readXattrs(name string) (string, error) {
-	list := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(name, list)
+func (r *inodeReader) xattrs(name string, list func([]byte) (int, error), get func(string, []byte) (int, error)) (string, error) {
+	n, err := list(r.content)
 	if errors.Is(err, unix.ENOTSUP) {
 		return "", nil
 	}
@@ -139,16 +182,15 @@ func readXattrs(name string) (string, error) {
 		return "", fmt.Errorf("list xattrs of %s: %w", name, err)
 	}
 	var pairs []string
-	for attr := range strings.SplitSeq(string(list[:n]), "\x00") {
+	for attr := range strings.SplitSeq(string(r.content[:n]), "\x00") {
 		if attr == "" || slices.Contains(bookkeeping, attr) {
 			continue
 		}
-		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(name, attr, value)
+		n, err := get(attr, r.value)
 		if err != nil {
 			return "", fmt.Errorf("read xattr %s of %s: %w", attr, name, err)
 		}
-		pairs = append(pairs, fmt.Sprintf("%s=%q", attr, value[:n]))
+		pairs = append(pairs, fmt.Sprintf("%s=%q", attr, r.value[:n]))
 	}
 	slices.Sort(pairs)
 	return strings.Join(pairs, " "), nil

@@ -64,16 +64,7 @@ func Start(size int64) (_ *Disk, err error) {
 
 // startServer starts this binary again; Init takes over there.
 func (d *Disk) startServer(size int64) error {
-	fd, err := unix.MemfdCreate("recording-disk", unix.MFD_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("memfd: %w", err)
-	}
-	memory := os.NewFile(uintptr(fd), "recording-disk")
-	defer memory.Close()
-	if err := memory.Truncate(size); err != nil {
-		return err
-	}
-	if d.image, err = mapImage(fd); err != nil {
+	if err := d.allocate("recording-disk", size); err != nil {
 		return err
 	}
 	alive, keep, err := os.Pipe()
@@ -87,7 +78,7 @@ func (d *Disk) startServer(size int64) error {
 	d.server.Args[0] = "recording-disk"
 	d.server.Env = append(os.Environ(), envDir+"="+d.dir)
 	d.server.Dir = "/" // never the file system under test
-	d.server.ExtraFiles = []*os.File{memory, alive}
+	d.server.ExtraFiles = []*os.File{d.memory, alive}
 	d.server.Stderr = &d.stderr
 	stdout, err := d.server.StdoutPipe()
 	if err != nil {
@@ -152,10 +143,7 @@ func (d *Disk) Close() error {
 		timer.Stop()
 		d.server = nil
 	}
-	if d.image != nil {
-		errs = append(errs, unix.Munmap(d.image))
-		d.image = nil
-	}
+	errs = append(errs, d.free())
 	if d.dir != "" {
 		_ = unix.Unmount(filepath.Join(d.dir, mountName), unix.MNT_DETACH) // when the server was killed
 		errs = append(errs, os.RemoveAll(d.dir))

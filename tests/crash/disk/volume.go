@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -10,7 +11,8 @@ import (
 // Volume is memory with a loop device on it: what a Disk and a Plain have in
 // common.
 type Volume struct {
-	image  []byte // the memory
+	memory *os.File
+	image  []byte // the memory, mapped
 	loop   *loop
 	mounts []string
 }
@@ -32,20 +34,73 @@ func (v *Volume) DropCache() error {
 	return nil
 }
 
-// Clear makes the image all zeroes and gives its memory back. The rules are
-// those of Image.
-func (v *Volume) Clear() error {
-	if err := unix.Madvise(v.image, unix.MADV_REMOVE); err != nil {
+// Clear makes a part of the image, whole pages, zero and gives its memory back. The
+// rules are those of Image.
+func (v *Volume) Clear(r Range) error {
+	if r.Length == 0 {
+		return nil
+	}
+	if err := unix.Madvise(v.image[r.Offset:r.Offset+r.Length], unix.MADV_REMOVE); err != nil {
 		return fmt.Errorf("clear disk: %w", err)
 	}
 	return nil
+}
+
+// InMemory lists the parts of the image, whole pages, that memory is behind. All
+// others have never been written to, or were discarded, and are zero; to read them
+// in Image takes memory.
+func (v *Volume) InMemory() ([]Range, error) {
+	var out []Range
+	for at, size := int64(0), int64(len(v.image)); at < size; {
+		from, err := unix.Seek(int(v.memory.Fd()), at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("memory of disk: seek: %w", err)
+		}
+		to, err := unix.Seek(int(v.memory.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, fmt.Errorf("memory of disk: seek: %w", err)
+		}
+		out = append(out, Range{from, to - from})
+		at = to
+	}
+	return out, nil
+}
+
+// allocate makes the memory, all zero.
+func (v *Volume) allocate(name string, size int64) error {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("memfd: %w", err)
+	}
+	v.memory = os.NewFile(uintptr(fd), name)
+	if err := v.memory.Truncate(size); err != nil {
+		return err
+	}
+	v.image, err = mapImage(fd)
+	return err
+}
+
+// free gives the memory back.
+func (v *Volume) free() error {
+	var errs []error
+	if v.image != nil {
+		errs = append(errs, unix.Munmap(v.image))
+		v.image = nil
+	}
+	if v.memory != nil {
+		errs = append(errs, v.memory.Close())
+		v.memory = nil
+	}
+	return errors.Join(errs...)
 }
 
 // Plain is a disk that records nothing: a loop device directly on memory, for
 // examining states. A request costs a third of what it costs a Disk.
 type Plain struct {
 	Volume
-	memory *os.File
 	before []Range // where there was memory at Watch
 }
 
@@ -61,54 +116,24 @@ func StartPlain(size int64) (_ *Plain, err error) {
 			_ = d.Close()
 		}
 	}()
-	fd, err := unix.MemfdCreate("plain-disk", unix.MFD_CLOEXEC)
-	if err != nil {
-		return d, fmt.Errorf("memfd: %w", err)
-	}
-	d.memory = os.NewFile(uintptr(fd), "plain-disk")
-	if err = d.memory.Truncate(size); err != nil {
+	if err = d.allocate("plain-disk", size); err != nil {
 		return d, err
 	}
-	if d.image, err = mapImage(fd); err != nil {
-		return d, err
-	}
-	d.loop, err = attach(fmt.Sprintf("/proc/self/fd/%d", fd))
+	d.loop, err = attach(fmt.Sprintf("/proc/self/fd/%d", d.memory.Fd()))
 	return d, err
 }
 
 // Watch begins to watch where the disk is written to, for Touched.
 func (d *Plain) Watch() (err error) {
-	d.before, err = d.inMemory()
+	d.before, err = d.InMemory()
 	return err
 }
 
 // Touched returns places, all those written since Watch among them: wherever
 // there is memory, or was then and has been discarded.
 func (d *Plain) Touched() ([]Range, error) {
-	now, err := d.inMemory()
+	now, err := d.InMemory()
 	return append(now, d.before...), err
-}
-
-// inMemory lists the parts of the image that memory is behind. All others have
-// never been written to, or were discarded, and are zero.
-func (d *Plain) inMemory() ([]Range, error) {
-	var out []Range
-	for at, size := int64(0), int64(len(d.image)); at < size; {
-		from, err := unix.Seek(int(d.memory.Fd()), at, unix.SEEK_DATA)
-		if err == unix.ENXIO {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("plain disk: seek: %w", err)
-		}
-		to, err := unix.Seek(int(d.memory.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return nil, fmt.Errorf("plain disk: seek: %w", err)
-		}
-		out = append(out, Range{from, to - from})
-		at = to
-	}
-	return out, nil
 }
 
 // Abandon gives up a disk that cannot be unmounted because this very process
@@ -136,15 +161,8 @@ func (d *Plain) Close() error {
 		}
 		d.loop = nil
 	}
-	if d.image != nil {
-		if err := unix.Munmap(d.image); err != nil {
-			return fmt.Errorf("close plain disk: %w", err)
-		}
-		d.image = nil
-	}
-	if d.memory != nil {
-		defer func() { d.memory = nil }()
-		return d.memory.Close()
+	if err := d.free(); err != nil {
+		return fmt.Errorf("close plain disk: %w", err)
 	}
 	return nil
 }

@@ -45,11 +45,10 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	if workers == 0 {
 		workers = 2
 	}
-	began := time.Now()
+	defer tally.Measure()()
 	err := lab.SideBySide(ctx, c.Recording.ID(), len(c.Cases), workers, func(ctx context.Context, n int, done *atomic.Bool) error {
 		return c.work(ctx, n, workers, tally, done)
 	})
-	tally.Elapsed = time.Since(began)
 	return tally, err
 }
 
@@ -64,7 +63,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 	if err := os.Mkdir(mountpoint, 0o700); err != nil {
 		return err
 	}
-	d, err := disk.StartPlain(int64(len(c.Recording.Base)))
+	d, err := disk.StartPlain(c.Recording.Base.Size)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (b *Bench) Second(ctx context.Context, r *Recording, k state.Case, daemon o
 			err = fmt.Errorf("record %s/%s again: %w", r.ID(), k.State, err)
 		}
 	}()
-	d, err := disk.Start(int64(len(r.Base)))
+	d, err := disk.Start(r.Base.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package full
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -107,7 +106,10 @@ func (b *Bench) record(ctx context.Context, s Setup, d *disk.Disk, before promis
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	kept := &lab.Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Subject: s.Name, Base: bytes.Clone(d.Image())}
+	kept := &lab.Recording{FS: s.FS, Options: s.Options, Seed: s.Seed, Subject: s.Name}
+	if kept.Base, err = state.ReadImage(d); err != nil {
+		return nil, err
+	}
 	mountpoint := filepath.Join(scratch, "disk")
 	if err := errors.Join(d.Reset(), os.Mkdir(mountpoint, 0o700), d.Mount(s.FS, mountpoint, s.Options...)); err != nil {
 		return nil, err

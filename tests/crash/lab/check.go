@@ -45,11 +45,10 @@ type Check struct {
 // Run examines all cases. An error means that the check itself did not work.
 func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	tally := &Tally{}
-	began := time.Now()
+	defer tally.Measure()()
 	err := SideBySide(ctx, c.Recording.ID(), len(c.Cases), c.workers(), func(ctx context.Context, n int, done *atomic.Bool) error {
 		return c.work(ctx, n, c.workers(), tally, done)
 	})
-	tally.Elapsed = time.Since(began)
 	return tally, err
 }
 
@@ -138,7 +137,7 @@ func (c *Check) newWorker(n int, tally *Tally) (w *worker, err error) {
 
 func (w *worker) newDisk() (err error) {
 	r := w.Recording
-	if w.disk, err = disk.StartPlain(int64(len(r.Base))); err != nil {
+	if w.disk, err = disk.StartPlain(r.Base.Size); err != nil {
 		return err
 	}
 	w.player, err = state.NewPlayer(w.disk, r.Base, r.Log)

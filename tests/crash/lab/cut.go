@@ -86,7 +86,7 @@ func (c *Cut) Run(ctx context.Context) (tally *Tally, err error) {
 	}
 	k.whole = time.Since(began)
 	tally = &Tally{}
-	began = time.Now()
+	defer tally.Measure()()
 	random := rand.New(rand.NewPCG(c.Seed, 0xc07))
 	for n := range c.Times {
 		// Behind the end, too: what is not synced then is still in memory.
@@ -100,7 +100,6 @@ func (c *Cut) Run(ctx context.Context) (tally *Tally, err error) {
 			break
 		}
 	}
-	tally.Elapsed = time.Since(began)
 	return tally, nil
 }
 
@@ -124,7 +123,7 @@ func (k *cutting) once(ctx context.Context, cut func(kill func() error) error) (
 	if err := k.disk.Unmount(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(k.disk.Clear(), k.disk.DropCache()); err != nil {
+	if err := errors.Join(k.disk.Clear(disk.Range{Length: int64(len(k.disk.Image()))}), k.disk.DropCache()); err != nil {
 		return nil, err
 	}
 	if err := k.disk.Format(k.FS); err != nil {

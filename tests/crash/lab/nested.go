@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"path/filepath"
 	"sync/atomic"
@@ -18,7 +17,7 @@ import (
 type innerCheck struct {
 	*worker
 	outer  state.Case
-	base   []byte
+	base   *state.Image
 	log    *state.Log
 	expect oracle.Expect // at the first cut
 }
@@ -28,7 +27,7 @@ type innerCheck struct {
 func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool) (err error) {
 	r := w.Recording
 	if w.recorder == nil {
-		if w.recorder, err = disk.Start(int64(len(r.Base))); err != nil {
+		if w.recorder, err = disk.Start(r.Base.Size); err != nil {
 			return err
 		}
 	}
@@ -40,7 +39,10 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 	if err := player.Set(outer.State); err != nil {
 		return err
 	}
-	base := bytes.Clone(d.Image())
+	base, err := state.ReadImage(d)
+	if err != nil {
+		return err
+	}
 	if err := d.Reset(); err != nil {
 		return err
 	}

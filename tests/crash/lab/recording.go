@@ -47,7 +47,7 @@ type Recording struct {
 	Layers  workload.Size
 	Subject string
 	Start   int // the first point
-	Base    []byte
+	Base    *state.Image
 	Log     *state.Log
 	Marks   []workload.Mark
 	Plan    *workload.Plan

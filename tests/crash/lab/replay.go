@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,8 +47,12 @@ func (r *Replay) Run(ctx context.Context, hold func(result Result, mountpoint st
 	if len(r.Path) == 1 {
 		result, _, err = w.judge(ctx, 0, first)
 	} else {
+		base, err := state.ReadImage(w.disk)
+		if err != nil {
+			return result, err
+		}
 		inner := &innerCheck{
-			worker: w, outer: first, base: bytes.Clone(w.disk.Image()), log: state.NewLog(r.Recovery),
+			worker: w, outer: first, base: base, log: state.NewLog(r.Recovery),
 			expect: oracle.At(r.Recording.Marks, first.Points[len(first.Points)-1]),
 		}
 		var second state.Case

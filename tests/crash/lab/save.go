@@ -49,7 +49,7 @@ func (r *Recording) Save(dir string) (err error) {
 		return err
 	}
 	if err := compress(filepath.Join(dir, saveBase), func(w io.Writer) error {
-		_, err := w.Write(r.Base)
+		_, err := r.Base.WriteTo(w)
 		return err
 	}); err != nil {
 		return err
@@ -61,7 +61,7 @@ func (r *Recording) Save(dir string) (err error) {
 	}
 	text, err := json.MarshalIndent(saved{
 		FS: r.FS, Options: r.Options, Seed: r.Seed, Layers: r.Layers, Subject: r.Subject, Start: r.Start,
-		Stats: r.Stats, Size: int64(len(r.Base)), Generic: r.Generic, Record: r.Record,
+		Stats: r.Stats, Size: r.Base.Size, Generic: r.Generic, Record: r.Record,
 	}, "", "\t")
 	if err != nil {
 		return err
@@ -90,10 +90,10 @@ func Load(dir string) (_ *Recording, err error) {
 	}
 	r := &Recording{
 		FS: s.FS, Options: s.Options, Seed: s.Seed, Layers: s.Layers, Subject: s.Subject, Start: s.Start,
-		Stats: s.Stats, Generic: s.Generic, Record: s.Record, Base: make([]byte, s.Size),
+		Stats: s.Stats, Generic: s.Generic, Record: s.Record,
 	}
 	if err := decompress(filepath.Join(dir, saveBase), func(in io.Reader) error {
-		_, err := io.ReadFull(in, r.Base)
+		r.Base, err = state.NewImage(in, s.Size)
 		return err
 	}); err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -45,7 +44,10 @@ func (s *site) begin(r *Recording) error {
 	if err := s.DropCache(); err != nil {
 		return err
 	}
-	r.Base = bytes.Clone(s.Image())
+	var err error
+	if r.Base, err = state.ReadImage(s.Disk); err != nil {
+		return err
+	}
 	if err := s.Reset(); err != nil {
 		return err
 	}

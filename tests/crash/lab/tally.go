@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
@@ -82,6 +84,7 @@ type Counts struct {
 	Flawed      int           //
 	NotMeasured int           //
 	Elapsed     time.Duration // of the wall clock
+	CPU         time.Duration // of this process and of the snapshotters that it has started; what kernel threads do is not in it
 	FirstBad    int           // how many states had been examined when the first did not survive, 0: none
 }
 
@@ -142,7 +145,26 @@ func (t *Tally) Add(o *Tally) {
 	t.Flawed += o.Flawed
 	t.NotMeasured += o.NotMeasured
 	t.Elapsed += o.Elapsed
+	t.CPU += o.CPU
 	t.Bad = append(t.Bad, o.Bad[:min(len(o.Bad), keep-min(keep, len(t.Bad)))]...)
+}
+
+// Measure begins to measure the time of a check, and returns what ends that.
+func (t *Tally) Measure() (end func()) {
+	began, before := time.Now(), cpuTime()
+	return func() { t.Elapsed, t.CPU = time.Since(began), cpuTime()-before }
+}
+
+func cpuTime() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			return 0
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return sum
 }
 
 // Rate is states a second.
@@ -161,8 +183,8 @@ func (c Counts) String() string {
 	if c.Healing > 0 {
 		healing = fmt.Sprintf("; %d in the middle of a healing", c.Healing)
 	}
-	return fmt.Sprintf("%d states (%d of a second cut) at %d points: %d lost, %d lies, %d flawed, %d not measured%s; %d layers extracted again; %.1f states/s",
-		c.States, c.Nested, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, healing, c.Retried, c.Rate())
+	return fmt.Sprintf("%d states (%d of a second cut) at %d points: %d lost, %d lies, %d flawed, %d not measured%s; %d layers extracted again; %.1f states/s, %.1f ms of CPU each",
+		c.States, c.Nested, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, healing, c.Retried, c.Rate(), c.CPU.Seconds()*1000/float64(max(1, c.States)))
 }
 
 // Worst lists up to n of the remembered bad states, most serious first.

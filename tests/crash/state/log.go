@@ -64,11 +64,15 @@ var zeroes [Block]byte
 
 // sum identifies the bytes of one piece and their place in the block.
 func sum(e *disk.Entry, p disk.Range) uint64 {
-	data := zeroes[:p.Length]
-	if e.Kind == disk.Write {
-		data = e.Data[p.Offset-e.Offset:][:p.Length]
+	return mix64(xxhash.Sum64(pieceOf(e, p)), uint64(p.Offset%Block))
+}
+
+// pieceOf returns the bytes of one piece.
+func pieceOf(e *disk.Entry, p disk.Range) []byte {
+	if e.Kind != disk.Write {
+		return zeroes[:p.Length]
 	}
-	return mix64(xxhash.Sum64(data), uint64(p.Offset%Block))
+	return e.Data[p.Offset-e.Offset:][:p.Length]
 }
 
 func mix64(a, b uint64) uint64 {
@@ -199,11 +203,7 @@ func (l *Log) Make(s State, image []byte) []disk.Range {
 			if !keep(o, p.Offset/Block) {
 				continue
 			}
-			if e.Kind == disk.Write {
-				copy(image[p.Offset:p.Offset+p.Length], e.Data[p.Offset-e.Offset:])
-			} else {
-				clear(image[p.Offset : p.Offset+p.Length])
-			}
+			copy(image[p.Offset:], pieceOf(e, p))
 			if n := len(changed); n > 0 && changed[n-1].Offset+changed[n-1].Length == p.Offset {
 				changed[n-1].Length += p.Length
 			} else {

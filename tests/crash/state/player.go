@@ -11,7 +11,8 @@ import (
 // Medium is a disk to put states on; *disk.Disk and *disk.Plain are.
 type Medium interface {
 	Image() []byte
-	Clear() error // makes the image all zeroes
+	InMemory() ([]disk.Range, error) // whole blocks; all others are zero
+	Clear(disk.Range) error          // makes whole blocks of the image zero
 	DropCache() error
 	Watch() error
 	Touched() ([]disk.Range, error) // since Watch; it may name places that were not
@@ -26,8 +27,8 @@ type Medium interface {
 type Player struct {
 	d      Medium
 	log    *Log
-	base   []byte       // the image before the log, shared with others, not written
-	golden []byte       // base and the first at entries
+	base   *Image       // before the log, shared with others, not changed
+	golden *Image       // base and the first at entries
 	at     int          //
 	dirty  []disk.Range // where the image differs from golden, by our doing
 	fresh  bool         // the image holds golden and dirty, and what Touched returns
@@ -35,17 +36,17 @@ type Player struct {
 
 // NewPlayer returns a player for a log that began on the image base. The disk
 // must have the size of base; what it holds is overwritten.
-func NewPlayer(d Medium, base []byte, l *Log) (*Player, error) {
-	if len(base) != len(d.Image()) {
-		return nil, fmt.Errorf("play log: a base of %d bytes on a disk of %d", len(base), len(d.Image()))
+func NewPlayer(d Medium, base *Image, l *Log) (*Player, error) {
+	if base.Size != int64(len(d.Image())) {
+		return nil, fmt.Errorf("play log: a base of %d bytes on a disk of %d", base.Size, len(d.Image()))
 	}
 	for i := range l.Entries {
 		e := &l.Entries[i]
-		if e.Touches() && (e.Offset < 0 || e.Offset+e.Length > int64(len(base))) {
-			return nil, fmt.Errorf("play log: entry %d, %s, is outside of the disk of %d bytes", i, e, len(base))
+		if e.Touches() && (e.Offset < 0 || e.Offset+e.Length > base.Size) {
+			return nil, fmt.Errorf("play log: entry %d, %s, is outside of the disk of %d bytes", i, e, base.Size)
 		}
 	}
-	return &Player{d: d, log: l, base: base, golden: bytes.Clone(base)}, nil
+	return &Player{d: d, log: l, base: base, golden: base.Clone()}, nil
 }
 
 // Set makes the disk that of the state. From then on the disk only watches
@@ -69,18 +70,17 @@ func (p *Player) Set(s State) error {
 
 // seek brings golden and the image to the first n entries.
 func (p *Player) seek(n int) error {
-	image := p.d.Image()
 	if n < p.at {
-		copy(p.golden, p.base)
-		p.at, p.fresh = 0, false
+		p.golden, p.at, p.fresh = p.base.Clone(), 0, false
 	}
 	if p.fresh {
 		if err := p.restore(); err != nil {
 			return err
 		}
 	}
+	image := p.d.Image()
 	for ; p.at < n; p.at++ {
-		p.log.Entries[p.at].Apply(p.golden)
+		p.golden.Apply(&p.log.Entries[p.at])
 		if p.fresh {
 			p.log.Entries[p.at].Apply(image)
 		}
@@ -89,39 +89,43 @@ func (p *Player) seek(n int) error {
 		return nil
 	}
 	p.fresh = true
-	if err := p.d.Clear(); err != nil {
+	if err := p.d.Clear(disk.Range{Length: p.base.Size}); err != nil {
 		return err
 	}
-	eachBlock(disk.Range{Length: int64(len(image))}, func(from, to int64) {
-		if !bytes.Equal(p.golden[from:to], zeroes[:to-from]) {
-			copy(image[from:to], p.golden[from:to])
-		}
-	})
+	for n, block := range p.golden.blocks {
+		copy(image[n*Block:], block)
+	}
 	return nil
 }
 
-// restore makes the image equal to golden.
+// restore makes the image equal to golden. Blocks that are zero there give their
+// memory back: else a Plain would name them from then on.
 func (p *Player) restore() error {
 	image := p.d.Image()
 	touched, err := p.d.Touched()
 	if err != nil {
 		return err
 	}
+	var zero disk.Range // adjacent blocks
 	for _, r := range slices.Concat(touched, p.dirty) {
-		// Most of what a Plain names was not written to.
-		eachBlock(r, func(from, to int64) {
-			if !bytes.Equal(image[from:to], p.golden[from:to]) {
-				copy(image[from:to], p.golden[from:to])
+		for at := r.Offset - r.Offset%Block; at < r.Offset+r.Length; at += Block {
+			if block, ok := p.golden.blocks[at/Block]; ok {
+				// Most of what a Plain names was not written to.
+				if !bytes.Equal(image[at:at+Block], block) {
+					copy(image[at:], block)
+				}
+				continue
 			}
-		})
+			if zero.Offset+zero.Length != at {
+				if err := p.d.Clear(zero); err != nil {
+					return err
+				}
+				zero = disk.Range{Offset: at}
+			}
+			zero.Length += Block
+		}
 	}
-	return nil
-}
-
-func eachBlock(r disk.Range, do func(from, to int64)) {
-	for at, end := r.Offset, r.Offset+r.Length; at < end; at += Block {
-		do(at, min(at+Block, end))
-	}
+	return p.d.Clear(zero)
 }
 
 // Forget notifies the player that another process has used the disk: the next Set

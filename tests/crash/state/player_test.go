@@ -32,7 +32,9 @@ func TestPlayer(t *testing.T) {
 				}
 			}
 			check(d.Format(fs))
-			base := bytes.Clone(d.Image())
+			base, err := ReadImage(d)
+			check(err)
+			before := bytes.Clone(d.Image())
 			check(d.Reset())
 
 			dir := t.TempDir()
@@ -74,7 +76,7 @@ func TestPlayer(t *testing.T) {
 			for _, c := range Enumerate(l, Options{Seed: 1, Want: 150}) {
 				check(p.Set(c.State))
 				if states%40 == 0 { // a copy of the disk each time
-					want := bytes.Clone(base)
+					want := bytes.Clone(before)
 					for i := range l.Durable(c.State.Point) {
 						entries[i].Apply(want)
 					}

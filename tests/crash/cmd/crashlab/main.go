@@ -56,9 +56,11 @@ func main() {
 	// containerd's content store warns of file systems without fs-verity.
 	_ = log.SetLevel("error")
 	os.Exit(kit.Main(func() int {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+		return kit.InMemory(func() int {
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+		})
 	}))
 }
 
