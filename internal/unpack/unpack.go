@@ -7,18 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/moby/sys/userns"
-	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
@@ -96,33 +94,32 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 		return nil, err
 	}
 	defer tar.Close()
-	digester := digest.Canonical.Digester()
-	r := io.TeeReader(tar, digester.Hash())
 	dirs := marks.NewTarDirs(root)
+	o := extract.Options{Dir: root, Tar: tar, Directory: dirs.Add}
+	var r extract.Result
 	switch {
 	case len(lower) == 0:
-		_, err = archive.Apply(ctx, root, r)
+		o.Whiteouts = extract.Remove
+		r, err = extract.Apply(ctx, o)
 	case userns.RunningInUserNS():
 		work := filepath.Join(dir, "work")
 		if err := os.Mkdir(work, 0o711); err != nil {
 			return nil, err
 		}
-		o := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
-		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: o.Strings()}}, func(merged string) error {
-			_, err := archive.Apply(ctx, merged, r)
+		overlay := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
+		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: overlay.Strings()}}, func(merged string) (err error) {
+			o.Dir, o.Whiteouts = merged, extract.Remove
+			r, err = extract.Apply(ctx, o)
 			return err
 		})
 	default:
-		_, err = archive.Apply(ctx, root, r, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithFilter(dirs.Filter))
+		r, err = extract.Apply(ctx, o)
 	}
 	if err != nil {
 		return nil, b.Blame(ctx, err)
 	}
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		return nil, err
-	}
-	if got := digester.Digest(); got != b.DiffID {
-		return nil, b.Mismatch(ctx, got)
+	if r.DiffID != b.DiffID {
+		return nil, b.Mismatch(ctx, r.DiffID)
 	}
 	return dirs, nil
 }
