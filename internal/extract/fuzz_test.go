@@ -2,12 +2,20 @@ package extract
 
 import (
 	"archive/tar"
+	"bytes"
+	"flag"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 )
 
 // builder makes entries out of the bytes of a fuzzer. Names come from a handful, so that
@@ -81,18 +89,69 @@ func FuzzAsContainerd(f *testing.F) {
 	for n := range 40 {
 		f.Add([]byte(strings.Repeat(fmt.Sprintf("%c seed %d of %c%c", n, n*n, n*7, n*31), 12)))
 	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		b := &builder{bytes: data}
-		shape := b.next(256)
-		defer unix.Umask(unix.Umask([]int{0o022, 0o077, 0}[shape%3]))
-		var layers [][]byte
-		for range 1 + shape/3%2 {
-			var items []item
-			for range 1 + b.next(12) {
-				items = append(items, b.item())
-			}
-			layers = append(layers, tarOf(t, items...))
+	f.Fuzz(func(t *testing.T, data []byte) { compareBytes(t, data) })
+}
+
+func compareBytes(t *testing.T, data []byte) {
+	b := &builder{bytes: data}
+	shape := b.next(256)
+	defer unix.Umask(unix.Umask([]int{0o022, 0o077, 0}[shape%3]))
+	var layers [][]byte
+	for range 1 + shape/3%2 {
+		var items []item
+		for range 1 + b.next(12) {
+			items = append(items, b.item())
 		}
-		compare(t, nil, layers...)
-	})
+		if shape/6%4 > 0 {
+			items = fitting(t, items, Whiteouts(shape/24%2))
+		}
+		layers = append(layers, tarOf(t, items...))
+	}
+	compare(t, nil, layers...)
+}
+
+// fitting leaves out the entries that containerd refuses after those before them: few random
+// tars are taken as they are.
+func fitting(t *testing.T, items []item, kind Whiteouts) (fit []item) {
+	for _, i := range items {
+		dir, err := os.MkdirTemp(t.TempDir(), "")
+		treetest.Check(t, err)
+		more := append(slices.Clone(fit), i)
+		if _, err := archive.Apply(t.Context(), dir, bytes.NewReader(tarOf(t, more...)), kinds[kind]...); err == nil {
+			fit = more
+		}
+		treetest.Check(t, os.RemoveAll(dir))
+	}
+	return fit
+}
+
+var (
+	randoms = flag.Int("randoms", 300, "how many random tars TestRandom compares")
+	seed    = flag.Uint64("seed", 0, "of TestRandom; 0: another one each time")
+)
+
+// TestRandom is the fuzz target with random bytes: without instrumentation it compares
+// more of them.
+func TestRandom(t *testing.T) {
+	root(t)
+	from := *seed
+	for from == 0 {
+		from = rand.Uint64N(1e9)
+	}
+	before := accepted.Load()
+	for n := range uint64(*randoms) {
+		r := rand.New(rand.NewPCG(from, n))
+		data := make([]byte, 40+r.IntN(300))
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		ok := t.Run(fmt.Sprint(n), func(t *testing.T) { compareBytes(t, data) })
+		if !ok {
+			t.Fatalf("-seed %d -randoms %d", from, n+1)
+		}
+	}
+	// Each comes with both kinds of whiteouts, and every other one is two tars.
+	if n := accepted.Load() - before; n < int64(*randoms) {
+		t.Errorf("only %d of %d tars were taken: too little is compared", n, 3**randoms)
+	}
 }

@@ -22,7 +22,7 @@ const module = "github.com/durable-snapshotter/durable-snapshotter"
 // import. Arrows point from what decides to what knows.
 var ours = map[string][]string{
 	"fsync":                   {},
-	"internal/blobs":          {},
+	"internal/blobs":          {"internal/inflate"},
 	"internal/boltcheck":      {}, // its tests import bbolt, to make files
 	"internal/extract":        {"internal/idle", "internal/tree"},
 	"internal/faults":         {},
@@ -32,8 +32,9 @@ var ours = map[string][]string{
 	"internal/mounts":         {},
 	"internal/tree":           {},
 	"internal/layout":         {"fsync"},
-	"internal/archives":       {"internal/blobs"},
-	"internal/library":        {"internal/blobs"}, // how a blob is decompressed
+	"internal/inflate":        {},
+	"internal/archives":       {"internal/blobs", "internal/inflate"},
+	"internal/library":        {"internal/inflate"},
 	"internal/mtree":          {"internal/tree"},
 	"internal/treetest":       {"internal/finding"}, // for tests only
 	"overlayutil":             {"fsync", "internal/tree"},
