@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 )
@@ -481,5 +482,29 @@ func TestCutShort(t *testing.T) {
 func root(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("devices and owners need root")
+	}
+}
+
+// TestContentDigests: the digests are those of the content, for every file, so that no file
+// has to be read for the list of them.
+func TestContentDigests(t *testing.T) {
+	root(t)
+	for _, name := range []string{"plain", "the same path twice", "hard link to a replaced file", "many hard links", "sizes", "bigger than what is written at a time"} {
+		dir, lists := t.TempDir(), t.TempDir()
+		r, err := Apply(t.Context(), Options{Dir: dir, Tar: bytes.NewReader(tarOf(t, layersOfEveryKind[name]...)), Digests: true})
+		treetest.Check(t, err)
+		read, err := contents.Write(t.Context(), dir, filepath.Join(lists, "read"), contents.Reading{})
+		treetest.Check(t, err)
+		known, err := contents.WriteKnown(t.Context(), dir, filepath.Join(lists, "known"), func(inode uint64, size int64) ([32]byte, bool) {
+			sum, ok := r.Sums[inode]
+			if !ok || sum.Size != size {
+				t.Errorf("%s: a file of %d bytes has no digest", name, size)
+			}
+			return sum.SHA256, ok
+		})
+		treetest.Check(t, err)
+		if read != known {
+			t.Errorf("%s: the lists of digests differ", name)
+		}
 	}
 }

@@ -52,7 +52,7 @@ var ours = map[string][]string{
 	"internal/recorded":       {"storage", "internal/layout", "internal/mtree", "internal/verify"},
 	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
 	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/metrics", "internal/verify"},
-	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/extract", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
+	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/contents", "internal/extract", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/orphans":        {"internal/repull"},
 	"internal/images":         {"storage", "internal/blobs", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
