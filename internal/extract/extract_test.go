@@ -436,6 +436,7 @@ func TestAsContainerd(t *testing.T) {
 // TestAsContainerdAgain: the same for a directory in which something is already.
 func TestAsContainerdAgain(t *testing.T) {
 	root(t)
+	inMemory(t)
 	before := tarOf(t, dirItem("d", 0o2775), fileItem("d/f", "before"), dirItem("a/b/c", 0o700), fileItem("a/b/c/f", "before"), symlinkItem("l", "d"), symlinkItem("dangling", "not/there"),
 		fileItem("f", "before"), hardlinkItem("g", "f"), dirItem("e/f", 0o755), symlinkItem("bin", "usr/bin"), dirItem("x/y", 0o711))
 	for name, items := range layersOfEveryKind {
@@ -446,6 +447,7 @@ func TestAsContainerdAgain(t *testing.T) {
 // TestAround: what is around the tree, and the mask of the process, does not show in it.
 func TestAround(t *testing.T) {
 	root(t)
+	inMemory(t)
 	for name, prepare := range map[string]func(string){
 		"setgid": func(root string) { treetest.Check(t, errors.Join(os.Chown(root, 7, 8), unix.Chmod(root, 0o2775))) },
 		"default": func(root string) {
@@ -476,6 +478,14 @@ func TestCutShort(t *testing.T) {
 		})
 	}
 	t.Run("more behind it", func(t *testing.T) { compare(t, nil, append(slices.Clone(whole), strings.Repeat("z", 3*blockSize)...)) })
+}
+
+// inMemory has the test's directories in memory, where trees are made and removed faster.
+func inMemory(t *testing.T) {
+	mnt := t.TempDir()
+	treetest.Check(t, unix.Mount("tmpfs", mnt, "tmpfs", 0, ""))
+	t.Cleanup(func() { treetest.Check(t, unix.Unmount(mnt, 0)) })
+	t.Setenv("TMPDIR", mnt)
 }
 
 // root skips a test that makes devices and owners.
