@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/log"
 	"github.com/moby/sys/userns"
@@ -108,6 +109,16 @@ func (a *attributes) setXattrs(ctx context.Context, name string, ordinary bool, 
 		default:
 			return fmt.Errorf("set the extended attribute %q of %q: %w", x.name, name, err)
 		}
+	}
+	return nil
+}
+
+// futimens is futimens(3): utimensat(2) without a path. AT_EMPTY_PATH is for Linux 5.8 and
+// newer only.
+func futimens(fd int, times *[2]unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
+	if errno != 0 {
+		return errno
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -516,5 +517,37 @@ func TestContentDigests(t *testing.T) {
 		if read != known {
 			t.Errorf("%s: the lists of digests differ", name)
 		}
+	}
+}
+
+// TestSparse: files with holes, as GNU tar packs them, in all its formats.
+func TestSparse(t *testing.T) {
+	root(t)
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("tar is not installed")
+	}
+	inMemory(t)
+	dir := t.TempDir()
+	for name, size := range map[string]int64{"all hole": 3 << 20, "small": 70_000, "large": 300 << 20} {
+		f, err := os.Create(filepath.Join(dir, name))
+		treetest.Check(t, err)
+		treetest.Check(t, f.Truncate(size))
+		if name != "all hole" {
+			for _, off := range []int64{0, size / 2, size - 5} {
+				_, err := f.WriteAt([]byte("data"), off)
+				treetest.Check(t, err)
+			}
+		}
+		treetest.Check(t, f.Close())
+	}
+	for _, format := range [][]string{{"--format=gnu"}, {"--format=posix", "--sparse-version=0.0"}, {"--format=posix", "--sparse-version=0.1"}, {"--format=posix", "--sparse-version=1.0"}} {
+		t.Run(strings.Join(format, " "), func(t *testing.T) {
+			layer, err := exec.Command("tar", append(format, "-C", dir, "--sparse", "-cf", "-", ".")...).Output()
+			treetest.Check(t, err)
+			if len(layer) > 1<<20 {
+				t.Fatalf("a tar of %d bytes: the holes are in it", len(layer))
+			}
+			compare(t, nil, layer)
+		})
 	}
 }
