@@ -5,20 +5,20 @@ package unpack
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/moby/sys/userns"
-	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
@@ -76,11 +76,22 @@ func (u *Unpacker) Room(bytes, entries int64) error {
 	return nil
 }
 
+// Extracted is what is known of a tree that was extracted, and nothing has changed since.
+type Extracted struct {
+	dirs *marks.TarDirs         // that have an entry in the tar
+	sums map[uint64]extract.Sum // nil when they are not known
+}
+
+// known is a contents.Known.
+func (x *Extracted) known(inode uint64, size int64) (sum [sha256.Size]byte, ok bool) {
+	s, ok := x.sums[inode]
+	return s.SHA256, ok && s.Size == size
+}
+
 // Unpack extracts a layer's blob into dir/fs the way containerd's applier does
 // (core/diff/apply/apply_linux.go) when it gets our mounts, and checks that it
-// was the layer that it claims to be. It returns the directories that have an entry
-// in the tar.
-func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower []Parent) (*marks.TarDirs, error) {
+// was the layer that it claims to be.
+func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower []Parent) (*Extracted, error) {
 	root := filepath.Join(dir, "fs")
 	// The mode and owner that Prepare gives it (plugins/snapshots/overlay).
 	if err := os.Chmod(root, 0o755); err != nil {
@@ -96,49 +107,56 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 		return nil, err
 	}
 	defer tar.Close()
-	digester := digest.Canonical.Digester()
-	r := io.TeeReader(tar, digester.Hash())
 	dirs := marks.NewTarDirs(root)
+	o := extract.Options{Dir: root, Tar: tar, Digests: true, Directory: dirs.Add}
+	var r extract.Result
 	switch {
 	case len(lower) == 0:
-		_, err = archive.Apply(ctx, root, r)
+		o.Whiteouts = extract.Remove
+		r, err = extract.Apply(ctx, o)
 	case userns.RunningInUserNS():
 		work := filepath.Join(dir, "work")
 		if err := os.Mkdir(work, 0o711); err != nil {
 			return nil, err
 		}
-		o := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
-		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: o.Strings()}}, func(merged string) error {
-			_, err := archive.Apply(ctx, merged, r)
+		overlay := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
+		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: overlay.Strings()}}, func(merged string) (err error) {
+			// A mount of overlayfs may have other inode numbers than the tree.
+			o.Dir, o.Whiteouts, o.Digests = merged, extract.Remove, false
+			r, err = extract.Apply(ctx, o)
 			return err
 		})
 	default:
-		_, err = archive.Apply(ctx, root, r, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithFilter(dirs.Filter))
+		r, err = extract.Apply(ctx, o)
 	}
 	if err != nil {
 		return nil, b.Blame(ctx, err)
 	}
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		return nil, err
+	if r.DiffID != b.DiffID {
+		return nil, b.Mismatch(ctx, r.DiffID)
 	}
-	if got := digester.Digest(); got != b.DiffID {
-		return nil, b.Mismatch(ctx, got)
-	}
-	return dirs, nil
+	return &Extracted{dirs, r.Sums}, nil
 }
 
-// Reseal does for the new tree what Commit does: marks in order, seal, record.
+// Reseal does for the new tree what Commit does: marks in order, seal, record. It also
+// writes the content digests, which a committed layer gets later.
 // The tree gets the labels of the one that it replaces first.
-func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []Parent, dirs *marks.TarDirs) (storage.CommitEntry, error) {
+func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []Parent, x *Extracted) (storage.CommitEntry, error) {
 	tree := filepath.Join(dir, "fs")
 	if err := marks.Relabel(ctx, tree, u.cfg.Root.Tree(entry.ID)); err != nil {
 		return entry, err
 	}
-	n := u.newNormalizer(tree, info.Parent, lower, !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0, marks.Origin{Dirs: dirs})
+	n := u.newNormalizer(tree, info.Parent, lower, !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0, marks.Origin{Dirs: x.dirs})
 	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize)
 	if err != nil {
 		return entry, err
 	}
 	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
-	return entry, layout.ReplaceRecord(dir, CommittedRecord(entry.ID, info, c, n.Found()))
+	record := CommittedRecord(entry.ID, info, c, n.Found())
+	if x.sums != nil {
+		if record.Contents, err = contents.WriteKnown(ctx, tree, filepath.Join(dir, layout.ContentsFile), x.known); err != nil {
+			return entry, err
+		}
+	}
+	return entry, layout.ReplaceRecord(dir, record)
 }

@@ -22,8 +22,9 @@ const module = "github.com/durable-snapshotter/durable-snapshotter"
 // import. Arrows point from what decides to what knows.
 var ours = map[string][]string{
 	"fsync":                   {},
-	"internal/blobs":          {},
+	"internal/blobs":          {"internal/inflate"},
 	"internal/boltcheck":      {}, // its tests import bbolt, to make files
+	"internal/extract":        {"internal/idle", "internal/tree"},
 	"internal/faults":         {},
 	"internal/finding":        {},
 	"internal/metrics":        {},
@@ -31,8 +32,9 @@ var ours = map[string][]string{
 	"internal/mounts":         {},
 	"internal/tree":           {},
 	"internal/layout":         {"fsync"},
-	"internal/archives":       {"internal/blobs"},
-	"internal/library":        {"internal/blobs"}, // how a blob is decompressed
+	"internal/inflate":        {},
+	"internal/archives":       {"internal/blobs", "internal/inflate"},
+	"internal/library":        {"internal/inflate"},
 	"internal/mtree":          {"internal/tree"},
 	"internal/treetest":       {"internal/finding"}, // for tests only
 	"overlayutil":             {"fsync", "internal/tree"},
@@ -50,7 +52,7 @@ var ours = map[string][]string{
 	"internal/recorded":       {"storage", "internal/layout", "internal/mtree", "internal/verify"},
 	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
 	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/metrics", "internal/verify"},
-	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
+	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/contents", "internal/extract", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/orphans":        {"internal/repull"},
 	"internal/images":         {"storage", "internal/blobs", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
