@@ -223,7 +223,7 @@ var errStream = errors.New("not a valid compressed stream")
 // what was read, and that means all of it: a tar ends before its stream does; see
 // Mismatch. Close checks nothing.
 func (b Blob) Layer(ctx context.Context) (io.ReadCloser, error) {
-	if err := extractable(b.MediaType); err != nil {
+	if err := Extractable(b.MediaType); err != nil {
 		return nil, fmt.Errorf("%v %w", b, err)
 	}
 	src, err := b.source(ctx)

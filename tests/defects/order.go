@@ -62,9 +62,9 @@ var orderEdits = []Edit{
 	{
 		File: "internal/gate/gate.go",
 		Old: `
-	if err := g.Sync(ctx, w); err != nil {`,
+	return g.synced(ctx, w, func() error { return g.sync(ctx, w) }, fn)`,
 		New: `
-	if err := g.plantedSync(ctx, w); err != nil {`,
+	return g.synced(ctx, w, func() error { return g.plantedSync(ctx, w) }, fn)`,
 	},
 	{
 		File: "internal/gate/gate.go",
