@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
+	applier "github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
@@ -31,9 +32,9 @@ import (
 // applier may write to them, and Commit syncs what it has written.
 var ErrNotOurs = errors.New("not an extraction of this snapshotter")
 
-// Extract writes a layer into the directory root, which is empty; with whiteouts as
-// unpack.Extract does. It returns the directories that have an entry in the layer's tar.
-type Extract func(ctx context.Context, root string, whiteouts bool) (*marks.TarDirs, error)
+// Extract writes a layer into the directory root, which is empty, as extract.Apply does. It
+// returns the directories that have an entry in the layer's tar.
+type Extract func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*marks.TarDirs, error)
 
 // Apply extracts a layer into the snapshot that the mounts belong to, seals it, and
 // makes it durable, outside of all locks. The Commit that follows only has to put the
@@ -42,7 +43,7 @@ type Extract func(ctx context.Context, root string, whiteouts bool) (*marks.TarD
 // Until then the tree lies beside the directory that the mounts write to: that this
 // directory is empty proves that nothing was written since. After any error but
 // [ErrNotOurs] the snapshot can never be committed. A Remove of the snapshot ends Apply.
-func (s *Snapshotter) Apply(ctx context.Context, mounts []mount.Mount, extract Extract) (err error) {
+func (s *Snapshotter) Apply(ctx context.Context, mounts []mount.Mount, write Extract) (err error) {
 	key, a, err := s.target(ctx, mounts)
 	if err != nil {
 		return err
@@ -66,11 +67,15 @@ func (s *Snapshotter) Apply(ctx context.Context, mounts []mount.Mount, extract E
 		end(made)
 		metrics.Since(metrics.ApplySeconds, began)
 	}()
-	made, err = s.apply(ctx, key, a, mounts[0].Type == "overlay", extract)
+	whiteouts := applier.Remove
+	if mounts[0].Type == "overlay" {
+		whiteouts = applier.Mark
+	}
+	made, err = s.apply(ctx, key, a, whiteouts, write)
 	return err
 }
 
-func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot, whiteouts bool, extract Extract) (*active.Layer, error) {
+func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot, whiteouts applier.Whiteouts, write Extract) (*active.Layer, error) {
 	var info snapshots.Info
 	if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
 		_, info, _, err = storage.Info(ctx, key)
@@ -89,7 +94,7 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 	}
 	made := &active.Layer{}
 	var err error
-	if made.Dirs, err = extract(ctx, place, whiteouts); err != nil {
+	if made.Dirs, err = write(ctx, place, whiteouts); err != nil {
 		return nil, err
 	}
 	phase(metrics.PhaseExtract)

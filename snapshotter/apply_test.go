@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	applier "github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -28,9 +28,10 @@ var throughApply bool
 // apply applies entries to the snapshot by Apply.
 func (e *extraction) apply(t *testing.T, entries ...tar.Header) error {
 	t.Helper()
-	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts bool) (*marks.TarDirs, error) {
-		x, err := unpack.Extract(ctx, root, tarOf(t, entries), whiteouts)
-		return x.Dirs, err
+	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*marks.TarDirs, error) {
+		dirs := marks.NewTarDirs(root)
+		_, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Directory: dirs.Add})
+		return dirs, err
 	})
 }
 
@@ -193,7 +194,7 @@ func TestApplyFails(t *testing.T) {
 	s := start(t, t.TempDir())
 	e := prepare(t, s, 1, false)
 	broken := errors.New("broken")
-	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ bool) (*marks.TarDirs, error) {
+	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ applier.Whiteouts) (*marks.TarDirs, error) {
 		return nil, errors.Join(broken, os.WriteFile(filepath.Join(root, "part"), nil, 0o600))
 	}); !errors.Is(err, broken) {
 		t.Fatal(err)
@@ -209,7 +210,7 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	started, ended := make(chan struct{}), make(chan error)
 	go func() {
-		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ bool) (*marks.TarDirs, error) {
+		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ applier.Whiteouts) (*marks.TarDirs, error) {
 			close(started)
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -238,7 +239,7 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	func() {
 		defer func() { _ = recover() }()
-		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, bool) (*marks.TarDirs, error) { panic("tar") })
+		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, applier.Whiteouts) (*marks.TarDirs, error) { panic("tar") })
 	}()
 	if err := e.commit(t); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("commit after a panic: %v", err)
@@ -283,7 +284,7 @@ func TestNotOurs(t *testing.T) {
 		"foreign": {{Type: "bind", Source: t.TempDir(), Options: []string{"rw"}}}, "begun": begun.mounts,
 		"parent": {{Type: "bind", Source: s.root.Tree(1), Options: []string{"rw", "rbind"}}},
 	} {
-		if err := s.Apply(t.Context(), mounts, func(context.Context, string, bool) (*marks.TarDirs, error) {
+		if err := s.Apply(t.Context(), mounts, func(context.Context, string, applier.Whiteouts) (*marks.TarDirs, error) {
 			t.Errorf("%s: something is extracted", what)
 			return nil, nil
 		}); !errors.Is(err, ErrNotOurs) {

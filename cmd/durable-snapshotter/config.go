@@ -48,7 +48,8 @@ type SnapshotterConfig struct {
 
 // DiffConfig is how layers are extracted.
 type DiffConfig struct {
-	Enabled bool `toml:"enabled" comment:"Extract the layers of this snapshotter in the daemon, and make them durable before their Commit.\nfalse: containerd's own differ does it, and Commit syncs. Layers of others, and encrypted ones, are always handed to it."`
+	Enabled      bool   `toml:"enabled" comment:"Extract the layers of this snapshotter in the daemon, and make them durable before their Commit.\nfalse: containerd's own differ does it, and Commit syncs. Layers of others, and encrypted ones, are always handed to it."`
+	Decompressor string `toml:"decompressor" comment:"auto: igzip, of the package isal, for gzip where it is installed; it needs half of the time. internal: never another program."`
 }
 
 // JournalConfig bounds the commit journal.
@@ -107,7 +108,7 @@ func Default() Config {
 		ContentRoot: "/var/lib/containerd/io.containerd.content.v1.content",
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
-		Diff:        DiffConfig{Enabled: true},
+		Diff:        DiffConfig{Enabled: true, Decompressor: "auto"},
 		Journal:     JournalConfig{History: 1000},
 		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
 		Images:      ImagesConfig{Repair: imagecheck.Fetch},
@@ -171,6 +172,8 @@ func (c Config) Validate() error {
 		}
 	}
 	switch {
+	case c.Diff.Decompressor != "auto" && c.Diff.Decompressor != "internal":
+		return fmt.Errorf("diff.decompressor %q: not auto or internal", c.Diff.Decompressor)
 	case c.Scrub.Interval < 0:
 		return fmt.Errorf("scrub.interval %q: must not be negative", time.Duration(c.Scrub.Interval))
 	case c.Scrub.Rate < 0:

@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
 )
 
 // Bounds of what is kept of one archive while it is read, and of what it may unpack to. An
@@ -87,7 +88,7 @@ func packing(f *os.File) (func(*tracked) (reader, error), error) {
 	}
 	head = head[:n]
 	decompress := func(t *tracked) (reader, error) {
-		r, err := blobs.Decompress(io.MultiReader(t)) // which hides Seek
+		r, err := inflate.Stream(io.MultiReader(t)) // which hides Seek
 		return limit(r, t.file, err)
 	}
 	switch {

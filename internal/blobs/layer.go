@@ -1,7 +1,6 @@
 package blobs
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,12 +10,12 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
 )
 
 var _ content.Provider = (*Store)(nil)
@@ -43,6 +42,23 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 		return nil, cannot(err, "open blob %s", desc.Digest)
 	}
 	return blob, nil
+}
+
+// File opens the file of a blob, with the errors of ReaderAt.
+func (s *Store) File(desc ocispec.Descriptor) (*os.File, error) {
+	blob, err := s.ReaderAt(context.Background(), desc) // it examines, and costs no reading
+	if err != nil {
+		return nil, err
+	}
+	_ = blob.Close() // nothing was read
+	file, err := os.Open(s.path(desc.Digest))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, notFound("blob %s is missing", desc.Digest)
+	}
+	if err != nil {
+		return nil, cannot(err, "open blob %s", desc.Digest)
+	}
+	return file, nil
 }
 
 // Open returns the bytes of a blob in the store, as [Store.ReaderAt] does.
@@ -91,7 +107,7 @@ func (b Blob) verifyTar(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	tar, err := Decompress(src)
+	tar, err := inflate.Stream(src)
 	if err == nil {
 		defer tar.Close()
 		digester := b.DiffID.Algorithm().Digester()
@@ -231,24 +247,11 @@ func (b Blob) Layer(ctx context.Context) (io.ReadCloser, error) {
 		return nil, err
 	}
 	l := &layer{blob: b, src: src}
-	if l.tar, err = Decompress(src); err != nil {
+	if l.tar, err = inflate.Stream(src); err != nil {
 		src.Close()
 		return nil, l.blame(err)
 	}
 	return l, nil
-}
-
-// Decompress is containerd's DecompressStream without child processes.
-func Decompress(src io.Reader) (io.ReadCloser, error) {
-	buf := bufio.NewReaderSize(src, 64<<10)
-	head, err := buf.Peek(10)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	if compression.DetectCompression(head) == compression.Gzip {
-		return gzip.NewReader(buf)
-	}
-	return compression.DecompressStream(buf)
 }
 
 // source is a blob as a stream.

@@ -29,9 +29,10 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
@@ -46,6 +47,8 @@ type Config struct {
 	ContentRoot string // of containerd's content store; "": blobs are read through containerd
 	// Own extracts layers here. Without it, all are handed on.
 	Own bool
+	// Igzip decompresses gzip by igzip(1) where that is installed.
+	Igzip bool
 	// Applier is containerd's diff service, Content its content store. Both are nil when
 	// containerd's socket is not known.
 	Applier diff.Applier
@@ -105,10 +108,11 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err := blobs.Extractable(desc.MediaType); err != nil {
 		return tar, &notHere{err}
 	}
-	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts bool) (*marks.TarDirs, error) {
-		x, err := d.extract(ctx, desc, root, whiteouts)
-		tar = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: x.DiffID, Size: x.Size}
-		return x.Dirs, err
+	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts extract.Whiteouts) (*marks.TarDirs, error) {
+		dirs := marks.NewTarDirs(root)
+		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Directory: dirs.Add})
+		tar = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: r.DiffID, Size: r.Size}
+		return dirs, err
 	})
 	if errors.Is(err, snapshotter.ErrNotOurs) {
 		err = &notHere{err}
@@ -116,39 +120,55 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	return tar, err
 }
 
-// extract extracts a blob of the content store.
-func (d *Differ) extract(ctx context.Context, desc ocispec.Descriptor, root string, whiteouts bool) (x unpack.Extracted, err error) {
-	blob, err := d.open(ctx, desc)
+// extract extracts a blob.
+func (d *Differ) extract(ctx context.Context, desc ocispec.Descriptor, o extract.Options) (r extract.Result, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("blob %s: %w", desc.Digest, err)
+		}
+	}()
+	blob, tar, err := d.open(ctx, desc)
 	if err != nil {
-		return x, err
+		return r, err
 	}
 	defer blob.Close()
-	layer, err := blobs.Decompress(untilDone{ctx, content.NewReader(blob)})
-	if err != nil {
-		return x, fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	defer layer.Close()
-	if x, err = unpack.Extract(ctx, root, layer, whiteouts); err != nil {
-		err = fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	return x, err
+	defer tar.Close()
+	o.Tar = untilDone{ctx, tar}
+	return extract.Apply(ctx, o)
 }
 
-// open opens a blob on disk, or else through containerd.
-func (d *Differ) open(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
-	blob, err := d.store.ReaderAt(ctx, desc)
-	if err == nil || d.cfg.Content == nil {
-		return blob, err
+// open opens a blob on disk, or else through containerd, and decompresses it.
+func (d *Differ) open(ctx context.Context, desc ocispec.Descriptor) (blob io.Closer, tar io.ReadCloser, err error) {
+	file, err := d.store.File(desc)
+	if err == nil {
+		if tar, err = inflate.File(ctx, file, d.igzip()); err != nil {
+			return nil, nil, errors.Join(err, file.Close())
+		}
+		return file, tar, nil
 	}
-	blob, cerr := d.cfg.Content.ReaderAt(ctx, desc)
+	if d.cfg.Content == nil {
+		return nil, nil, err
+	}
+	at, cerr := d.cfg.Content.ReaderAt(ctx, desc)
 	if cerr != nil {
-		return nil, fmt.Errorf("%w; through containerd: %w", err, cerr)
+		return nil, nil, fmt.Errorf("%w; through containerd: %w", err, cerr)
 	}
-	if size := blob.Size(); size != desc.Size {
-		_ = blob.Close() // nothing was read
-		return nil, fmt.Errorf("blob %s has %d bytes, its descriptor %d: %w", desc.Digest, size, desc.Size, errdefs.ErrFailedPrecondition)
+	if size := at.Size(); size != desc.Size {
+		_ = at.Close() // nothing was read
+		return nil, nil, fmt.Errorf("it has %d bytes, its descriptor %d: %w", size, desc.Size, errdefs.ErrFailedPrecondition)
 	}
-	return blob, nil
+	if tar, err = inflate.Stream(content.NewReader(at)); err != nil {
+		return nil, nil, errors.Join(err, at.Close())
+	}
+	return at, tar, nil
+}
+
+// igzip is the program for gzip, "" for none.
+func (d *Differ) igzip() string {
+	if !d.cfg.Igzip {
+		return ""
+	}
+	return inflate.Igzip()
 }
 
 // untilDone ends reading with a context.

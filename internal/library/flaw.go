@@ -16,7 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
 )
 
 // What may be wrong with a blob.
@@ -205,7 +205,7 @@ func (s Store) DiffID(ctx context.Context, info content.Info) (digest.Digest, er
 		return "", err
 	}
 	defer r.Close()
-	tar, err := blobs.Decompress(content.NewReader(r))
+	tar, err := inflate.Stream(content.NewReader(r))
 	if err != nil {
 		return "", err
 	}

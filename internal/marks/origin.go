@@ -159,10 +159,13 @@ func (d *TarDirs) Filter(h *tar.Header) (bool, error) {
 	}
 	path := filepath.Join(parent, filepath.Join("/", base))
 	if rel, ok := strings.CutPrefix(path, d.root+"/"); ok {
-		d.set[maphash.String(d.seed, rel)] = struct{}{}
+		d.Add(rel)
 	}
 	return true, nil
 }
+
+// Add records the directory rel.
+func (d *TarDirs) Add(rel string) { d.set[maphash.String(d.seed, rel)] = struct{}{} }
 
 // Has reports whether the tar has an entry for the directory rel.
 func (d *TarDirs) Has(rel string) bool {

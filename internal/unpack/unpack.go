@@ -7,18 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/moby/sys/userns"
-	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
@@ -96,78 +94,34 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 		return nil, err
 	}
 	defer tar.Close()
-	if len(lower) == 0 || !userns.RunningInUserNS() {
-		read, err := Extract(ctx, root, tar, len(lower) > 0)
-		if err != nil {
-			return nil, b.Blame(ctx, err)
+	dirs := marks.NewTarDirs(root)
+	o := extract.Options{Dir: root, Tar: tar, Directory: dirs.Add}
+	var r extract.Result
+	switch {
+	case len(lower) == 0:
+		o.Whiteouts = extract.Remove
+		r, err = extract.Apply(ctx, o)
+	case userns.RunningInUserNS():
+		work := filepath.Join(dir, "work")
+		if err := os.Mkdir(work, 0o711); err != nil {
+			return nil, err
 		}
-		if read.DiffID != b.DiffID {
-			return nil, b.Mismatch(ctx, read.DiffID)
-		}
-		return read.Dirs, nil
+		overlay := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
+		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: overlay.Strings()}}, func(merged string) (err error) {
+			o.Dir, o.Whiteouts = merged, extract.Remove
+			r, err = extract.Apply(ctx, o)
+			return err
+		})
+	default:
+		r, err = extract.Apply(ctx, o)
 	}
-	work := filepath.Join(dir, "work")
-	if err := os.Mkdir(work, 0o711); err != nil {
-		return nil, err
-	}
-	o := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
-	digester := digest.Canonical.Digester()
-	r := io.TeeReader(tar, digester.Hash())
-	if err := mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: o.Strings()}}, func(merged string) error {
-		_, err := archive.Apply(ctx, merged, r)
-		return err
-	}); err != nil {
+	if err != nil {
 		return nil, b.Blame(ctx, err)
 	}
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		return nil, err
+	if r.DiffID != b.DiffID {
+		return nil, b.Mismatch(ctx, r.DiffID)
 	}
-	if got := digester.Digest(); got != b.DiffID {
-		return nil, b.Mismatch(ctx, got)
-	}
-	return marks.NewTarDirs(root), nil
-}
-
-// Extracted is what Extract has read.
-type Extracted struct {
-	Dirs   *marks.TarDirs // the directories that have an entry
-	DiffID digest.Digest  // of the tar, read to its end
-	Size   int64          // of the tar in bytes
-}
-
-// Extract extracts a tar into the directory root the way containerd's applier does
-// (core/diff/apply/apply_linux.go): with whiteouts as into the upper directory of an
-// overlay mount, else as into a directory of its own. What is in root stays, unless
-// the tar replaces it. Nothing is synced.
-func Extract(ctx context.Context, root string, layer io.Reader, whiteouts bool) (Extracted, error) {
-	digester := digest.Canonical.Digester()
-	read := &counter{Reader: io.TeeReader(layer, digester.Hash())}
-	x := Extracted{Dirs: marks.NewTarDirs(root)}
-	opts := []archive.ApplyOpt{archive.WithFilter(x.Dirs.Filter)}
-	if whiteouts {
-		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
-	}
-	if _, err := archive.Apply(ctx, root, read, opts...); err != nil {
-		return x, err
-	}
-	// A tar ends before its stream does.
-	if _, err := io.Copy(io.Discard, read); err != nil {
-		return x, err
-	}
-	x.DiffID, x.Size = digester.Digest(), read.bytes
-	return x, nil
-}
-
-// counter counts what is read.
-type counter struct {
-	io.Reader
-	bytes int64
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p)
-	c.bytes += int64(n)
-	return n, err
+	return dirs, nil
 }
 
 // Reseal does for the new tree what Commit does: marks in order, seal, record.

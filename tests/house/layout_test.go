@@ -22,8 +22,9 @@ const module = "github.com/durable-snapshotter/durable-snapshotter"
 // import. Arrows point from what decides to what knows.
 var ours = map[string][]string{
 	"fsync":                   {},
-	"internal/blobs":          {},
+	"internal/blobs":          {"internal/inflate"},
 	"internal/boltcheck":      {}, // its tests import bbolt, to make files
+	"internal/extract":        {"internal/idle", "internal/tree"},
 	"internal/faults":         {},
 	"internal/finding":        {},
 	"internal/metrics":        {},
@@ -31,8 +32,9 @@ var ours = map[string][]string{
 	"internal/mounts":         {},
 	"internal/tree":           {},
 	"internal/layout":         {"fsync"},
-	"internal/archives":       {"internal/blobs"},
-	"internal/library":        {"internal/blobs"}, // how a blob is decompressed
+	"internal/inflate":        {},
+	"internal/archives":       {"internal/blobs", "internal/inflate"},
+	"internal/library":        {"internal/inflate"},
 	"internal/mtree":          {"internal/tree"},
 	"internal/treetest":       {"internal/finding"}, // for tests only
 	"overlayutil":             {"fsync", "internal/tree"},
@@ -51,13 +53,13 @@ var ours = map[string][]string{
 	"internal/recorded":       {"storage", "internal/layout", "internal/mtree", "internal/verify"},
 	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
 	"internal/scrub":          {"storage", "internal/contents", "internal/gate", "internal/idle", "internal/metrics", "internal/verify"},
-	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
+	"internal/unpack":         {"overlayutil", "storage", "internal/blobs", "internal/extract", "internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/orphans":        {"internal/repull"},
 	"internal/images":         {"storage", "internal/blobs", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
-	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/active", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/active", "internal/archives", "internal/blobs", "internal/extract", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
 	"internal/migrate":        {"internal/images", "internal/repull"},
-	"internal/differ":         {"snapshotter", "internal/blobs", "internal/marks", "internal/metrics", "internal/unpack"},
+	"internal/differ":         {"snapshotter", "internal/blobs", "internal/extract", "internal/inflate", "internal/marks", "internal/metrics"},
 	"internal/imagecheck":     {"snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/repull", "internal/verify"},
 	"docs":                    {},
 	"internal/doctor":         {"docs", "fsync", "snapshotter", "storage", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layout", "internal/orphans", "internal/repull", "internal/verify"},
