@@ -92,7 +92,6 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return ocispec.Descriptor{}, err
 	}
 	metrics.Applies.WithLabelValues(metrics.OK).Inc()
-	metrics.ApplyBytes.Add(float64(tar.Size))
 	return tar, nil
 }
 
@@ -134,7 +133,10 @@ func (d *Differ) extract(ctx context.Context, desc ocispec.Descriptor, o extract
 	defer blob.Close()
 	defer tar.Close()
 	o.Tar = untilDone{ctx, tar}
-	return extract.Apply(ctx, o)
+	if r, err = extract.Apply(ctx, o); err == nil {
+		metrics.ApplyBytes.WithLabelValues(inflate.Program(tar)).Add(float64(r.Size))
+	}
+	return r, err
 }
 
 // open opens a blob on disk, or else through containerd, and decompresses it.

@@ -66,7 +66,7 @@ var (
 	ApplySeconds      = factory.NewHistogram(histogram("apply_duration_seconds", "Duration of extractions of layers."))
 	ApplyPhaseSeconds = factory.NewHistogramVec(histogram("apply_phase_duration_seconds", "Duration of the phases of extractions: extract, seal, sync."), []string{"phase"})
 	// ApplyBytes counts the bytes of the tars that were extracted.
-	ApplyBytes = factory.NewCounter(counter("apply_bytes_total", "Bytes of the tars of extracted layers."))
+	ApplyBytes = factory.NewCounterVec(counter("apply_bytes_total", "Bytes of the tars of extracted layers, by decompressor: igzip, internal."), []string{"decompressor"})
 	// SyncErrors counts the writes that the kernel could not make durable.
 	SyncErrors = factory.NewCounter(counter("sync_errors_total", "Syncs and database transactions that failed."))
 	// Writable is whether the file system of the root accepts writes.
