@@ -118,8 +118,9 @@ lint: ## gofmt, go vet, staticcheck; a build for 32 bits
 	$(GO) vet -tags faults ./... && $(STATICCHECK) -tags faults ./...
 	GOARCH=arm GOARM=7 $(GO) build ./...
 
-fuzz: ## fuzz the record decoder for a minute
+fuzz: ## fuzz the record decoder for a minute, and the extraction beside containerd's for ten
 	$(GO) test ./internal/layout -run '^$$' -fuzz FuzzDecode -fuzztime 60s
+	$(GO) test ./internal/extract -run '^$$' -fuzz FuzzAsContainerd -fuzztime 10m
 
 bench: deps ## benchmarks: seals, recovery; Stat, Commit and pull beside the built-in overlayfs
 	$(GO) test -p 1 ./snapshotter ./storage ./internal/blobs ./internal/boltcheck ./internal/contents ./internal/seal -run '^$$' -bench . -benchmem

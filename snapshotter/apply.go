@@ -23,6 +23,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -32,9 +33,9 @@ import (
 // applier may write to them, and Commit syncs what it has written.
 var ErrNotOurs = errors.New("not an extraction of this snapshotter")
 
-// Extract writes a layer into the directory root, which is empty, as extract.Apply does. It
-// returns the directories that have an entry in the layer's tar.
-type Extract func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*marks.TarDirs, error)
+// Extract writes a layer into the directory root, which is empty, as extract.Apply does, and
+// returns what is known of it then.
+type Extract func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*unpack.Extracted, error)
 
 // Apply extracts a layer into the snapshot that the mounts belong to, seals it, and
 // makes it durable, outside of all locks. The Commit that follows only has to put the
@@ -92,11 +93,11 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 		metrics.Since(metrics.ApplyPhaseSeconds.WithLabelValues(name), began)
 		began = time.Now()
 	}
-	made := &active.Layer{}
-	var err error
-	if made.Dirs, err = write(ctx, place, whiteouts); err != nil {
+	x, err := write(ctx, place, whiteouts)
+	if err != nil {
 		return nil, err
 	}
+	made := &active.Layer{Dirs: x.Dirs}
 	phase(metrics.PhaseExtract)
 	faults.Point(faults.ApplyExtracted)
 
@@ -117,6 +118,9 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 			return nil, err
 		}
 		made.Sealed, made.Found = true, n.Found()
+		if made.Contents, err = x.Contents(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.ContentsFile)); err != nil {
+			return nil, err
+		}
 	}
 	phase(metrics.PhaseSeal)
 	faults.Point(faults.ApplySealed)

@@ -14,10 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	applier "github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -28,10 +30,10 @@ var throughApply bool
 // apply applies entries to the snapshot by Apply.
 func (e *extraction) apply(t *testing.T, entries ...tar.Header) error {
 	t.Helper()
-	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*marks.TarDirs, error) {
+	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*unpack.Extracted, error) {
 		dirs := marks.NewTarDirs(root)
-		_, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Directory: dirs.Add})
-		return dirs, err
+		r, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Digests: true, Directory: dirs.Add})
+		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
 	})
 }
 
@@ -118,8 +120,14 @@ func TestApply(t *testing.T) {
 				t.Errorf("usage before Commit: %+v, %v", u, err)
 			}
 			e.mustCommit(t).wantStrategy(t, c.want)
-			if r, err := layout.ReadRecord(filepath.Dir(e.upper)); err != nil || r.Kind != "committed" || r.Digest == "" {
+			r, err := layout.ReadRecord(filepath.Dir(e.upper))
+			if err != nil || r.Kind != "committed" || r.Digest == "" {
 				t.Errorf("record %+v, %v", r, err)
+			}
+			// The digests of the content are taken on the way, and nothing is read again for them.
+			read, err := contents.Write(t.Context(), e.upper, filepath.Join(t.TempDir(), "read"), contents.Reading{})
+			if err != nil || c.want == storage.StrategyApplied && r.Contents != read {
+				t.Errorf("content digests %q, its files have %q, %v", r.Contents, read, err)
 			}
 		})
 	}
@@ -194,7 +202,7 @@ func TestApplyFails(t *testing.T) {
 	s := start(t, t.TempDir())
 	e := prepare(t, s, 1, false)
 	broken := errors.New("broken")
-	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ applier.Whiteouts) (*marks.TarDirs, error) {
+	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ applier.Whiteouts) (*unpack.Extracted, error) {
 		return nil, errors.Join(broken, os.WriteFile(filepath.Join(root, "part"), nil, 0o600))
 	}); !errors.Is(err, broken) {
 		t.Fatal(err)
@@ -210,7 +218,7 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	started, ended := make(chan struct{}), make(chan error)
 	go func() {
-		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ applier.Whiteouts) (*marks.TarDirs, error) {
+		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ applier.Whiteouts) (*unpack.Extracted, error) {
 			close(started)
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -239,7 +247,7 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	func() {
 		defer func() { _ = recover() }()
-		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, applier.Whiteouts) (*marks.TarDirs, error) { panic("tar") })
+		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, applier.Whiteouts) (*unpack.Extracted, error) { panic("tar") })
 	}()
 	if err := e.commit(t); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("commit after a panic: %v", err)
@@ -284,7 +292,7 @@ func TestNotOurs(t *testing.T) {
 		"foreign": {{Type: "bind", Source: t.TempDir(), Options: []string{"rw"}}}, "begun": begun.mounts,
 		"parent": {{Type: "bind", Source: s.root.Tree(1), Options: []string{"rw", "rbind"}}},
 	} {
-		if err := s.Apply(t.Context(), mounts, func(context.Context, string, applier.Whiteouts) (*marks.TarDirs, error) {
+		if err := s.Apply(t.Context(), mounts, func(context.Context, string, applier.Whiteouts) (*unpack.Extracted, error) {
 			t.Errorf("%s: something is extracted", what)
 			return nil, nil
 		}); !errors.Is(err, ErrNotOurs) {

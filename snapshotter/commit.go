@@ -187,8 +187,10 @@ func (c *commit) rest(made *active.Layer) error {
 	if err := c.place(c.active); err != nil {
 		return err
 	}
+	record := unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)
+	record.Contents = made.Contents
 	// Its sync of the directory covers the new place of the tree.
-	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)); err != nil {
+	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), record); err != nil {
 		return err
 	}
 	faults.Point(faults.CommitPlaced)

@@ -40,6 +40,8 @@ type Layer struct {
 	Sealed bool           // marks are in order, and there is a seal; else the parent must be known for that
 	Sum    seal.Summary
 	Found  layout.OverlayMarks
+	// Contents is the digest of the content digests beside the tree, "" when there are none.
+	Contents string
 }
 
 // run is an Apply that runs.

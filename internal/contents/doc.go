@@ -1,7 +1,7 @@
 // Package contents compares the content of the regular files of a layer: with digests
 // that were taken earlier, and with the tar that the layer was unpacked from.
 //
-//	Write      tree ──▶ list of digests
+//	Write      tree ──▶ list of digests; WriteKnown does not read what the caller has written
 //	Verify     tree and list of digests ──▶ findings
 //	VerifyTar  tree and the tar that it was unpacked from ──▶ findings
 //

@@ -3,6 +3,8 @@ package contents
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -21,21 +23,38 @@ import (
 // tree.ErrMounted.
 func Write(ctx context.Context, root, path string, how Reading) (digest string, err error) {
 	err = how.run(func() error {
-		r, err := newContentReader(root, how)
-		if err != nil {
-			return err
-		}
-		defer r.close()
-		out, err := mtree.Create(path)
-		if err != nil {
-			return err
-		}
-		w := contentsWriter{r: r, out: out, links: links{}}
-		err = w.walk(ctx, root)
-		digest = out.Digest()
-		return errors.Join(err, out.Close())
+		digest, err = write(ctx, root, path, how, nil)
+		return err
 	})
 	if err != nil {
+		return "", err
+	}
+	return digest, nil
+}
+
+// Known returns the SHA-256 of a file's content by its inode number and size, if the caller
+// knows it: it has written the file, and nothing has changed it since.
+type Known func(inode uint64, size int64) (sum [sha256.Size]byte, ok bool)
+
+// WriteKnown is Write, but does not read files that are known.
+func WriteKnown(ctx context.Context, root, path string, known Known) (digest string, err error) {
+	return write(ctx, root, path, Reading{}, known)
+}
+
+func write(ctx context.Context, root, path string, how Reading, known Known) (string, error) {
+	r, err := newContentReader(root, how)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	out, err := mtree.Create(path)
+	if err != nil {
+		return "", err
+	}
+	w := contentsWriter{r: r, out: out, links: links{}, known: known}
+	err = w.walk(ctx, root)
+	digest := out.Digest()
+	if err := errors.Join(err, out.Close()); err != nil {
 		return "", err
 	}
 	return digest, nil
@@ -45,6 +64,7 @@ type contentsWriter struct {
 	r     *contentReader
 	out   *mtree.Writer
 	links links
+	known Known // may be nil
 	line  []byte
 }
 
@@ -56,7 +76,21 @@ func (w *contentsWriter) walk(ctx context.Context, root string) error {
 		return err
 	}
 	defer t.Close()
-	file := func(rel string) error { return w.file(ctx, rel) }
+	file := func(rel string) error {
+		if w.known != nil {
+			st, err := t.Lstat(rel)
+			if err != nil {
+				return err
+			}
+			if st.Mode&unix.S_IFMT != unix.S_IFREG {
+				return nil
+			}
+			if sum, ok := w.known(st.Ino, st.Size); ok {
+				return w.add(rel, st.Size, false, hex.EncodeToString(sum[:]))
+			}
+		}
+		return w.file(ctx, rel)
+	}
 	return t.Walk(ctx, func(rel string) (bool, error) {
 		st, err := t.Lstat(rel)
 		if err != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -85,12 +119,17 @@ func (w *contentsWriter) file(ctx context.Context, rel string) error {
 	if err != nil {
 		return err
 	}
+	return w.add(rel, c.st.Size, sparse, digest)
+}
+
+// add writes the line of a file.
+func (w *contentsWriter) add(rel string, size int64, sparse bool, digest string) error {
 	b := mtree.AppendPath(w.line[:0], rel)
-	b = strconv.AppendInt(append(b, " type=file size="...), c.st.Size, 10)
+	b = strconv.AppendInt(append(b, " type=file size="...), size, 10)
 	b = append(b, digestWords[sparse]...)
 	b = append(append(b, digest...), '\n')
 	w.line = b
-	_, err = w.out.Write(b)
+	_, err := w.out.Write(b)
 	return err
 }
 

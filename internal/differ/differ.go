@@ -33,6 +33,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
@@ -107,11 +108,11 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err := blobs.Extractable(desc.MediaType); err != nil {
 		return tar, &notHere{err}
 	}
-	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts extract.Whiteouts) (*marks.TarDirs, error) {
+	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts extract.Whiteouts) (*unpack.Extracted, error) {
 		dirs := marks.NewTarDirs(root)
-		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Directory: dirs.Add})
+		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Digests: true, Directory: dirs.Add})
 		tar = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: r.DiffID, Size: r.Size}
-		return dirs, err
+		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
 	})
 	if errors.Is(err, snapshotter.ErrNotOurs) {
 		err = &notHere{err}

@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 )
@@ -435,6 +436,7 @@ func TestAsContainerd(t *testing.T) {
 // TestAsContainerdAgain: the same for a directory in which something is already.
 func TestAsContainerdAgain(t *testing.T) {
 	root(t)
+	inMemory(t)
 	before := tarOf(t, dirItem("d", 0o2775), fileItem("d/f", "before"), dirItem("a/b/c", 0o700), fileItem("a/b/c/f", "before"), symlinkItem("l", "d"), symlinkItem("dangling", "not/there"),
 		fileItem("f", "before"), hardlinkItem("g", "f"), dirItem("e/f", 0o755), symlinkItem("bin", "usr/bin"), dirItem("x/y", 0o711))
 	for name, items := range layersOfEveryKind {
@@ -445,6 +447,7 @@ func TestAsContainerdAgain(t *testing.T) {
 // TestAround: what is around the tree, and the mask of the process, does not show in it.
 func TestAround(t *testing.T) {
 	root(t)
+	inMemory(t)
 	for name, prepare := range map[string]func(string){
 		"setgid": func(root string) { treetest.Check(t, errors.Join(os.Chown(root, 7, 8), unix.Chmod(root, 0o2775))) },
 		"default": func(root string) {
@@ -477,9 +480,41 @@ func TestCutShort(t *testing.T) {
 	t.Run("more behind it", func(t *testing.T) { compare(t, nil, append(slices.Clone(whole), strings.Repeat("z", 3*blockSize)...)) })
 }
 
+// inMemory has the test's directories in memory, where trees are made and removed faster.
+func inMemory(t *testing.T) {
+	mnt := t.TempDir()
+	treetest.Check(t, unix.Mount("tmpfs", mnt, "tmpfs", 0, ""))
+	t.Cleanup(func() { treetest.Check(t, unix.Unmount(mnt, 0)) })
+	t.Setenv("TMPDIR", mnt)
+}
+
 // root skips a test that makes devices and owners.
 func root(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("devices and owners need root")
+	}
+}
+
+// TestContentDigests: the digests are those of the content, for every file, so that no file
+// has to be read for the list of them.
+func TestContentDigests(t *testing.T) {
+	root(t)
+	for _, name := range []string{"plain", "the same path twice", "hard link to a replaced file", "many hard links", "sizes", "bigger than what is written at a time"} {
+		dir, lists := t.TempDir(), t.TempDir()
+		r, err := Apply(t.Context(), Options{Dir: dir, Tar: bytes.NewReader(tarOf(t, layersOfEveryKind[name]...)), Digests: true})
+		treetest.Check(t, err)
+		read, err := contents.Write(t.Context(), dir, filepath.Join(lists, "read"), contents.Reading{})
+		treetest.Check(t, err)
+		known, err := contents.WriteKnown(t.Context(), dir, filepath.Join(lists, "known"), func(inode uint64, size int64) ([32]byte, bool) {
+			sum, ok := r.Sums[inode]
+			if !ok || sum.Size != size {
+				t.Errorf("%s: a file of %d bytes has no digest", name, size)
+			}
+			return sum.SHA256, ok
+		})
+		treetest.Check(t, err)
+		if read != known {
+			t.Errorf("%s: the lists of digests differ", name)
+		}
 	}
 }

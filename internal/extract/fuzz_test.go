@@ -134,6 +134,7 @@ var (
 // more of them.
 func TestRandom(t *testing.T) {
 	root(t)
+	inMemory(t)
 	from := *seed
 	for from == 0 {
 		from = rand.Uint64N(1e9)

@@ -115,13 +115,13 @@ func (h *healer) extractFrom(ctx context.Context, entry storage.CommitEntry, b b
 	if err != nil {
 		return healed, err
 	}
-	dirs, err := h.unpack.Unpack(ctx, dir, b, lower)
+	extracted, err := h.unpack.Unpack(ctx, dir, b, lower)
 	if err != nil {
 		return healed, err
 	}
 	faults.Point(faults.HealExtracted)
 	entry.Strategy, entry.Epoch, entry.BootID, entry.RunID = storage.StrategyHealed, h.table.epoch, h.bootID, h.runID
-	healed, err = h.unpack.Reseal(ctx, dir, entry, info, lower, dirs)
+	healed, err = h.unpack.Reseal(ctx, dir, entry, info, lower, extracted)
 	if err != nil {
 		return healed, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
@@ -112,6 +113,9 @@ func TestHeal(t *testing.T) {
 					if e.ID != old.ID || e.Name != old.Name || e.Sequence != old.Sequence || e.Entries != old.Entries || e.Bytes != old.Bytes {
 						t.Errorf("healed to another layer: %+v, was %+v", e, old)
 					}
+					if e.Strategy == storage.StrategyHealed {
+						wantContents(t, s.root.Dir(e.ID), e.Digest)
+					}
 				}
 				stop(t, s)
 				s = m.boot(false)
@@ -121,6 +125,17 @@ func TestHeal(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// wantContents verifies that a healed layer has the digests of its content: the blob went by,
+// and nothing is read again for them.
+func wantContents(t *testing.T, dir, tree string) {
+	t.Helper()
+	kept, ok := keptContents(dir, tree)
+	read, err := contents.Write(t.Context(), filepath.Join(dir, "fs"), filepath.Join(t.TempDir(), "read"), contents.Reading{})
+	if err != nil || !ok || kept != read {
+		t.Errorf("%s: content digests %q, %t; its files have %q, %v", dir, kept, ok, read, err)
 	}
 }
 

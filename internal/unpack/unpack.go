@@ -5,6 +5,7 @@ package unpack
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
@@ -74,11 +76,31 @@ func (u *Unpacker) Room(bytes, entries int64) error {
 	return nil
 }
 
+// Extracted is what is known of a tree that was extracted, and nothing has changed since.
+type Extracted struct {
+	Dirs *marks.TarDirs         // that have an entry in the tar
+	Sums map[uint64]extract.Sum // by inode number; nil when they are not known
+}
+
+// Contents writes the digests of the content of the tree to a file, and returns the digest of
+// that, "" when they are not known.
+func (x *Extracted) Contents(ctx context.Context, tree, path string) (string, error) {
+	if x.Sums == nil {
+		return "", nil
+	}
+	return contents.WriteKnown(ctx, tree, path, x.known)
+}
+
+// known is a contents.Known.
+func (x *Extracted) known(inode uint64, size int64) (sum [sha256.Size]byte, ok bool) {
+	s, ok := x.Sums[inode]
+	return s.SHA256, ok && s.Size == size
+}
+
 // Unpack extracts a layer's blob into dir/fs the way containerd's applier does
 // (core/diff/apply/apply_linux.go) when it gets our mounts, and checks that it
-// was the layer that it claims to be. It returns the directories that have an entry
-// in the tar.
-func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower []Parent) (*marks.TarDirs, error) {
+// was the layer that it claims to be.
+func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower []Parent) (*Extracted, error) {
 	root := filepath.Join(dir, "fs")
 	// The mode and owner that Prepare gives it (plugins/snapshots/overlay).
 	if err := os.Chmod(root, 0o755); err != nil {
@@ -95,7 +117,7 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 	}
 	defer tar.Close()
 	dirs := marks.NewTarDirs(root)
-	o := extract.Options{Dir: root, Tar: tar, Directory: dirs.Add}
+	o := extract.Options{Dir: root, Tar: tar, Digests: true, Directory: dirs.Add}
 	var r extract.Result
 	switch {
 	case len(lower) == 0:
@@ -108,7 +130,8 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 		}
 		overlay := overlayutil.Options{Work: work, Upper: root, Lower: marks.Trees(parentsOf(lower)), Rest: u.cfg.MountOptions}
 		err = mount.WithTempMount(ctx, []mount.Mount{{Type: "overlay", Source: "overlay", Options: overlay.Strings()}}, func(merged string) (err error) {
-			o.Dir, o.Whiteouts = merged, extract.Remove
+			// A mount of overlayfs may have other inode numbers than the tree.
+			o.Dir, o.Whiteouts, o.Digests = merged, extract.Remove, false
 			r, err = extract.Apply(ctx, o)
 			return err
 		})
@@ -121,17 +144,18 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 	if r.DiffID != b.DiffID {
 		return nil, b.Mismatch(ctx, r.DiffID)
 	}
-	return dirs, nil
+	return &Extracted{dirs, r.Sums}, nil
 }
 
-// Reseal does for the new tree what Commit does: marks in order, seal, record.
+// Reseal does for the new tree what Commit does: marks in order, seal, record. It also
+// writes the content digests, which a committed layer gets later.
 // The tree gets the labels of the one that it replaces first.
-func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []Parent, dirs *marks.TarDirs) (storage.CommitEntry, error) {
+func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitEntry, info snapshots.Info, lower []Parent, x *Extracted) (storage.CommitEntry, error) {
 	tree := filepath.Join(dir, "fs")
 	if err := marks.Relabel(ctx, tree, u.cfg.Root.Tree(entry.ID)); err != nil {
 		return entry, err
 	}
-	o := u.options(tree, info.Parent, lower, marks.Origin{Dirs: dirs})
+	o := u.options(tree, info.Parent, lower, marks.Origin{Dirs: x.Dirs})
 	o.Direct, o.Rebased = !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0
 	n := marks.New(o)
 	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize)
@@ -139,5 +163,9 @@ func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitE
 		return entry, err
 	}
 	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
-	return entry, layout.ReplaceRecord(dir, CommittedRecord(entry.ID, info, c, n.Found()))
+	record := CommittedRecord(entry.ID, info, c, n.Found())
+	if record.Contents, err = x.Contents(ctx, tree, filepath.Join(dir, layout.ContentsFile)); err != nil {
+		return entry, err
+	}
+	return entry, layout.ReplaceRecord(dir, record)
 }

@@ -148,7 +148,7 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
 		return err
 	}
 	if planted("apply-place-no-sync") {
-		return layout.ReplaceRecord(c.root.Dir(c.active.ID), unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found))
+		return layout.ReplaceRecord(c.root.Dir(c.active.ID), unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)) // and no contents
 	}`,
 	},
 }
