@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
@@ -80,7 +81,7 @@ type commit struct {
 	name, key string
 	opts      []snapshots.Opt
 
-	active    *active
+	active    *active.Snapshot
 	info      snapshots.Info // of the active snapshot
 	committed snapshots.Info // of the row that is going to be written
 }
@@ -92,7 +93,7 @@ func (c *commit) run(ctx context.Context) (err error) {
 	if c.committed, err = committedInfo(c.name, c.info, c.opts); err != nil {
 		return err
 	}
-	if c.active.extraction && c.layers.Knows(c.name) {
+	if c.active.Extraction && c.layers.Knows(c.name) {
 		unlock, err := c.keys.Lock(ctx, c.name) // what has the name may be in the middle of a heal
 		if err != nil {
 			return err
@@ -102,8 +103,28 @@ func (c *commit) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	dir := c.root.Dir(c.active.id)
-	n, err := c.normalizerOf(ctx, c.active, c.info, c.committed.Parent)
+	made, beside, err := c.actives.Made(c.active)
+	if err != nil {
+		return err
+	}
+	if beside {
+		if quick, err := c.sealedByApply(ctx, made); err != nil {
+			return err
+		} else if quick {
+			return c.commitApplied(ctx, made)
+		}
+		if err := c.place(c.active); err != nil {
+			return err
+		}
+	}
+	return c.commitTree(ctx, made)
+}
+
+// commitTree seals and syncs what is in fs/. made is what Apply has made of it, nil if
+// nothing.
+func (c *commit) commitTree(ctx context.Context, made *active.Layer) error {
+	dir := c.root.Dir(c.active.ID)
+	n, err := c.normalizerOf(ctx, c.active, c.info, c.committed.Parent, made)
 	if err != nil {
 		return err
 	}
@@ -115,7 +136,7 @@ func (c *commit) run(ctx context.Context) (err error) {
 	began := time.Now()
 	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize)
 	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {
-		c.active.writer.Poison(err)
+		c.active.Writer.Poison(err)
 	}
 	if err != nil {
 		return err
@@ -123,26 +144,74 @@ func (c *commit) run(ctx context.Context) (err error) {
 	metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseWalk), began)
 	faults.Point(faults.CommitWalked)
 
-	if err := layout.ReplaceRecord(dir, unpack.CommittedRecord(c.active.id, c.committed, sum, n.Found())); err != nil {
-		return err
-	}
 	defer func() {
-		// The record speaks too early if this Commit fails. Recovery corrects
-		// it as well; this is for a process that lives on.
+		// The record speaks too early if this Commit fails.
 		if err != nil {
-			if rerr := layout.ReplaceRecord(dir, layout.RecordOf(c.active.id, c.info)); rerr != nil {
-				log.G(ctx).WithError(rerr).WithField("key", c.key).Warn("the record of a snapshot could not be set back to active")
-			}
+			c.restoreRecord(ctx)
 		}
 	}()
+	if err = layout.ReplaceRecord(dir, unpack.CommittedRecord(c.active.ID, c.committed, sum, n.Found())); err != nil {
+		return err
+	}
 	faults.Point(faults.CommitRecorded)
-
-	return c.record(ctx, sum)
+	err = c.record(ctx, sum, nil)
+	return err
 }
 
-// record makes the layer durable, and then writes its row and its journal entry.
-func (c *commit) record(ctx context.Context, sum seal.Summary) error {
+// sealedByApply reports whether what Apply has made is the layer, for the parent that
+// it is going to have.
+func (c *commit) sealedByApply(ctx context.Context, made *active.Layer) (bool, error) {
+	if !made.Sealed || c.committed.Parent == c.info.Parent {
+		return made.Sealed, nil
+	}
+	if !isRebase(c.info) {
+		return false, nil // refused by normalizerOf
+	}
+	return c.layers.RootBelow(ctx, c.committed.Parent)
+}
+
+// commitApplied commits what Apply has made.
+func (c *commit) commitApplied(ctx context.Context, made *active.Layer) error {
+	err := c.record(ctx, made.Sum, made)
+	if err != nil {
+		c.restoreRecord(ctx)
+		return err
+	}
+	metrics.QuickCommits.Inc()
+	return nil
+}
+
+// rest puts what Apply has made into its place, durably. Only that, and the record, is new
+// since the sync of Apply.
+func (c *commit) rest(made *active.Layer) error {
+	if err := c.place(c.active); err != nil {
+		return err
+	}
+	record := unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)
+	record.Contents = made.Contents
+	// Its sync of the directory covers the new place of the tree.
+	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), record); err != nil {
+		return err
+	}
+	faults.Point(faults.CommitPlaced)
+	return nil
+}
+
+// restoreRecord makes the record of a snapshot whose Commit has failed an active one
+// again. Recovery does it as well; this is for a process that lives on.
+func (c *commit) restoreRecord(ctx context.Context) {
+	if err := layout.ReplaceRecord(c.root.Dir(c.active.ID), layout.RecordOf(c.active.ID, c.info)); err != nil {
+		log.G(ctx).WithError(err).WithField("key", c.key).Warn("the record of a snapshot could not be set back to active")
+	}
+}
+
+// record makes the layer durable, and then writes its row and its journal entry. made
+// is what Apply has made durable but for its place, nil if everything must be synced.
+func (c *commit) record(ctx context.Context, sum seal.Summary, made *active.Layer) (err error) {
 	entry := c.commitEntry(c.active, c.committed, sum)
+	if made != nil {
+		entry.Strategy = storage.StrategyApplied
+	}
 	var (
 		here  bool
 		added *layers.Added
@@ -152,10 +221,10 @@ func (c *commit) record(ctx context.Context, sum seal.Summary) error {
 	inTx := func(ctx context.Context, j *storage.Journal) (err error) {
 		metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseSync), began)
 		began = time.Now()
-		if here = c.active.extraction && c.layers.Has(ctx, c.committed); here {
+		if here = c.active.Extraction && c.layers.Has(ctx, c.committed); here {
 			return c.dropActive(ctx, j) // another Commit was quicker
 		}
-		if c.active.extraction {
+		if c.active.Extraction {
 			if gone, err = vacate(ctx, j, c.name); err != nil {
 				return err
 			}
@@ -171,12 +240,17 @@ func (c *commit) record(ctx context.Context, sum seal.Summary) error {
 		added = c.layers.Add(entry)
 		return nil
 	}
-	undo := gate.Undo{Key: c.name, ID: c.active.id, Forget: func() {
+	undo := gate.Undo{Key: c.name, ID: c.active.ID, Forget: func() {
 		if added != nil {
 			added.TakeBack()
 		}
 	}}
-	if err := c.gate.Commit(ctx, c.active.writer, &undo, inTx); err != nil {
+	if made == nil {
+		err = c.gate.Commit(ctx, c.active.Writer, &undo, inTx)
+	} else {
+		err = c.gate.CommitRest(ctx, c.active.Writer, &undo, func() error { return c.rest(made) }, inTx)
+	}
+	if err != nil {
 		return err
 	}
 	metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseTransaction), began)
@@ -187,7 +261,7 @@ func (c *commit) record(ctx context.Context, sum seal.Summary) error {
 		return nil
 	}
 	c.layers.RunRecorded()
-	c.actives.forget(c.key)
+	c.actives.Forget(c.key)
 	c.replaced(ctx, added, gone)
 	return nil
 }
@@ -212,11 +286,11 @@ func (c *commit) find(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if c.active = c.actives.get(c.key); c.active == nil {
+	if c.active = c.actives.Get(c.key); c.active == nil {
 		// Recovery knows every active row, and so does Prepare.
 		return fmt.Errorf("active snapshot without a cursor: %w", errdefs.ErrInternal)
 	}
-	return c.active.writer.Poisoned()
+	return c.active.Writer.Poisoned()
 }
 
 // giveUp refuses an extraction for ever when the Commit that changed its tree
@@ -231,7 +305,7 @@ func (c *commit) find(ctx context.Context) error {
 func (c *commit) giveUp(n *marks.Normalizer, err error) {
 	if n.Unrepeatable() {
 		// Not wrapped: AlreadyExists would mean success to the client.
-		c.active.writer.Poison(fmt.Errorf("an earlier commit changed the extracted tree and then failed (%v)", err))
+		c.active.Writer.Poison(fmt.Errorf("an earlier commit changed the extracted tree and then failed (%v)", err))
 	}
 }
 
@@ -260,15 +334,15 @@ func committedInfo(name string, info snapshots.Info, opts []snapshots.Opt) (snap
 	return c, nil
 }
 
-func (s *Snapshotter) commitEntry(a *active, info snapshots.Info, c seal.Summary) storage.CommitEntry {
+func (s *Snapshotter) commitEntry(a *active.Snapshot, info snapshots.Info, c seal.Summary) storage.CommitEntry {
 	namespace, _ := layout.SplitName(info.Name)
 	e := storage.CommitEntry{
-		ID: a.id, Name: info.Name, Namespace: namespace, ChainID: layout.ChainIDOf(info.Name, info.Labels),
+		ID: a.ID, Name: info.Name, Namespace: namespace, ChainID: layout.ChainIDOf(info.Name, info.Labels),
 		Parent: info.Parent, DiffID: info.Labels[layout.LabelDiffID],
 		Entries: c.Entries, Bytes: c.Bytes, Digest: c.Digest,
 		Time: info.Created, Strategy: storage.StrategySyncfs, BootID: s.bootID, RunID: s.runID, Epoch: s.layers.Epoch(),
 	}
-	if a.lost {
+	if a.Lost {
 		e.Strategy = storage.StrategySyncfsCursorLost
 	}
 	return e

@@ -57,7 +57,7 @@
 //	keys      one operation per key
 //	creating  one Prepare, View or move to removing/ at a time
 //	          (here the locks of package gate)
-//	actives   the map of active snapshots, short
+//	actives   the active snapshots (internal/active), short
 //	          (here the locks of package layers)
 //
 // The walk of a Commit and the deletion of trees run outside all of them but

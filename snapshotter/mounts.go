@@ -17,24 +17,14 @@ import (
 )
 
 // Mounts returns the mounts of an active snapshot or a view, when its parents
-// are whole; see Stat.
+// are whole; see Stat. What Apply has made is in them from then on.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	if err := layout.CheckName("key", key); err != nil {
 		return nil, err
 	}
-	mounts, err := s.overlay.Mounts(ctx, key)
+	mounts, id, info, err := s.mountsOf(ctx, key)
 	if err != nil {
 		return nil, err
-	}
-	var (
-		id   uint64
-		info snapshots.Info
-	)
-	if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
-		id, info, _, err = storage.Info(ctx, key)
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("mounts %q: %w", key, err)
 	}
 	if err := s.usable(id, info); err != nil {
 		return nil, fmt.Errorf("mounts %q: %w", key, err)
@@ -44,7 +34,45 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 			return nil, fmt.Errorf("mounts %q: %w", key, err)
 		}
 	}
-	return s.adapt(mounts, id, info), nil
+	if err := s.show(ctx, key); err != nil {
+		return nil, fmt.Errorf("mounts %q: %w", key, err)
+	}
+	return mounts, nil
+}
+
+// mountsOf returns the mounts of a snapshot and its row.
+func (s *Snapshotter) mountsOf(ctx context.Context, key string) (mounts []mount.Mount, id uint64, info snapshots.Info, err error) {
+	if mounts, err = s.overlay.Mounts(ctx, key); err != nil {
+		return nil, 0, info, err
+	}
+	if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+		id, info, _, err = storage.Info(ctx, key)
+		return err
+	}); err != nil {
+		return nil, 0, info, fmt.Errorf("mounts %q: %w", key, err)
+	}
+	return s.adapt(mounts, id, info), id, info, nil
+}
+
+// show places what Apply has made where the mounts of its snapshot have it. What is
+// written through them is not known any more, so Commit reads and syncs everything.
+func (s *Snapshotter) show(ctx context.Context, key string) error {
+	a := s.actives.Get(key)
+	if a == nil {
+		return nil
+	}
+	if made, beside, err := s.actives.Made(a); made == nil || !beside || err != nil {
+		return nil // nothing was applied, or that has not ended
+	}
+	unlock, err := s.keys.Lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, beside, err := s.actives.Made(a); !beside || err != nil || s.actives.Get(key) != a {
+		return err
+	}
+	return s.place(a)
 }
 
 // adapt changes containerd's mounts of a snapshot where they would break a

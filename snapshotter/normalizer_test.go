@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/errdefs"
@@ -63,6 +64,7 @@ type extraction struct {
 	parent string // named at Commit
 	upper  string
 	labels snapshots.Opt
+	mounts []mount.Mount
 }
 
 // extract prepares layer n, on layer n-1 or, in parallel, on nothing yet, and
@@ -83,6 +85,14 @@ func extract(t *testing.T, s *Snapshotter, n int, parallel bool, entries ...tar.
 	mounts, err := s.Prepare(t.Context(), e.key, parent, e.labels)
 	if err != nil {
 		t.Fatal(err)
+	}
+	e.mounts = mounts
+	if throughApply {
+		e.upper = treetest.UpperDir(mounts)
+		if err := e.apply(t, entries...); err != nil {
+			t.Fatal(err)
+		}
+		return e
 	}
 	var opts []archive.ApplyOpt
 	if mounts[0].Type == "overlay" {

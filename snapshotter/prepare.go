@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
@@ -65,7 +66,7 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 	defer s.creating.Unlock()
 
 	var (
-		a    *active
+		a    *active.Snapshot
 		info snapshots.Info
 	)
 	undo := gate.Undo{Key: key}
@@ -95,12 +96,12 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		return err
 	}); err != nil {
 		if a != nil {
-			err = errors.Join(err, a.writer.Close())
+			err = errors.Join(err, a.Writer.Close())
 		}
 		return nil, fmt.Errorf("prepare %q: %w", key, err)
 	}
 	if a != nil {
-		s.actives.add(key, a)
+		s.actives.Add(key, a)
 	}
 	faults.Point(faults.PrepareDone)
 	return s.adapt(mounts, undo.ID, info), nil
@@ -134,7 +135,7 @@ func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
 // The row must not be durable without the directory: after a power cut, a
 // container would find its root gone. bbolt's fdatasync does not bring the
 // rename to disk with it; measured on ext4 and xfs.
-func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, err error) {
+func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active.Snapshot, err error) {
 	dir := s.root.Dir(id)
 	if info.Kind == snapshots.KindActive {
 		writer, err := s.gate.OpenWriter(dir, id)
@@ -142,7 +143,7 @@ func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, er
 			return nil, err
 		}
 		_, extraction := layout.ExtractionOf(info.Name, info.Labels)
-		a = &active{id: id, extraction: extraction, writer: writer}
+		a = &active.Snapshot{ID: id, Extraction: extraction, Writer: writer}
 		defer func() {
 			if err != nil {
 				err = errors.Join(err, writer.Close())
@@ -167,10 +168,10 @@ func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active, er
 	return a, nil
 }
 
-func (s *Snapshotter) openEntry(a *active, key string, info snapshots.Info) storage.OpenEntry {
+func (s *Snapshotter) openEntry(a *active.Snapshot, key string, info snapshots.Info) storage.OpenEntry {
 	chainID, _ := layout.ExtractionOf(key, info.Labels)
 	return storage.OpenEntry{
-		ID: a.id, Key: key, Extraction: a.extraction, ChainID: chainID, Parent: info.Parent,
-		Started: time.Now().UTC(), BootID: s.bootID, RunID: s.runID, CursorLost: a.lost,
+		ID: a.ID, Key: key, Extraction: a.Extraction, ChainID: chainID, Parent: info.Parent,
+		Started: time.Now().UTC(), BootID: s.bootID, RunID: s.runID, CursorLost: a.Lost,
 	}
 }

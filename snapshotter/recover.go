@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
@@ -129,7 +130,7 @@ func (r *recovery) readActives(ctx context.Context, j *storage.Journal) error {
 		case unusable != nil:
 			writer.Poison(fmt.Errorf("its directory cannot be used: %w", unusable))
 		}
-		r.actives.add(info.Name, &active{id: id, extraction: e.Extraction, writer: writer, lost: true})
+		r.actives.Add(info.Name, &active.Snapshot{ID: id, Extraction: e.Extraction, Writer: writer, Lost: true})
 		return nil
 	})
 }
@@ -139,7 +140,7 @@ func (r *recovery) readActives(ctx context.Context, j *storage.Journal) error {
 func (r *recovery) missingOpen(ctx context.Context, id uint64, info snapshots.Info) storage.OpenEntry {
 	log.G(ctx).WithField("key", info.Name).Warn("active snapshot without a journal entry: another snapshotter has used this root")
 	_, extraction := layout.ExtractionOf(info.Name, info.Labels)
-	e := r.openEntry(&active{id: id, extraction: extraction}, info.Name, info)
+	e := r.openEntry(&active.Snapshot{ID: id, Extraction: extraction}, info.Name, info)
 	e.Started = info.Created
 	return e
 }
@@ -157,7 +158,7 @@ func (r *recovery) checkCommitted(ctx context.Context, j *storage.Journal) error
 		adopted := errors.Is(err, storage.ErrNoEntry)
 		if adopted {
 			log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
-			e, err = r.commitEntry(&active{id: id}, info, seal.Summary{}), nil
+			e, err = r.commitEntry(&active.Snapshot{ID: id}, info, seal.Summary{}), nil
 			e.Strategy, e.Epoch = storage.StrategyUnknown, 0
 		}
 		if err != nil {
@@ -194,8 +195,8 @@ func (s *Snapshotter) usable(id uint64, info snapshots.Info) error {
 // Commit that was cut short has changed it, and a rebuild would believe it. A
 // snapshot whose record cannot be written goes without: only a rebuild needs it.
 func (r *recovery) restoreRecords(ctx context.Context) error {
-	for key, a := range r.actives.byKey {
-		dir := r.root.Dir(a.id)
+	for key, a := range r.actives.All() {
+		dir := r.root.Dir(a.ID)
 		var info snapshots.Info
 		if err := r.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
 			_, info, _, err = storage.Info(ctx, key)
@@ -203,7 +204,7 @@ func (r *recovery) restoreRecords(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
-		want := layout.RecordOf(a.id, info)
+		want := layout.RecordOf(a.ID, info)
 		if have, err := layout.ReadRecord(dir); err == nil && have.SameRow(want) {
 			continue
 		}

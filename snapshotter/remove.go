@@ -41,6 +41,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	defer unlock()
+	s.actives.StopApply(key)
 
 	var id uint64
 	err = s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
@@ -48,7 +49,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return err
 	})
 	if errdefs.IsNotFound(err) {
-		s.actives.forget(key) // of a row that was taken back
+		s.actives.Forget(key) // of a row that was taken back
 		return nil
 	}
 	if err != nil {
@@ -68,7 +69,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove %q: %w", key, err)
 	}
 	faults.Point(faults.RemoveDone)
-	s.actives.forget(key)
+	s.actives.Forget(key)
 	s.layers.Drop(key, id)
 	if s.cfg.SyncRemove {
 		return s.Cleanup(ctx)

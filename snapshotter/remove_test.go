@@ -76,7 +76,7 @@ func TestRemoveKeepsMounted(t *testing.T) {
 	warnings := logged(t)
 	_, err := s.Prepare(t.Context(), "container", "")
 	fatal(t, err)
-	dir := s.root.Dir(s.actives.get("container").id)
+	dir := s.root.Dir(s.actives.Get("container").ID)
 	point := filepath.Join(dir, "fs", "a", "mnt")
 	fatal(t, os.MkdirAll(point, 0o755))
 	host := t.TempDir()
@@ -219,7 +219,7 @@ func TestUnusableActive(t *testing.T) {
 				_, err := s.Prepare(t.Context(), key, "")
 				fatal(t, err)
 			}
-			dir := s.root.Dir(s.actives.get("spoiled").id)
+			dir := s.root.Dir(s.actives.Get("spoiled").ID)
 			stop(t, s)
 			spoil(t, dir)
 			warnings := logged(t)
@@ -254,7 +254,7 @@ func TestUnwritableRecord(t *testing.T) {
 		_, err := s.Prepare(t.Context(), key, "")
 		fatal(t, err)
 	}
-	dir := s.root.Dir(s.actives.get("spoiled").id)
+	dir := s.root.Dir(s.actives.Get("spoiled").ID)
 	stop(t, s)
 	fatal(t, errors.Join(os.Remove(filepath.Join(dir, layout.RecordFile)), os.Mkdir(filepath.Join(dir, layout.RecordFile+".new"), 0o700)))
 	warnings := logged(t)

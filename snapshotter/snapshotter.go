@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/archives"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
@@ -109,7 +110,7 @@ type Snapshotter struct {
 	keys     *layers.Keys
 	creating sync.Mutex // see "lock order" in doc.go
 
-	actives actives
+	actives active.Set
 
 	layers *layers.Layers
 	blobs  blobs.Source
@@ -156,7 +157,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		}
 	}()
 	s := &Snapshotter{
-		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(), actives: actives{byKey: map[string]*active{}},
+		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(),
 		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: cfg.Sources(),
 	}
 	s.gate = gate.New(db, gate.Config{Root: cfg.Root, Dir: s.root.Snapshots(), OnHealth: cfg.OnHealth})
@@ -190,7 +191,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	})
 	if err := s.recover(ctx); err != nil {
 		s.Stopping()
-		return nil, errors.Join(err, s.actives.close())
+		return nil, errors.Join(err, s.actives.Close())
 	}
 	s.layers.Watch()
 	if cfg.NoBackground {
@@ -335,7 +336,14 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil || info.Kind != snapshots.KindActive {
 		return usage, err
 	}
-	usage, err = diskUsage(ctx, s.root.Tree(id))
+	dir := s.root.Tree(id)
+	if a := s.actives.Get(key); a != nil {
+		// While a layer is applied, and until its Commit, it lies beside fs/.
+		if made, beside, err := s.actives.Made(a); err != nil || made != nil && beside {
+			dir = s.root.Applied(id)
+		}
+	}
+	usage, err = diskUsage(ctx, dir)
 	if isNotExist(err) {
 		return snapshots.Usage{}, nil
 	}
@@ -401,7 +409,7 @@ func (s *Snapshotter) Close() error {
 		log.G(s.background).Warn("background work did not end in time, and is left to the next start")
 	}
 	s.layers.Close(ctx)
-	return errors.Join(s.actives.close(), s.overlay.Close()) // closes the database too
+	return errors.Join(s.actives.Close(), s.overlay.Close()) // closes the database too
 }
 
 // warnOnce logs a warning, once per key and start of the daemon.

@@ -67,11 +67,11 @@ func (c *commit) adopt(ctx context.Context) (done bool, err error) {
 
 // dropActive removes the rows of an extraction whose layer is here already.
 func (c *commit) dropActive(ctx context.Context, j *storage.Journal) error {
-	if err := c.active.writer.Poisoned(); err != nil {
+	if err := c.active.Writer.Poisoned(); err != nil {
 		return err
 	}
 	defer faults.Point(faults.CommitInTx)
-	return errors.Join(storage.Remove(ctx, c.key), j.Remove(c.active.id, time.Now().UTC()))
+	return errors.Join(storage.Remove(ctx, c.key), j.Remove(c.active.ID, time.Now().UTC()))
 }
 
 // adopted follows a transaction that has dropped an extraction: its tree goes.
@@ -79,7 +79,7 @@ func (c *commit) adopted(ctx context.Context) {
 	log.G(ctx).WithFields(log.Fields{"key": c.key, "name": c.name}).
 		Info("the layer of an extraction is here already, and ready: the extraction is dropped")
 	metrics.Adopted.Inc()
-	c.actives.forget(c.key)
+	c.actives.Forget(c.key)
 	c.cleanUpSoon()
 }
 
@@ -132,7 +132,7 @@ func (c *commit) replaced(ctx context.Context, added *layers.Added, gone []vacat
 		Warn("a committed snapshot that containerd does not know was replaced, with all that stood on it")
 	added.Replaces()
 	for _, g := range gone {
-		c.actives.forget(g.name)
+		c.actives.Forget(g.name)
 		c.layers.Drop(g.name, g.id)
 	}
 	c.cleanUpSoon()

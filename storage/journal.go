@@ -74,6 +74,9 @@ const (
 	// StrategySyncfsCursorLost: the same, but the daemon had been restarted
 	// since Prepare, so a writeback error of the time before is not known.
 	StrategySyncfsCursorLost Strategy = "syncfs, cursor lost"
+	// StrategyApplied: the same descriptor, at the end of an Apply of ours; Commit has
+	// synced what it has changed since.
+	StrategyApplied Strategy = "syncfs, in Apply"
 	// StrategyRebuilt: found by repair --rebuild, equal to its record, synced.
 	StrategyRebuilt Strategy = "rebuilt"
 	// StrategyHealed: extracted again by us out of its blob, because it was

@@ -29,6 +29,7 @@ type Config struct {
 	ContentRoot string            `toml:"content_root" comment:"The content store of containerd. A damaged layer is extracted again out of its blob there.\nk3s: /var/lib/rancher/k3s/agent/containerd/io.containerd.content.v1.content\nRKE2: /var/lib/rancher/rke2/agent/containerd/io.containerd.content.v1.content\nEmpty: damaged layers are refused and not healed."`
 	LogLevel    string            `toml:"log_level" comment:"trace, debug, info, warn or error."`
 	Snapshotter SnapshotterConfig `toml:"snapshotter" comment:"The keys of containerd's overlayfs plugin, with the same meaning."`
+	Diff        DiffConfig        `toml:"diff" comment:"How layers are extracted, where containerd's configuration names this differ."`
 	Journal     JournalConfig     `toml:"journal"`
 	Heal        HealConfig        `toml:"heal" comment:"Where a damaged layer comes from when containerd's content store has no good blob of it, in this order."`
 	Images      ImagesConfig      `toml:"images" comment:"What is done about the images of containerd after a power cut, or another unclean shutdown of the machine."`
@@ -43,6 +44,12 @@ type SnapshotterConfig struct {
 	SyncRemove    bool     `toml:"sync_remove" comment:"Delete directories in Remove, not in the Cleanup that follows it."`
 	SlowChown     bool     `toml:"slow_chown" comment:"Allow containerd to chown a whole tree where the kernel cannot map owners in a mount.\nTakes effect when the capability \"only-remap-ids\" is left out of containerd's proxy_plugins entry."`
 	MountOptions  []string `toml:"mount_options" comment:"Options for overlay mounts, one per item. Not used for bind mounts."`
+}
+
+// DiffConfig is how layers are extracted.
+type DiffConfig struct {
+	Enabled      bool   `toml:"enabled" comment:"Extract the layers of this snapshotter in the daemon, and make them durable before their Commit.\nfalse: containerd's own differ does it, and Commit syncs. Layers of others, and encrypted ones, are always handed to it."`
+	Decompressor string `toml:"decompressor" comment:"auto: igzip, of the package isal, for gzip where it is installed; it needs half of the time. internal: never another program."`
 }
 
 // JournalConfig bounds the commit journal.
@@ -101,6 +108,7 @@ func Default() Config {
 		ContentRoot: "/var/lib/containerd/io.containerd.content.v1.content",
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
+		Diff:        DiffConfig{Enabled: true, Decompressor: "auto"},
 		Journal:     JournalConfig{History: 1000},
 		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
 		Images:      ImagesConfig{Repair: imagecheck.Fetch},
@@ -164,6 +172,8 @@ func (c Config) Validate() error {
 		}
 	}
 	switch {
+	case c.Diff.Decompressor != "auto" && c.Diff.Decompressor != "internal":
+		return fmt.Errorf("diff.decompressor %q: not auto or internal", c.Diff.Decompressor)
 	case c.Scrub.Interval < 0:
 		return fmt.Errorf("scrub.interval %q: must not be negative", time.Duration(c.Scrub.Interval))
 	case c.Scrub.Rate < 0:

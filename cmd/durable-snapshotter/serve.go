@@ -11,8 +11,11 @@ import (
 	"sync"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
@@ -25,6 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/differ"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
@@ -145,10 +149,30 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	admin.Serving()
-	return serveGRPC(ctx, l, sn, healthy)
+	d, closeDiffer, err := cfg.differ(sn)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeDiffer()) }()
+	return serveGRPC(ctx, l, sn, d, healthy)
 }
 
-func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter, healthy *health.Server) error {
+// differ returns the diff service for containerd. What it calls of containerd is never
+// called from inside a call of the snapshotter, where containerd holds locks.
+func (c Config) differ(sn *snapshotter.Snapshotter) (d *differ.Differ, close func() error, err error) {
+	dc := differ.Config{Snapshots: sn, ContentRoot: c.ContentRoot, Own: c.Diff.Enabled, Igzip: c.Diff.Decompressor == "auto"}
+	if c.Containerd.Address == "" {
+		return differ.New(dc), func() error { return nil }, nil
+	}
+	conn, err := repull.Connect(c.Containerd.Address)
+	if err != nil {
+		return nil, nil, err
+	}
+	dc.Applier, dc.Content = conn.Applier(), conn.Content()
+	return differ.New(dc), conn.Close, nil
+}
+
+func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter, d diff.Applier, healthy *health.Server) error {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -156,6 +180,9 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream(ctx)),
 	)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	// Without a Comparer it answers NotImplemented to Diff: containerd's own makes the blob
+	// under the lease of its client, which is not passed on.
+	diffapi.RegisterDiffServer(server, diffservice.FromApplierAndComparer(d, nil))
 	healthapi.RegisterHealthServer(server, healthy)
 
 	served := make(chan error, 1)

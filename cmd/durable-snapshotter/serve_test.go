@@ -23,7 +23,7 @@ func TestStopWithWatcher(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stopped := make(chan error, 1)
-	go func() { stopped <- serveGRPC(ctx, l, nil, health.NewServer()) }()
+	go func() { stopped <- serveGRPC(ctx, l, nil, nil, health.NewServer()) }()
 
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -44,6 +44,23 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 	return blob, nil
 }
 
+// File opens the file of a blob, with the errors of ReaderAt.
+func (s *Store) File(desc ocispec.Descriptor) (*os.File, error) {
+	blob, err := s.ReaderAt(context.Background(), desc) // it examines, and costs no reading
+	if err != nil {
+		return nil, err
+	}
+	_ = blob.Close() // nothing was read
+	file, err := os.Open(s.path(desc.Digest))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, notFound("blob %s is missing", desc.Digest)
+	}
+	if err != nil {
+		return nil, cannot(err, "open blob %s", desc.Digest)
+	}
+	return file, nil
+}
+
 // Open returns the bytes of a blob in the store, as [Store.ReaderAt] does.
 func (s *Store) Open(ctx context.Context, b Blob) (io.ReadCloser, error) {
 	blob, err := s.ReaderAt(ctx, b.Descriptor)
@@ -222,7 +239,7 @@ var errStream = errors.New("not a valid compressed stream")
 // what was read, and that means all of it: a tar ends before its stream does; see
 // Mismatch. Close checks nothing.
 func (b Blob) Layer(ctx context.Context) (io.ReadCloser, error) {
-	if err := extractable(b.MediaType); err != nil {
+	if err := Extractable(b.MediaType); err != nil {
 		return nil, fmt.Errorf("%v %w", b, err)
 	}
 	src, err := b.source(ctx)

@@ -246,7 +246,7 @@ func (s *Store) candidates(ctx context.Context, want Layer) (found []Blob, reaso
 		if times[b.Digest]++; times[b.Digest] > 1 {
 			continue
 		}
-		err := extractable(b.MediaType)
+		err := Extractable(b.MediaType)
 		if err == nil {
 			err = s.present(b.Descriptor)
 		}
@@ -417,9 +417,9 @@ func (s *Store) present(desc ocispec.Descriptor) error {
 	return nil
 }
 
-// extractable returns why layers of a media type cannot be extracted, with
+// Extractable returns why layers of a media type cannot be extracted, with
 // ErrCannot.
-func extractable(mediaType string) error {
+func Extractable(mediaType string) error {
 	base, suffix, _ := strings.Cut(mediaType, "+")
 	if slices.Contains(strings.Split(suffix, "+"), "encrypted") {
 		return &problem{kind: ErrCannot, text: fmt.Sprintf("is encrypted (%s)", mediaType)}

@@ -17,6 +17,10 @@ var platforms = map[string][]string{
 	"containerd-1.7": {
 		"/etc/containerd/config.toml of version 2, text C", "/etc/containerd/config.toml of version 2, text D", "/etc/containerd/config.toml of version 2, text E",
 	},
+	"containerd-2-differ": {"/etc/containerd/conf.d/durable.toml, containerd 2.3 and newer, with the differ", "/etc/containerd/conf.d/durable-diff.toml"},
+	"containerd-1.7-differ": {
+		"/etc/containerd/config.toml of version 2, text C", "/etc/containerd/config.toml of version 2, text D", "/etc/containerd/config.toml of version 2, text E", "/etc/containerd/config.toml of version 2, text F",
+	},
 	"k3s":      {"/etc/rancher/k3s/config.yaml", "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/durable.toml", "/etc/durable-snapshotter/config.toml on k3s"},
 	"rke2":     {"/etc/rancher/rke2/config.yaml", "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.d/durable.toml", "/etc/durable-snapshotter/config.toml on RKE2"},
 	"k0s":      {"/etc/k0s/containerd.d/durable.toml", "/etc/durable-snapshotter/config.toml on k0s"},

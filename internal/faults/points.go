@@ -12,6 +12,14 @@ const (
 	PrepareDone     Name = "prepare.done"     // the row is durable, not answered yet
 )
 
+// Points of Apply and of the Commit that follows it, in order.
+const (
+	ApplyExtracted Name = "apply.extracted" // the tree is complete, in its place beside fs/
+	ApplySealed    Name = "apply.sealed"    // marks are in order and the seal is written, nothing is synced
+	ApplySynced    Name = "apply.synced"    // all of it is on disk, not answered yet
+	CommitPlaced   Name = "commit.placed"   // the tree is fs/ and the record has the kind committed, in memory
+)
+
 // Points of Commit, in order.
 const (
 	CommitWalked   Name = "commit.walked"   // counted, nothing written
@@ -59,7 +67,12 @@ func Healing() []Name {
 	return []Name{HealExtracted, HealSynced, HealJournalled, HealExchanged, HealPlaced, HealDone}
 }
 
-// All lists every point but those of healing, for the tests that visit them one after another.
+// Applying lists the points of Apply and of the Commit that follows it.
+func Applying() []Name {
+	return []Name{ApplyExtracted, ApplySealed, ApplySynced, CommitPlaced}
+}
+
+// All lists every point but those of healing and applying, for the tests that visit them one after another.
 func All() []Name {
 	return []Name{
 		PrepareRenamed, PrepareRecorded, PrepareSynced, PrepareDone,

@@ -14,6 +14,8 @@
 // # The ways through
 //
 //   - [Gate.Commit] makes the tree of a Writer durable and runs one transaction.
+//   - [Gate.SyncApart] makes it durable before; [Gate.CommitRest] then syncs the rest
+//     and runs the transaction.
 //   - [Gate.Synced] is the same for several steps after the sync.
 //   - [Gate.Update] runs one transaction.
 //   - [Gate.Do] runs any other write that ends with a sync of its own, and what
@@ -25,6 +27,7 @@
 //
 // # Lock order
 //
+//	apart     one sync that no Commit waits for at a time
 //	syncing   one sync and what follows it at a time
 //	outage    what is left to do after a failed write; held during a probe
 //	writers   the open Writers; held briefly, innermost

@@ -28,7 +28,8 @@ type Gate struct {
 	cfg Config
 	db  *storage.DB
 
-	syncing sync.Mutex // see "Lock order" in doc.go
+	apart   sync.Mutex // see "Lock order" in doc.go
+	syncing sync.Mutex
 	outage  outage
 	writers writers
 }
@@ -60,7 +61,18 @@ func (g *Gate) View(ctx context.Context, fn func(context.Context, *storage.Journ
 // canceled. The error is FailedPrecondition when w is poisoned, by a failure before
 // the transaction ends.
 func (g *Gate) Commit(ctx context.Context, w *Writer, undo *Undo, tx func(context.Context, *storage.Journal) error) error {
-	return g.Synced(ctx, w, func(ctx context.Context) error {
+	return g.Synced(ctx, w, g.transaction(w, undo, tx))
+}
+
+// CommitRest is Commit for a tree that SyncApart has made durable. Instead of everything,
+// only what was written since is synced, by rest.
+func (g *Gate) CommitRest(ctx context.Context, w *Writer, undo *Undo, rest func() error, tx func(context.Context, *storage.Journal) error) error {
+	return g.synced(ctx, w, func() error { return g.Do(ctx, rest) }, g.transaction(w, undo, tx))
+}
+
+// transaction runs tx unless w is poisoned.
+func (g *Gate) transaction(w *Writer, undo *Undo, tx func(context.Context, *storage.Journal) error) func(context.Context) error {
+	return func(ctx context.Context) error {
 		// Checked inside the transaction, because a write of another caller that
 		// failed while this one waited for the transaction has poisoned w too.
 		inTx := func(ctx context.Context, j *storage.Journal) error {
@@ -70,7 +82,7 @@ func (g *Gate) Commit(ctx context.Context, w *Writer, undo *Undo, tx func(contex
 			return tx(ctx, j)
 		}
 		return g.Update(ctx, undo, inTx)
-	})
+	}
 }
 
 // Synced makes everything that w has written durable and then calls fn, with a
@@ -81,9 +93,13 @@ func (g *Gate) Commit(ctx context.Context, w *Writer, undo *Undo, tx func(contex
 // before. With this lock it comes before our sync, and w is poisoned, or after our
 // answer, when our pages were durable.
 func (g *Gate) Synced(ctx context.Context, w *Writer, fn func(context.Context) error) error {
+	return g.synced(ctx, w, func() error { return g.sync(ctx, w) }, fn)
+}
+
+func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func(context.Context) error) error {
 	g.syncing.Lock()
 	defer g.syncing.Unlock()
-	if err := g.Sync(ctx, w); err != nil {
+	if err := sync(); err != nil {
 		return err
 	}
 	if err := w.Poisoned(); err != nil {
@@ -97,9 +113,27 @@ func (g *Gate) Synced(ctx context.Context, w *Writer, fn func(context.Context) e
 	return fn(context.WithoutCancel(ctx))
 }
 
-// Sync makes everything that w has written durable. It is for the heavy part of the
-// work, outside of locks: Commit or Synced must follow.
-func (g *Gate) Sync(ctx context.Context, w *Writer) error {
+// SyncApart makes everything that w has written durable. It is for the heavy part of
+// the work: no Commit waits for it. Commit, CommitRest or Synced must follow.
+//
+// One caller at a time: what the first has written, the second need not. The error of
+// a sync beside this one may be about our pages, see Synced. All of them have ended,
+// and w is poisoned by those that have failed, when both locks were held.
+func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
+	g.apart.Lock()
+	defer g.apart.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := g.sync(ctx, w); err != nil {
+		return err
+	}
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
+	return w.Poisoned()
+}
+
+func (g *Gate) sync(ctx context.Context, w *Writer) error {
 	return g.Do(ctx, w.cursor.Sync)
 }
 

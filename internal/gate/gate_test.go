@@ -8,6 +8,7 @@ import (
 	"log"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	cstorage "github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -179,6 +180,48 @@ func TestPoisonedWhileWaiting(t *testing.T) {
 		t.Error("the transaction runs")
 		return nil
 	}); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+}
+
+// TestSyncApart: a sync outside of the lock of Commits has succeeded when every sync beside
+// it has ended, for its failure may be about the same pages.
+func TestSyncApart(t *testing.T) {
+	g := open(t, nil)
+	w, other := g.writer(t, 1), g.writer(t, 2)
+	inside, fail, synced := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		_ = g.Synced(t.Context(), other, func(ctx context.Context) error {
+			close(inside)
+			<-fail
+			return g.Do(ctx, func() error { return errDisk })
+		})
+	}()
+	<-inside
+	go func() { synced <- g.SyncApart(t.Context(), w) }()
+	select {
+	case err := <-synced:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(fail)
+	if err := <-synced; !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+	row := func(context.Context, *storage.Journal) error { t.Error("the transaction runs"); return nil }
+	if err := g.CommitRest(t.Context(), w, nil, func() error { return nil }, row); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+	next := g.writer(t, 3)
+	if err := g.SyncApart(t.Context(), next); err != nil {
+		t.Error(err)
+	}
+	if err := g.CommitRest(t.Context(), next, nil, func() error { return errDisk }, row); !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.SyncApart(canceled, g.writer(t, 4)); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

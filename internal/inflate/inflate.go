@@ -91,6 +91,15 @@ func File(ctx context.Context, blob *os.File, igzip string) (io.ReadCloser, erro
 	return start(ctx, blob, igzip)
 }
 
+// Program is which program decompresses a stream of File or Stream: igzip, or internal for
+// this process.
+func Program(tar io.ReadCloser) string {
+	if _, ok := tar.(*child); ok {
+		return "igzip"
+	}
+	return "internal"
+}
+
 // child is a running decompressor.
 type child struct {
 	ctx    context.Context

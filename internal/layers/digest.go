@@ -89,7 +89,7 @@ func (d *digester) undigested() (layers []*layer) {
 // has seen committed or healed.
 func (d *digester) digestible(e storage.CommitEntry) bool {
 	switch e.Strategy {
-	case storage.StrategySyncfs, storage.StrategySyncfsCursorLost, storage.StrategyHealed:
+	case storage.StrategySyncfs, storage.StrategySyncfsCursorLost, storage.StrategyApplied, storage.StrategyHealed:
 		return e.BootID == d.bootID
 	}
 	return false

@@ -131,3 +131,8 @@ func (s *Layers) Close(ctx context.Context) {
 func (s *Layers) Normalizer(ctx context.Context, t unpack.Tree) (*marks.Normalizer, error) {
 	return s.unpack.Normalizer(ctx, t)
 }
+
+// RootBelow is unpack.Unpacker's, for a parent that was not known at Prepare.
+func (s *Layers) RootBelow(ctx context.Context, parent string) (bool, error) {
+	return s.unpack.RootBelow(ctx, parent)
+}

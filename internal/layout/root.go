@@ -36,6 +36,9 @@ func (r Root) Dir(id uint64) string {
 // Tree is the layer of a snapshot, or the writable part of a container.
 func (r Root) Tree(id uint64) string { return filepath.Join(r.Dir(id), "fs") }
 
+// Applied is where a layer is extracted before it becomes the Tree of its snapshot.
+func (r Root) Applied(id uint64) string { return filepath.Join(r.Dir(id), "applied") }
+
 // Removing is the directory of what is deleted from now on.
 func (r Root) Removing() string { return filepath.Join(r.Areas()[0], RemovingDir) }
 

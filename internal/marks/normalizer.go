@@ -30,6 +30,7 @@ type Normalizer struct {
 	features overlayutil.Features
 	direct   bool       // an applier wrote into the directory, not through a mount
 	rebased  bool       // the parent became known at Commit
+	again    bool       // marks are in the space of our mounts already
 	tree     string     // the layer's directory
 	lower    []Parent   // the parent chain, topmost first
 	below    below      // reads the seals of the chain
@@ -49,19 +50,22 @@ type Normalizer struct {
 type Options struct {
 	Space    overlayutil.Space // that of our mounts
 	Features overlayutil.Features
-	Direct   bool     // an applier wrote into the directory, not through a mount
-	Rebased  bool     // the parent became known at Commit
-	Tree     string   // the layer's directory
-	Lower    []Parent // the parent chain, topmost first
-	Chain    Chain    // the same chain, read again for what its layers show
-	Origin   Origin   // which directories have an entry in the tar
+	Direct   bool // an applier wrote into the directory, not through a mount
+	Rebased  bool // the parent became known at Commit
+	// Again means that a Normalizer has been through the tree: the marks that it has
+	// moved are not taken for some that come from the tar.
+	Again  bool
+	Tree   string   // the layer's directory
+	Lower  []Parent // the parent chain, topmost first
+	Chain  Chain    // the same chain, read again for what its layers show
+	Origin Origin   // which directories have an entry in the tar
 }
 
 // New returns a Normalizer for the layer in the directory Options.Tree, on the chain
 // Options.Lower.
 func New(o Options) *Normalizer {
 	return &Normalizer{
-		space: o.Space, features: o.Features, direct: o.Direct, rebased: o.Rebased,
+		space: o.Space, features: o.Features, direct: o.Direct, rebased: o.Rebased, again: o.Again,
 		tree: o.Tree, lower: o.Lower, below: below{o.Chain}, origin: o.Origin,
 		found: layout.OverlayMarks{Space: string(o.Space)},
 	}
@@ -154,7 +158,7 @@ type entryMarks struct {
 
 // normalizeMarks normalizes the overlay attributes of one entry.
 func (n *Normalizer) normalizeMarks(ctx context.Context, path string, e *seal.Entry) (m entryMarks, err error) {
-	dir := e.Type() == unix.S_IFDIR
+	dir, direct := e.Type() == unix.S_IFDIR, n.direct && !n.again
 	opaque := map[overlayutil.Space]string{}
 	remove := func(space overlayutil.Space, name, why string) {
 		if err == nil {
@@ -169,7 +173,7 @@ func (n *Normalizer) normalizeMarks(ctx context.Context, path string, e *seal.En
 		space, name, ok := overlayutil.Split(x.Name)
 		switch {
 		case !ok:
-		case n.direct && space == n.space && space == overlayutil.User:
+		case direct && space == n.space && space == overlayutil.User:
 			// The applier writes trusted marks only, so this one comes from the tar.
 			remove(space, name, "a layer's tar cannot speak to overlayfs")
 		case name == overlayutil.AttrOpaque && dir:
@@ -185,7 +189,7 @@ func (n *Normalizer) normalizeMarks(ctx context.Context, path string, e *seal.En
 	}
 
 	ours, other := opaque[n.space], opaque[n.space.Other()]
-	if other != "" && n.direct && n.space == overlayutil.User {
+	if other != "" && direct && n.space == overlayutil.User {
 		// The applier always writes trusted marks, which our mounts do not read.
 		if other != overlayutil.Opaque {
 			return m, n.undefined(path, n.space.Other(), other)
@@ -199,7 +203,7 @@ func (n *Normalizer) normalizeMarks(ctx context.Context, path string, e *seal.En
 		if err := n.space.Other().Remove(path, overlayutil.AttrOpaque); err != nil {
 			return m, err
 		}
-	} else if other != "" && (n.direct || ours != "") {
+	} else if other != "" && (direct || ours != "") {
 		// Shown by our mounts as an ordinary attribute, it would be copied up
 		// with the directory, and hide things from a mount of the other kind.
 		remove(n.space.Other(), overlayutil.AttrOpaque, "our mounts ignore it, and would copy it up")

@@ -28,8 +28,10 @@ var factory = promauto.With(Registry)
 // durations are the buckets of what takes milliseconds to a minute.
 var durations = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
 
-// The phases of a Commit.
+// The phases of a Commit, and of an Apply.
 const (
+	PhaseExtract     = "extract"     // the layer is written
+	PhaseSeal        = "seal"        // its tree is walked and sealed
 	PhaseWalk        = "walk"        // the tree is walked and sealed
 	PhaseSync        = "sync"        // what was written becomes durable
 	PhaseTransaction = "transaction" // the row is written, and durable
@@ -37,12 +39,13 @@ const (
 
 // The results of an operation.
 const (
-	OK      = "ok"
-	Failed  = "error"
-	Refused = "refused" // of a Commit: by a rule, and not by a failure
-	Damaged = "damaged" // of a verification
-	NoBlob  = "no_blob" // of a heal: nothing on this node has good bytes
-	Stopped = "stopped" // of a heal: too much is damaged at once
+	OK       = "ok"
+	Failed   = "error"
+	Refused  = "refused"   // of a Commit: by a rule, and not by a failure
+	Damaged  = "damaged"   // of a verification
+	NoBlob   = "no_blob"   // of a heal: nothing on this node has good bytes
+	Stopped  = "stopped"   // of a heal: too much is damaged at once
+	HandedOn = "handed_on" // of an Apply: to containerd's own diff service
 )
 
 var (
@@ -55,6 +58,15 @@ var (
 	// CommitBytes and CommitInodes count what was committed.
 	CommitBytes  = factory.NewCounter(counter("commit_bytes_total", "Bytes of the files of committed snapshots."))
 	CommitInodes = factory.NewCounter(counter("commit_inodes_total", "Inodes of committed snapshots."))
+	// QuickCommits counts Commits of what an Apply of ours had made durable before.
+	QuickCommits = factory.NewCounter(counter("quick_commits_total", "Commits that did not sync the file system, because the layer was durable before."))
+	// Applies counts layers that a client requested to be extracted, by result.
+	Applies = factory.NewCounterVec(counter("applies_total", "Layers that were to be extracted, by result: ok, handed_on, error."), []string{"result"})
+	// ApplySeconds is how long extractions of ours took, ApplyPhaseSeconds the same for each phase.
+	ApplySeconds      = factory.NewHistogram(histogram("apply_duration_seconds", "Duration of extractions of layers."))
+	ApplyPhaseSeconds = factory.NewHistogramVec(histogram("apply_phase_duration_seconds", "Duration of the phases of extractions: extract, seal, sync."), []string{"phase"})
+	// ApplyBytes counts the bytes of the tars that were extracted.
+	ApplyBytes = factory.NewCounterVec(counter("apply_bytes_total", "Bytes of the tars of extracted layers, by decompressor: igzip, internal."), []string{"decompressor"})
 	// SyncErrors counts the writes that the kernel could not make durable.
 	SyncErrors = factory.NewCounter(counter("sync_errors_total", "Syncs and database transactions that failed."))
 	// Writable is whether the file system of the root accepts writes.

@@ -17,6 +17,8 @@ import (
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/diff"
+	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -96,6 +98,12 @@ func Connect(address string, more ...grpc.DialOption) (*Containerd, error) {
 
 // Close ends the connection.
 func (c *Containerd) Close() error { return c.conn.Close() }
+
+// Applier is its diff service.
+func (c *Containerd) Applier() diff.Applier { return diffproxy.NewDiffApplier(c.differ).(diff.Applier) }
+
+// Content is its content store.
+func (c *Containerd) Content() content.Provider { return c.content }
 
 // Watch keeps the connection up until ctx ends, and calls changed whenever that has an effect:
 // with true at first, and when containerd has returned; with false when it cannot be reached.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moby/sys/userns"
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
@@ -22,6 +23,10 @@ type Tree struct {
 	Rebased    bool   // the parent was not known when it was prepared
 	ChainID    string // of the layer that is extracted, "" when not known
 	Created    time.Time
+	// Dirs are the directories that have an entry in its tar, nil when the tar was not read.
+	Dirs *marks.TarDirs
+	// Again means that a Normalizer has been through it, without the parent if Rebased.
+	Again bool
 }
 
 // Normalizer is for a tree that is going to be committed. Its parents must be ready
@@ -40,19 +45,38 @@ func (u *Unpacker) Normalizer(ctx context.Context, t Tree) (*marks.Normalizer, e
 	// containerd's applier writes into the directory itself, unless mknod is
 	// forbidden (core/diff/apply/apply_linux.go:34).
 	direct := t.Extraction && (!userns.RunningInUserNS() || len(lower) == 0)
-	origin := marks.Origin{Since: t.Created, Load: func(ctx context.Context) (*marks.TarDirs, error) {
+	origin := marks.Origin{Dirs: t.Dirs, Since: t.Created, Load: func(ctx context.Context) (*marks.TarDirs, error) {
 		return u.TarDirs(ctx, blobs.Layer{ChainID: t.ChainID, Parent: layout.ChainIDOf(t.Parent, nil)}, t.Path)
 	}}
-	return u.newNormalizer(t.Path, t.Parent, lower, direct, t.Rebased, origin), nil
+	n := u.options(t.Path, t.Parent, lower, origin)
+	n.Direct, n.Rebased, n.Again = direct, t.Rebased, t.Again
+	return marks.New(n), nil
 }
 
-// newNormalizer is for a layer in the directory tree, on the chain lower that begins
-// with the committed snapshot parent.
-func (u *Unpacker) newNormalizer(tree, parent string, lower []Parent, direct, rebased bool, origin marks.Origin) *marks.Normalizer {
-	return marks.New(marks.Options{
-		Space: u.space, Features: *u.cfg.Features, Direct: direct, Rebased: rebased,
-		Tree: tree, Lower: parentsOf(lower), Chain: chain{u, parent}, Origin: origin,
-	})
+// RootBelow reports whether the root of a layer on the committed snapshot parent, which
+// was not known when it was prepared, is as it would be then: that it belongs to root,
+// as the parent's does. The error is that of [Unpacker.Normalizer].
+func (u *Unpacker) RootBelow(ctx context.Context, parent string) (bool, error) {
+	lower, err := u.Lower(ctx, parent)
+	if err != nil {
+		return false, err
+	}
+	if err := u.cfg.Ready(parent); err != nil {
+		return false, fmt.Errorf("parent %q: %w", parent, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(lower[0].Tree, &st); err != nil {
+		return false, fmt.Errorf("owner of %s: %w", lower[0].Tree, err)
+	}
+	return st.Uid == 0 && st.Gid == 0, nil
+}
+
+// options are for a layer in the directory tree, on the chain lower that begins with
+// the committed snapshot parent.
+func (u *Unpacker) options(tree, parent string, lower []Parent, origin marks.Origin) marks.Options {
+	return marks.Options{
+		Space: u.space, Features: *u.cfg.Features, Tree: tree, Lower: parentsOf(lower), Chain: chain{u, parent}, Origin: origin,
+	}
 }
 
 // TarDirs reads the tar of a layer that was extracted into root. Which blobs

@@ -78,13 +78,22 @@ func (u *Unpacker) Room(bytes, entries int64) error {
 
 // Extracted is what is known of a tree that was extracted, and nothing has changed since.
 type Extracted struct {
-	dirs *marks.TarDirs         // that have an entry in the tar
-	sums map[uint64]extract.Sum // nil when they are not known
+	Dirs *marks.TarDirs         // that have an entry in the tar
+	Sums map[uint64]extract.Sum // by inode number; nil when they are not known
+}
+
+// Contents writes the digests of the content of the tree to a file, and returns the digest of
+// that, "" when they are not known.
+func (x *Extracted) Contents(ctx context.Context, tree, path string) (string, error) {
+	if x.Sums == nil {
+		return "", nil
+	}
+	return contents.WriteKnown(ctx, tree, path, x.known)
 }
 
 // known is a contents.Known.
 func (x *Extracted) known(inode uint64, size int64) (sum [sha256.Size]byte, ok bool) {
-	s, ok := x.sums[inode]
+	s, ok := x.Sums[inode]
 	return s.SHA256, ok && s.Size == size
 }
 
@@ -146,17 +155,17 @@ func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitE
 	if err := marks.Relabel(ctx, tree, u.cfg.Root.Tree(entry.ID)); err != nil {
 		return entry, err
 	}
-	n := u.newNormalizer(tree, info.Parent, lower, !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0, marks.Origin{Dirs: x.dirs})
+	o := u.options(tree, info.Parent, lower, marks.Origin{Dirs: x.Dirs})
+	o.Direct, o.Rebased = !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0
+	n := marks.New(o)
 	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize)
 	if err != nil {
 		return entry, err
 	}
 	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
 	record := CommittedRecord(entry.ID, info, c, n.Found())
-	if x.sums != nil {
-		if record.Contents, err = contents.WriteKnown(ctx, tree, filepath.Join(dir, layout.ContentsFile), x.known); err != nil {
-			return entry, err
-		}
+	if record.Contents, err = x.Contents(ctx, tree, filepath.Join(dir, layout.ContentsFile)); err != nil {
+		return entry, err
 	}
 	return entry, layout.ReplaceRecord(dir, record)
 }

@@ -41,7 +41,20 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func newScene(t *testing.T) *scene {
+// TestKillApply is TestKill for what our differ extracts, with the blobs at hand: no layer may
+// need them, though.
+func TestKillApply(t *testing.T) {
+	s := newScene(t, "durable")
+	for _, s.power = range []bool{false, true} {
+		for _, point := range append(killPoints(t, "Applying"), "commit.synced", "commit.in-tx", "commit.done") {
+			t.Run(fmt.Sprintf("%s power=%t", point, s.power), func(t *testing.T) { s.visit(t, point) })
+		}
+	}
+}
+
+// newScene makes a scene. Our differ extracts the layers of the snapshotters that differ
+// names.
+func newScene(t *testing.T, differ ...string) *scene {
 	t.Helper()
 	s := &scene{disk: must[*disk.Disk](t)(disk.Start(256 << 20)), mount: t.TempDir()}
 	t.Cleanup(func() {
@@ -52,7 +65,8 @@ func newScene(t *testing.T) *scene {
 	check(t, s.disk.Format(disk.Ext4))
 	check(t, s.disk.Mount(disk.Ext4, s.mount))
 	check(t, s.disk.Watch()) // it is not to keep a log
-	s.node = newNode(t, filepath.Join(s.mount, "durable"))
+	s.node = newNode(t, filepath.Join(s.mount, "durable"), differ...)
+	s.heals = len(differ) > 0
 	s.image = s.push(t, "three-layers", must[kit.Image](t)(kit.Runnable(t.Context())))
 	base := s.push(t, "base", kit.Image{Layers: []kit.Layer{
 		kit.NewLayer(kit.Gzip, kit.Dir("base", 0o755), kit.File("base/file", 0o644, "a layer of long ago\n")),
@@ -93,6 +107,11 @@ func (s *scene) visit(t *testing.T, point string) {
 		t.Errorf("pull again: %v", err)
 	}
 	recorded = s.recorded(t)
+	for _, e := range kittest.Inspect(t, s.Daemon).Journal.Committed {
+		if e.Strategy == "healed" || s.heals && e.Strategy != "syncfs, in Apply" {
+			t.Errorf("layer %s was made durable by %q", e.ChainID, e.Strategy)
+		}
+	}
 	for _, p := range append(base, s.image) {
 		for _, id := range p.ChainIDs {
 			if recorded[id.String()] == "" {
@@ -148,7 +167,7 @@ func (s *scene) dieAt(t *testing.T, l lease, point string) (acked int) {
 			s.live(t, l)
 		})
 		return 1
-	case "prepare", "commit":
+	case "prepare", "apply", "commit":
 		s.dies(t, fmt.Sprintf("%s:%d", point, count), func(d *kit.Daemon) { start(t, d); s.live(t, l) })
 		return count - 1
 	case "update":

@@ -33,13 +33,13 @@ type node struct {
 
 // newNode starts containerd and the registry; dir is where daemons have their
 // root.
-func newNode(t *testing.T, dir string) *node {
+func newNode(t *testing.T, dir string, differ ...string) *node {
 	t.Helper()
 	n := &node{dir: dir, run: kittest.Scratch(t), pullers: map[string]*kit.Puller{}, trees: map[string]kit.Tree{}}
 	n.Node = kittest.NewNode(t, kit.NodeOptions{
 		Volume: dir, Registry: must[*kit.Registry](t)(kit.StartRegistry(t.TempDir())),
 		Daemon:     kit.DaemonOptions{Dir: n.dir, RunDir: n.run},
-		Containerd: kit.ContainerdOptions{Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd")},
+		Containerd: kit.ContainerdOptions{Dir: t.TempDir(), RunDir: filepath.Join(n.run, "containerd"), Differ: differ},
 	})
 	kittest.StartContainerd(t, n.Node)
 	n.client = must[*client.Client](t)(n.Containerd.Client())

@@ -20,7 +20,7 @@ func TestReleaseHasNoFaults(t *testing.T) {
 	tagged := read(must[string](t)(faulty()))
 	planted := read(must[string](t)(defective()))
 
-	points := append(slices.Concat(killPoints(t, "All"), killPoints(t, "Healing")), "DURABLE_KILL_AT")
+	points := append(slices.Concat(killPoints(t, "All"), killPoints(t, "Healing"), killPoints(t, "Applying")), "DURABLE_KILL_AT")
 	for _, name := range searchable(t, points) {
 		contains(t, name, "release", release, false)
 		contains(t, name, "tag faults", tagged, true)

@@ -329,6 +329,13 @@ func (m *machine) pullWithCtr(t *testing.T, snapshotter string) {
 	}
 }
 
+// byDiffer reports whether our differ has made a layer durable.
+func (m *machine) byDiffer(t *testing.T) bool {
+	t.Helper()
+	out := must[[]byte](t)(exec.CommandContext(t.Context(), m.bins.Daemon, "inspect").CombinedOutput())
+	return strings.Contains(string(out), "syncfs, in Apply")
+}
+
 var pushed int
 
 // push pushes an image of two layers that no other call has pushed.

@@ -1,6 +1,8 @@
 package configs
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -82,6 +84,31 @@ func version2(main string) put {
 		write(t, mainFile, editVersion2(t, strings.ReplaceAll(main, "PAUSE", pauseRef()), text))
 		return nil
 	}
+}
+
+// withText appends a text to the main file that another put has written.
+func withText(key string, main put) put {
+	return func(t *testing.T, m *machine, text map[string]string) []string {
+		args := main(t, m, text)
+		written := must[[]byte](t)(os.ReadFile(mainFile))
+		write(t, mainFile, string(written)+text[key])
+		return args
+	}
+}
+
+// dropInList is two drop-ins: the differ, and the list that begins with it.
+func dropInList(t *testing.T, m *machine, text map[string]string) []string {
+	write(t, filepath.Join(filepath.Dir(confd), filepath.Base(textList)), text[textList])
+	return dropIn(textDiffer)(t, m, text)
+}
+
+// version2Differ edits the file that 1.7 prints, which has the table of the diff service.
+func version2Differ(t *testing.T, m *machine, text map[string]string) []string {
+	const list = `plugins."io.containerd.service.v1.diff-service"`
+	proxy, _, _ := strings.Cut(text[textF], "["+list+"]")
+	main := set(t, editVersion2(t, version2Main(t, m), text), list, "default", `["durable-diff", "walking"]`)
+	write(t, mainFile, main+proxy)
+	return nil
 }
 
 // editVersion2 does what the section on version 2 instructs the reader to do.

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -18,6 +19,9 @@ const (
 	textC       = "/etc/containerd/config.toml of version 2, text C"
 	textD       = "/etc/containerd/config.toml of version 2, text D"
 	textE       = "/etc/containerd/config.toml of version 2, text E"
+	textF       = "/etc/containerd/config.toml of version 2, text F"
+	textDiffer  = "/etc/containerd/conf.d/durable.toml, containerd 2.3 and newer, with the differ"
+	textList    = "/etc/containerd/conf.d/durable-diff.toml"
 	textImports = "/etc/containerd/config.toml, at the top level"
 	textDurable = "/etc/durable-snapshotter/config.toml on k3s"
 	textYAML    = "/etc/rancher/k3s/config.yaml"
@@ -67,6 +71,10 @@ var places = []place{
 	{"version 2, config default", "debian", "1.7.35", []string{textC}, version2Own, true},
 	{"version 2, no table containerd, no runtimes", "debian", "", []string{textC, textD, textE}, version2(imageBased), false},
 	{"version 2, no table containerd, with runtimes", "debian", "", []string{textC, textD}, version2(imageBasedRuntimes), true},
+	{"with the differ", "2.3.7", "", []string{textDiffer}, dropIn(textDiffer), true},
+	{"with the differ, everywhere", "2.3.7", "", []string{textDiffer, textList}, dropInList, true},
+	{"version 2, with the differ", "1.7.35", "2.0.14", []string{textC, textD, textE, textF}, withText(textF, version2("version = 2\n")), false},
+	{"version 2, config default of 1.7, with the differ", "1.7.35", "2.0.14", []string{textC, textF}, version2Differ, true},
 	{"k3s, drop-in", "2.0.14", "", []string{textYAML, textDurable, textDropin}, k3sDropIn, true},
 	{"k3s, template of version 3", "2.0.14", "", []string{textYAML, textDurable, textTmplV3}, k3sTemplate(3, textTmplV3), true},
 	{"k3s, template of version 2", "1.7.35", "", []string{textYAML, textDurable, textTmplV2}, k3sTemplate(2, textTmplV2), true},
@@ -115,6 +123,9 @@ func TestTexts(t *testing.T) {
 				}
 				m.pullWithCtr(t, "durable")
 				m.pullWithCtr(t, "overlayfs")
+				if differ := slices.Contains(c.texts, textDiffer) || slices.Contains(c.texts, textF); differ != m.byDiffer(t) {
+					t.Errorf("the differ has extracted layers: %v", !differ)
+				}
 			})
 		}
 	}

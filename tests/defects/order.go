@@ -62,9 +62,9 @@ var orderEdits = []Edit{
 	{
 		File: "internal/gate/gate.go",
 		Old: `
-	if err := g.Sync(ctx, w); err != nil {`,
+	return g.synced(ctx, w, func() error { return g.sync(ctx, w) }, fn)`,
 		New: `
-	if err := g.plantedSync(ctx, w); err != nil {`,
+	return g.synced(ctx, w, func() error { return g.plantedSync(ctx, w) }, fn)`,
 	},
 	{
 		File: "internal/gate/gate.go",
@@ -117,5 +117,38 @@ var orderEdits = []Edit{
 		_ = os.RemoveAll(s.root.Dir(id))
 	}
 	remove := func() error { return s.overlay.Remove(inTx, key) }`,
+	},
+
+	// Apply, and the Commit that follows it.
+	{
+		File: "internal/gate/gate.go",
+		Old: `
+func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {`,
+		New: `
+func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
+	if planted("apply-no-sync") && w.id != 0 {
+		return nil
+	}`,
+	},
+	{
+		File: "snapshotter/commit.go",
+		Old: `
+	if beside {`,
+		New: `
+	if beside || made != nil && planted("apply-trusted") {`,
+	},
+	{
+		File: "snapshotter/commit.go",
+		Old: `
+	if err := c.place(c.active); err != nil {
+		return err
+	}`,
+		New: `
+	if err := c.place(c.active); err != nil && !planted("apply-trusted") {
+		return err
+	}
+	if planted("apply-place-no-sync") {
+		return layout.ReplaceRecord(c.root.Dir(c.active.ID), unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)) // and no contents
+	}`,
 	},
 }

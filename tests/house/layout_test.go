@@ -46,6 +46,7 @@ var ours = map[string][]string{
 	"storage":                 {"fsync", "internal/boltcheck", "internal/faults", "internal/finding", "internal/layout"}, // the journal keeps findings
 	"internal/gate":           {"fsync", "storage", "internal/faults", "internal/metrics"},
 	"internal/marks":          {"overlayutil", "internal/finding", "internal/layout", "internal/mtree", "internal/seal"},
+	"internal/active":         {"internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/rebuild":        {"fsync", "storage", "internal/layout", "internal/mtree", "internal/seal"},
 	"internal/verify":         {"storage", "internal/blobs", "internal/contents", "internal/finding", "internal/layout", "internal/mtree", "internal/seal", "internal/tree"},
 	"internal/brake":          {"storage", "internal/finding", "internal/layout", "internal/tree", "internal/verify"},
@@ -56,13 +57,14 @@ var ours = map[string][]string{
 	"internal/orphans":        {"internal/repull"},
 	"internal/images":         {"storage", "internal/blobs", "internal/library", "internal/refill", "internal/repull", "internal/verify"},
 	"internal/layers":         {"fsync", "overlayutil", "storage", "internal/blobs", "internal/brake", "internal/contents", "internal/faults", "internal/finding", "internal/gate", "internal/idle", "internal/layout", "internal/marks", "internal/metrics", "internal/mtree", "internal/recorded", "internal/scrub", "internal/unpack", "internal/verify"},
-	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/archives", "internal/blobs", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
+	"snapshotter":             {"fsync", "overlayutil", "storage", "internal/active", "internal/archives", "internal/blobs", "internal/extract", "internal/faults", "internal/gate", "internal/layers", "internal/layout", "internal/marks", "internal/metrics", "internal/recorded", "internal/replaced", "internal/scrub", "internal/seal", "internal/tree", "internal/unpack", "internal/verify"},
 	"internal/migrate":        {"internal/images", "internal/repull"},
+	"internal/differ":         {"snapshotter", "internal/blobs", "internal/extract", "internal/inflate", "internal/marks", "internal/metrics", "internal/unpack"},
 	"internal/imagecheck":     {"snapshotter", "storage", "internal/blobs", "internal/images", "internal/layers", "internal/layout", "internal/repull", "internal/verify"},
 	"docs":                    {},
 	"internal/doctor":         {"docs", "fsync", "snapshotter", "storage", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layout", "internal/orphans", "internal/repull", "internal/verify"},
 	"internal/admin":          {"snapshotter", "storage", "internal/imagecheck", "internal/images", "internal/layers", "internal/metrics", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/doctor", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/differ", "internal/doctor", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ type ContainerdOptions struct {
 	CRI           *CRIOptions // of its CRI plugin, which is disabled when nil
 	ConfigVersion int         // 3 unless set, see the function of this name
 	Unpacks       int         // layers that it unpacks at a time, with the capability rebase; one after another when 0
+	Differ        []string    // snapshotters whose layers the transfer service has the daemon's diff service, "durable-diff", extract
 	Extra         string      // further text for the configuration file
 }
 
@@ -105,9 +107,16 @@ func (c *Containerd) config() string {
 		// Debian's release does not know the key, and ignores it.
 		fmt.Fprintf(&b, "  [proxy_plugins.durable.exports]\n    root = %q\n", d.Root)
 	}
+	if d := c.opts.Daemon; d != nil && len(c.opts.Differ) > 0 {
+		fmt.Fprintf(&b, "[proxy_plugins.durable-diff]\n  type = 'diff'\n  address = %q\n", d.Address)
+	}
 	// unpack_config replaces containerd's defaults, so overlayfs is repeated.
 	for _, name := range snapshotters {
-		fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = 'walking'\n", runtime.GOARCH, name)
+		differ := "walking"
+		if slices.Contains(c.opts.Differ, name) {
+			differ = "durable-diff"
+		}
+		fmt.Fprintf(&b, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux/%s'\n  snapshotter = %q\n  differ = %q\n", runtime.GOARCH, name, differ)
 	}
 	if c.opts.Unpacks > 0 {
 		fmt.Fprintf(&b, "[plugins.'io.containerd.transfer.v1.local']\n  max_concurrent_unpacks = %d\n", c.opts.Unpacks)

@@ -44,6 +44,9 @@ upperdir_label = true
 sync_remove = true
 slow_chown = true
 mount_options = ['volatile']
+[diff]
+enabled = false
+decompressor = 'internal'
 [journal]
 history = 7
 [scrub]

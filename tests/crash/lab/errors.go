@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,7 @@ type Failing struct {
 	Name     string
 	Place    Place
 	Fault    disk.Fault // Op, Ranges are filled in from Place
+	Differ   bool       // the daemon's own diff service extracts them
 	Observed bool       // another process's sync meets the error before the first Commit
 }
 
@@ -109,6 +111,11 @@ func (f Failing) where(d *disk.Disk) (disk.Op, []disk.Range, error) {
 // work is the experiment up to the cut.
 func (f Failing) work(ctx context.Context, r *Recording, d *site, out *Failed) (err error) {
 	ctx = namespaces.WithNamespace(ctx, "default")
+	if f.Differ {
+		if err := useStore(&f.Daemon, r.Plan, filepath.Join(d.scratch, "content")); err != nil {
+			return err
+		}
+	}
 	daemon, err := f.Daemon.Launch(ctx, filepath.Join(d.mountpoint, rootName))
 	if err != nil {
 		return err
@@ -123,6 +130,7 @@ func (f Failing) work(ctx context.Context, r *Recording, d *site, out *Failed) (
 
 	var layers []*workload.Layer
 	var keys []string
+	var targets [][]mount.Mount
 	for _, c := range r.Plan.Chains {
 		l := c.Layers[0]
 		key := l.Key("failing")
@@ -130,16 +138,23 @@ func (f Failing) work(ctx context.Context, r *Recording, d *site, out *Failed) (
 		if err != nil {
 			return err
 		}
-		if err := l.Extract(ctx, mounts, false); err != nil {
+		if f.Differ {
+			r.Record.Trees[l.Name], err = l.Reference(ctx, d.scratch)
+		} else if err = l.Extract(ctx, mounts, false); err == nil {
+			r.Record.Trees[l.Name], err = workload.TreeOf(mounts)
+		}
+		if err != nil {
 			return err
 		}
-		if r.Record.Trees[l.Name], err = workload.TreeOf(mounts); err != nil {
-			return err
-		}
-		layers, keys = append(layers, l), append(keys, key)
+		layers, keys, targets = append(layers, l), append(keys, key), append(targets, mounts)
 	}
 	if _, err := d.Inject(f.Fault); err != nil {
 		return err
+	}
+	if f.Differ {
+		for i, l := range layers {
+			_ = l.Apply(ctx, daemon.Applier(), targets[i]) // it syncs, and may meet the fault
+		}
 	}
 	if f.Observed {
 		// It gets the error, or that the file system has given up on it.
@@ -201,7 +216,7 @@ func (b *Bench) huntErrors(ctx context.Context, c *Catch, seed uint64) error {
 	for _, observed := range []bool{false, true} {
 		for k := 0; !c.Caught; k += step {
 			f := Failing{
-				FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name, Daemon: b.Mutation(c.Mutant, "hunt-"+c.Mutant.Name),
+				FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name, Daemon: b.Mutation(c.Mutant, "hunt-"+c.Mutant.Name), Differ: c.Mutant.Differs,
 				Place: Data, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: observed,
 			}
 			failed, err := f.Run(ctx)

@@ -20,6 +20,8 @@ type Mutant struct {
 	Mistake  string // what somebody got wrong
 	By       Method
 	Patient  bool          // its acknowledged parents appear late
+	Differs  bool          // it shows when the daemon's diff service extracts the layers
+	Late     bool          // and something is written to them after that
 	Heals    bool          // it shows when damaged layers heal
 	Harm     workload.Harm // with which damage, if it does
 	Recovers bool          // it is a defect of recovery: the mutant is who looks, too
@@ -56,6 +58,10 @@ func Mutants() []Mutant {
 		{Name: "retry-after-eio", By: ByErrors, Mistake: "a failed sync is tried again, and the second answer believed"},
 		{Name: "fd-late", By: ByErrors, Mistake: "the descriptor for the sync is opened at Commit"},
 		{Name: "fd-shared", By: ByErrors, Mistake: "all snapshots share one descriptor"},
+		// One layer at a time: the syncs of others would hide it.
+		{Name: "apply-no-sync", By: ByPower, Differs: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not sync what it has extracted"},
+		{Name: "apply-trusted", By: ByPower, Differs: true, Late: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync what was written after Apply"},
+		{Name: "apply-place-no-sync", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync the place of the tree that Apply has made"},
 		{Name: "heal-no-sync", By: ByPower, Heals: true, Mistake: "the tree of a healed layer is not synced before it takes its place"},
 		// On ext4 and xfs the journal of the file system keeps the order.
 		{Name: "heal-ready-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
@@ -72,7 +78,9 @@ func Mutants() []Mutant {
 func NoMutants() []Mutant {
 	return []Mutant{
 		{By: ByPower, Mistake: "none: " + string(ByPower)},
+		{By: ByPower, Differs: true, Late: true, Mistake: "none: Apply"},
 		{By: ByErrors, Mistake: "none: " + string(ByErrors)},
+		{By: ByErrors, Differs: true, Mistake: "none: Apply, " + string(ByErrors)},
 		{By: ByPower, Heals: true, Recovers: true, Mistake: "none: healing"},
 	}
 }
@@ -143,6 +151,7 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	setup := Setup{
 		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
 		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient, Layers: c.Mutant.Layers,
+		Differ: c.Mutant.Differs, Late: c.Mutant.Late,
 	}
 	if c.Mutant.Heals {
 		// Alone: the syncs of others would hide that one is missing.

@@ -30,8 +30,12 @@ type Setup struct {
 	// Parallel extracts the layers of a chain side by side, and names their
 	// parents at Commit.
 	Parallel bool
-	Heal     *Heal  // layers are damaged from the beginning, and heal
-	Name     string // of the subject, for names of states
+	// Differ has the snapshotter's own diff service extract the layers. With Late, something
+	// is written to each of them after that.
+	Differ, Late bool
+
+	Heal *Heal  // layers are damaged from the beginning, and heal
+	Name string // of the subject, for names of states
 }
 
 // mark of the first point at which the power may go: the file system is mounted
@@ -79,6 +83,11 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	if r.Plan, err = workload.NewPlan(s.Seed, s.Layers); err != nil {
 		return nil, err
 	}
+	for _, c := range r.Plan.Chains {
+		for _, l := range c.Layers {
+			l.Late = s.Late
+		}
+	}
 	d, err := newSite(s.FS, s.Size)
 	if err != nil {
 		return nil, err
@@ -117,12 +126,20 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 
 // work runs the daemon and the workload, takes the log, and pulls the plug.
 func (r *Recording) work(ctx context.Context, s Setup, d *site) (err error) {
+	if s.Differ {
+		if err := useStore(&s.Daemon, r.Plan, filepath.Join(d.scratch, "content")); err != nil {
+			return err
+		}
+	}
 	daemon, err := s.Daemon.Launch(ctx, filepath.Join(d.mountpoint, rootName))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Kill()) }()
 	runner := &workload.Runner{Snapshotter: daemon, Marks: d, Plan: r.Plan, Sync: s.Sync, Patient: s.Patient, Generic: s.Generic, Parallel: s.Parallel, Scratch: d.scratch}
+	if s.Differ {
+		runner.Applier = daemon.Applier()
+	}
 	if r.Record, err = runner.Run(ctx); err != nil {
 		return err
 	}
@@ -132,6 +149,20 @@ func (r *Recording) work(ctx context.Context, s Setup, d *site) (err error) {
 		}
 	}
 	return d.takeLog(r)
+}
+
+// useStore gives a daemon a content store with all layers of a plan, which is not on the
+// disk under test.
+func useStore(daemon *oracle.Process, plan *workload.Plan, store string) error {
+	daemon.Config = fmt.Sprintf("content_root = %q\n", store)
+	for _, c := range plan.Chains {
+		for _, l := range c.Layers {
+			if err := l.PutBlob(store); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Sound checks that the recording can prove anything at all: that flushes were

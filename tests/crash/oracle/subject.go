@@ -13,7 +13,10 @@ import (
 	"sync"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/diff"
+	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -215,6 +218,11 @@ func (r *Running) answers(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// Applier is the diff service on the same socket.
+func (r *Running) Applier() diff.Applier {
+	return diffproxy.NewDiffApplier(diffapi.NewDiffClient(r.conn)).(diff.Applier)
 }
 
 // Cleanup passes the call through, which embedding alone would hide.

@@ -21,6 +21,7 @@ type Layer struct {
 	ChainID string
 	DiffID  digest.Digest
 	Tar     []byte
+	Late    bool // something is written to it after its tar was applied
 }
 
 // builder writes the tar of a layer. Everything in it comes from the random

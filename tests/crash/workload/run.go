@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -50,6 +51,8 @@ type Runner struct {
 	Gullible    bool   // do not mind a yes about a layer that is not whole
 	Parallel    bool   // extract the layers of a chain side by side, and name the parents at Commit
 	Scratch     string // directory for mount points, not on the disk
+	// Applier is the snapshotter's own, which extracts the layers; nil: containerd's does.
+	Applier diff.Applier
 
 	mu     sync.Mutex // guards record
 	record *Record
@@ -137,6 +140,9 @@ func (r *Runner) extract(ctx context.Context, l *Layer, unique string) error {
 	if err != nil {
 		return err
 	}
+	if r.Applier != nil {
+		return r.apply(ctx, l, l.Key(unique), mounts)
+	}
 	if err := l.Extract(ctx, mounts, r.Sync); err != nil {
 		return err
 	}
@@ -147,12 +153,37 @@ func (r *Runner) extract(ctx context.Context, l *Layer, unique string) error {
 	return r.remember(l, tree)
 }
 
+// apply has the snapshotter's own applier extract a layer. What it is to be is what
+// containerd's makes of it elsewhere, because it may not be in its place yet.
+func (r *Runner) apply(ctx context.Context, l *Layer, key string, mounts []mount.Mount) error {
+	tree, err := l.Reference(ctx, r.Scratch)
+	if err != nil {
+		return err
+	}
+	if err := r.remember(l, tree); err != nil {
+		return err
+	}
+	if err := l.Apply(ctx, r.Applier, mounts); err != nil || !l.Late {
+		return err
+	}
+	if mounts, err = r.Snapshotter.Mounts(ctx, key); err != nil {
+		return err
+	}
+	return l.writeLate(mounts)
+}
+
 // unpack prepares, extracts and commits a layer.
 func (r *Runner) unpack(ctx context.Context, l *Layer, unique string) error {
 	key := l.Key(unique)
 	mounts, err := r.Prepare(ctx, key, l.Parent, l.Labels())
 	if err != nil {
 		return err
+	}
+	if r.Applier != nil {
+		if err := r.apply(ctx, l, key, mounts); err != nil {
+			return err
+		}
+		return r.Commit(ctx, l, key)
 	}
 	if err := l.Extract(ctx, mounts, r.Sync); err != nil {
 		return err
@@ -293,6 +324,9 @@ func (r *Runner) abandon(ctx context.Context, l *Layer, unique string) error {
 	mounts, err := r.Prepare(ctx, l.Key(unique), l.Parent, l.Labels())
 	if err != nil {
 		return err
+	}
+	if r.Applier != nil {
+		return r.apply(ctx, l, l.Key(unique), mounts)
 	}
 	return l.Extract(ctx, mounts, false)
 }

@@ -24,7 +24,7 @@ var sharedDir string
 // are not affected.
 func (g *Gate) plantedSync(ctx context.Context, w *Writer) error {
 	if w.id == 0 {
-		return g.Sync(ctx, w)
+		return g.sync(ctx, w)
 	}
 	switch {
 	case planted("no-syncfs"), planted("tx-before-syncfs"), planted("syncfs-before-last-write"):
@@ -44,7 +44,7 @@ func (g *Gate) plantedSync(ctx context.Context, w *Writer) error {
 	case planted("syncfs-wrong-fs"):
 		return syncAt("/")
 	}
-	return g.Sync(ctx, w)
+	return g.sync(ctx, w)
 }
 
 // syncAt syncs a file system with a descriptor that is opened for it.

@@ -1,0 +1,95 @@
+package crash
+
+import (
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+)
+
+// TestDiffer cuts the power while our diff service extracts layers, one after another, side
+// by side, and with something written to each of them after that. The file system is not
+// synced in Commit then. DURABLE_TEST_DIFFER_STATES has more states of each.
+func TestDiffer(t *testing.T) {
+	b := theBench(t)
+	for _, fs := range kinds {
+		for _, s := range []lab.Setup{
+			{Name: "differ", Layers: workload.Size{Chains: 2, Layers: 4}},
+			{Name: "differ-parallel", Parallel: true, Layers: workload.Size{Chains: 1, Layers: 8}},
+			{Name: "differ-late", Late: true, Layers: workload.Size{Chains: 1, Layers: 4}},
+		} {
+			t.Run(s.Name+"/"+string(fs), func(t *testing.T) {
+				s.FS, s.Seed, s.Differ, s.Daemon = fs, seed, true, b.Daemon(b.Ours, s.Name+"-"+string(fs))
+				r, err := lab.Record(t.Context(), s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				check := lab.Check{
+					Recording: r, Cases: lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: differStates(t)}), differStates(t)),
+					Subject: inProcess, Sample: daemons(b, "boot-"+s.Name+"-"+string(fs)), Every: 50, Deep: 25, Nested: 25, Strict: true,
+				}
+				tally, err := check.Run(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				logTally(t, tally)
+				if tally.Lost != 0 || tally.Lies != 0 || tally.Flawed != 0 || tally.NotMeasured*100 > tally.States {
+					t.Error("not everything survived")
+				}
+			})
+		}
+	}
+}
+
+// differStates is how many states of each recording are examined.
+func differStates(t *testing.T) int {
+	text := os.Getenv("DURABLE_TEST_DIFFER_STATES")
+	if text == "" {
+		return 60
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestDifferOnFailingDisk: the k-th write to the disk fails while layers are extracted by
+// our diff service, or a cache flush does. What was acknowledged all the same is whole.
+func TestDifferOnFailingDisk(t *testing.T) {
+	b := theBench(t)
+	for _, fs := range kinds {
+		for _, place := range []lab.Place{lab.Data, lab.Flush} {
+			t.Run(string(fs)+"/"+string(place), func(t *testing.T) {
+				hits, acked := 0, 0
+				for k := 0; k < 40; k += 4 {
+					f := lab.Failing{
+						FS: fs, Seed: seed, Name: "differ-failing", Daemon: b.Daemon(b.Ours, "failing-"+string(fs)), Differ: true,
+						Place: place, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: k%8 == 4,
+					}
+					failed, err := f.Run(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if failed.Lost != 0 || failed.Lies != 0 {
+						logTally(t, failed.Tally)
+						t.Errorf("%s: an acknowledged layer is not whole", f)
+					}
+					hits, acked = hits+failed.Hits, acked+failed.Acked
+					if failed.Hits == 0 {
+						break
+					}
+				}
+				t.Logf("%d writes failed, %d Commits were acknowledged", hits, acked)
+				if hits == 0 {
+					t.Error("nothing failed")
+				}
+			})
+		}
+	}
+}
