@@ -104,7 +104,7 @@ func serveFuzz(f *testing.F, root string) snapshots.Snapshotter {
 	treetest.Check(f, err)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- serveGRPC(ctx, l, sn, health.NewServer()) }()
+	go func() { served <- serveGRPC(ctx, l, sn, nil, health.NewServer()) }()
 	conn, err := grpc.NewClient("unix://"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	treetest.Check(f, err)
 	f.Cleanup(func() {

@@ -81,10 +81,10 @@ func TestStopRefusesNoClient(t *testing.T) {
 	served := make(chan error, 2)
 	next, end := context.WithCancel(t.Context())
 	go func() {
-		served <- serveGRPC(ctx, &slowListener{l, stop}, nil, health.NewServer())
+		served <- serveGRPC(ctx, &slowListener{l, stop}, nil, nil, health.NewServer())
 		l, err := net.FileListener(f)
 		if err == nil {
-			err = serveGRPC(next, l, nil, health.NewServer())
+			err = serveGRPC(next, l, nil, nil, health.NewServer())
 		}
 		served <- err
 	}()
