@@ -29,7 +29,6 @@ type xattr struct{ name, value string }
 const (
 	permissions = 0o777
 	modeBits    = 0o7777
-	setIDs      = unix.S_ISUID | unix.S_ISGID
 )
 
 func attributesOf(h *tar.Header) attributes {
@@ -73,11 +72,11 @@ func (a *attributes) needChown(st *unix.Stat_t) bool {
 }
 
 // needChmod reports whether a new inode has another mode than it is to have, after the
-// steps before: the umask and a default access control list take bits away, a
-// change of the owner the setuid and setgid bits, and an access control list is a part
-// of the mode (acl(5)).
+// steps before: the umask and a default access control list take bits away, and an
+// access control list is a part of the mode (acl(5)). It is made without the setuid and
+// setgid bits, which a change of the owner takes away.
 func (a *attributes) needChmod(st *unix.Stat_t) bool {
-	return st.Mode&modeBits != a.mode || len(a.xattrs) > 0 || a.mode&setIDs != 0 && a.needChown(st)
+	return st.Mode&modeBits != a.mode || len(a.xattrs) > 0
 }
 
 // owned wraps the error of a chown as containerd does.
