@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/log"
 	"github.com/moby/sys/userns"
@@ -28,7 +29,6 @@ type xattr struct{ name, value string }
 const (
 	permissions = 0o777
 	modeBits    = 0o7777
-	setIDs      = unix.S_ISUID | unix.S_ISGID
 )
 
 func attributesOf(h *tar.Header) attributes {
@@ -72,11 +72,11 @@ func (a *attributes) needChown(st *unix.Stat_t) bool {
 }
 
 // needChmod reports whether a new inode has another mode than it is to have, after the
-// steps before: the umask and a default access control list take bits away, a
-// change of the owner the setuid and setgid bits, and an access control list is a part
-// of the mode (acl(5)).
+// steps before: the umask and a default access control list take bits away, and an
+// access control list is a part of the mode (acl(5)). It is made without the setuid and
+// setgid bits, which a change of the owner takes away.
 func (a *attributes) needChmod(st *unix.Stat_t) bool {
-	return st.Mode&modeBits != a.mode || len(a.xattrs) > 0 || a.mode&setIDs != 0 && a.needChown(st)
+	return st.Mode&modeBits != a.mode || len(a.xattrs) > 0
 }
 
 // owned wraps the error of a chown as containerd does.
@@ -108,6 +108,16 @@ func (a *attributes) setXattrs(ctx context.Context, name string, ordinary bool, 
 		default:
 			return fmt.Errorf("set the extended attribute %q of %q: %w", x.name, name, err)
 		}
+	}
+	return nil
+}
+
+// futimens is futimens(3): utimensat(2) without a path. AT_EMPTY_PATH is for Linux 5.8 and
+// newer only.
+func futimens(fd int, times *[2]unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
+	if errno != 0 {
+		return errno
 	}
 	return nil
 }

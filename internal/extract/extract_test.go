@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -335,6 +336,7 @@ var layersOfEveryKind = map[string][]item{
 	"hard link to what is above":   {hardlinkItem("g", "..")},
 	"hard link through a link":     {dirItem("d", 0o755), fileItem("d/f", "x"), symlinkItem("l", "d"), hardlinkItem("g", "l/f"), hardlinkItem("l/h", "d/f")},
 	"hard link to a link":          {symlinkItem("l", "nowhere"), hardlinkItem("g", "l").with(func(h *tar.Header) { h.Uid = 7 })},
+	"hard link above a link":       {dirItem("d/e", 0o755), fileItem("d/f", "in d"), fileItem("f", "in the root"), symlinkItem("l", "d/e"), hardlinkItem("g", "l/../f"), hardlinkItem("h", "l/x/../../f")},
 	"hard link with odd spelling":  {fileItem("d/f", "x"), symlinkItem("l", "d/f"), hardlinkItem("g", "d//f"), hardlinkItem("h", "./d/./f"), hardlinkItem("i", "d/f/."), hardlinkItem("j", "l/")},
 	"hard link to a device":        {item{Header: tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3}}, hardlinkItem("g", "null")},
 	"hard link and capabilities":   {fileItem("f", "x").xattr("security.capability", capability), hardlinkItem("g", "f").with(func(h *tar.Header) { h.Mode = 0o755 })},
@@ -349,6 +351,7 @@ var layersOfEveryKind = map[string][]item{
 	"whiteout after an invented directory": {fileItem("a/b/c", ""), fileItem("a/.wh.b", "")},
 	"whiteout twice":                       {fileItem(".wh.a", ""), fileItem(".wh.a", "")},
 	"opaque twice":                         {fileItem("a/.wh..wh..opq", ""), fileItem("a/b", "x"), fileItem("a/.wh..wh..opq", "")},
+	"opaque twice, and invented between":   {fileItem("a/.wh..wh..opq", ""), fileItem("a/b/c", "x"), fileItem("a/.wh..wh..opq", "")},
 	"opaque after its content":             {dirItem("a", 0o700), fileItem("a/b", "x"), fileItem("a/c/d", "y"), dirItem("a/e", 0o711), fileItem("a/e/f/g", ""), fileItem("a/.wh..wh..opq", ""), fileItem("a/c/new", "z")},
 	"opaque with a body":                   {fileItem("a/.wh..wh..opq", "body"), fileItem("a/.wh.b", "body")},
 	"opaque file":                          {fileItem("a", "x"), fileItem("a/.wh..wh..opq", "")},
@@ -516,5 +519,37 @@ func TestContentDigests(t *testing.T) {
 		if read != known {
 			t.Errorf("%s: the lists of digests differ", name)
 		}
+	}
+}
+
+// TestSparse: files with holes, as GNU tar packs them, in all its formats.
+func TestSparse(t *testing.T) {
+	root(t)
+	if _, err := exec.LookPath("tar"); err != nil {
+		t.Skip("tar is not installed")
+	}
+	inMemory(t)
+	dir := t.TempDir()
+	for name, size := range map[string]int64{"all hole": 3 << 20, "small": 70_000, "large": 300 << 20} {
+		f, err := os.Create(filepath.Join(dir, name))
+		treetest.Check(t, err)
+		treetest.Check(t, f.Truncate(size))
+		if name != "all hole" {
+			for _, off := range []int64{0, size / 2, size - 5} {
+				_, err := f.WriteAt([]byte("data"), off)
+				treetest.Check(t, err)
+			}
+		}
+		treetest.Check(t, f.Close())
+	}
+	for _, format := range [][]string{{"--format=gnu"}, {"--format=posix", "--sparse-version=0.0"}, {"--format=posix", "--sparse-version=0.1"}, {"--format=posix", "--sparse-version=1.0"}} {
+		t.Run(strings.Join(format, " "), func(t *testing.T) {
+			layer, err := exec.Command("tar", append(format, "-C", dir, "--sparse", "-cf", "-", ".")...).Output()
+			treetest.Check(t, err)
+			if len(layer) > 1<<20 {
+				t.Fatalf("a tar of %d bytes: the holes are in it", len(layer))
+			}
+			compare(t, nil, layer)
+		})
 	}
 }

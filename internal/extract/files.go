@@ -314,7 +314,7 @@ func (f *files) finish(file *file, sum func() [sha256.Size]byte) error {
 			return failed("chmod", file.name, err)
 		}
 	}
-	if err := unix.UtimesNanoAt(file.fd, "", a.times[:], unix.AT_EMPTY_PATH); err != nil {
+	if err := futimens(file.fd, &a.times); err != nil {
 		return failed("set the times of", file.name, err)
 	}
 	if file.size >= early {

@@ -3,6 +3,7 @@ package extract
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -74,7 +75,13 @@ func (b *builder) item() item {
 	default:
 		i.Typeflag, i.body = tar.TypeReg, strings.Repeat(string(rune('a'+b.next(26))), pick(b, 0, 1, 600, 5000, early, blockSize+3))
 	}
-	if strings.ContainsAny(i.Name+i.Linkname, "\xff") {
+	if i.Typeflag == tar.TypeXGlobalHeader {
+		i.Name = strings.ReplaceAll(i.Name, "\xff", "g")
+	}
+	if i.Typeflag != tar.TypeDir {
+		i.Name = cmp.Or(strings.TrimRight(i.Name, "/"), "a") // archive/tar writes no other
+	}
+	if strings.Contains(i.Name+i.Linkname, "\xff") {
 		i.Format, i.ModTime, i.AccessTime = tar.FormatGNU, time.Unix(1_500_000_000, 0), time.Time{}
 		i.PAXRecords = nil
 	}
@@ -146,9 +153,13 @@ func TestRandom(t *testing.T) {
 		for i := range data {
 			data[i] = byte(r.Uint32())
 		}
-		ok := t.Run(fmt.Sprint(n), func(t *testing.T) { compareBytes(t, data) })
-		if !ok {
-			t.Fatalf("-seed %d -randoms %d", from, n+1)
+		skipped := false
+		ok := t.Run(fmt.Sprint(n), func(t *testing.T) {
+			defer func() { skipped = t.Skipped() }()
+			compareBytes(t, data)
+		})
+		if !ok || skipped {
+			t.Fatalf("not equal, or no tar: -seed %d -randoms %d", from, n+1)
 		}
 	}
 	// Each comes with both kinds of whiteouts, and every other one is two tars.
