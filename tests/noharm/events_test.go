@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -345,11 +346,19 @@ func atimes(t testing.TB, n *node) func() {
 	return nil
 }
 
-// copied makes a copy of the root beside it, which is removed in the end.
+// copied makes a copy of the root beside it, which is removed in the end. Files of a daemon
+// that goes on may vanish meanwhile, but those of layers.
 func copied(argv ...string) func(testing.TB, *node) func() {
 	return func(t testing.TB, n *node) func() {
 		to := n.Path("copy-by" + strings.Join(argv, ""))
-		command(t, append(argv, n.Daemon.Root, to)...)
+		out, err := exec.CommandContext(t.Context(), argv[0], append(argv[1:], n.Daemon.Root, to)...).CombinedOutput()
+		for line := range strings.Lines(string(out)) {
+			if !strings.Contains(line, "No such file or directory") {
+				t.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, out)
+			}
+		}
+		held := must[string](t)(filepath.Rel(n.Daemon.Root, n.layer(0, "base/held")))
+		must[os.FileInfo](t)(os.Lstat(filepath.Join(to, held)))
 		return func() { check(t, os.RemoveAll(to)) }
 	}
 }
