@@ -37,7 +37,8 @@ Verbs:
   doctor --print-config PLATFORM [FILE]
                     print what the configuration files of a platform need, or FILE alone:
                     containerd-2 (2.3 and newer), containerd-2.0 (to 2.2), containerd-1.7 (and
-                    1.6), k3s, rke2, k0s, microk8s, talos, docker, buildkit
+                    1.6), k3s, rke2, k0s, microk8s, talos, docker, buildkit; containerd-2-differ
+                    and containerd-1.7-differ, so that the daemon extracts layers, too
   config            print the configuration in effect
   config default    print the default configuration
   version           print the version

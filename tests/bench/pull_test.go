@@ -11,8 +11,15 @@ import (
 // BenchmarkPull pulls the large image with the built-in overlayfs and with the
 // daemon in turn, on one disk. Machines are noisy, so the figure is the ratio
 // of the medians; the time per operation is that of both pulls.
-func BenchmarkPull(b *testing.B) {
-	s := kittest.StartNode(b, kit.NodeOptions{})
+func BenchmarkPull(b *testing.B) { pulls(b, kit.NodeOptions{}) }
+
+// BenchmarkPullDiffer is BenchmarkPull with our differ for durable.
+func BenchmarkPullDiffer(b *testing.B) {
+	pulls(b, kit.NodeOptions{Heals: true, Containerd: kit.ContainerdOptions{Differ: []string{"durable"}}})
+}
+
+func pulls(b *testing.B, o kit.NodeOptions) {
+	s := kittest.StartNode(b, o)
 	img := images.Get(b, "large")
 	took := map[string][]time.Duration{}
 	for b.Loop() {

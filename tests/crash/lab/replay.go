@@ -47,8 +47,8 @@ func (r *Replay) Run(ctx context.Context, hold func(result Result, mountpoint st
 	if len(r.Path) == 1 {
 		result, _, err = w.judge(ctx, 0, first)
 	} else {
-		base, err := state.ReadImage(w.disk)
-		if err != nil {
+		var base *state.Image
+		if base, err = state.ReadImage(w.disk); err != nil {
 			return result, err
 		}
 		inner := &innerCheck{
