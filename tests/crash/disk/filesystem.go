@@ -79,8 +79,16 @@ func (v *Volume) Mount(f FS, dir string, options ...string) error {
 		// Several disks with one UUID may be mounted at once.
 		options = append(options, "nouuid")
 	}
-	if err := unix.Mount(v.Device(), dir, string(f), flags, strings.Join(options, ",")); err != nil {
-		return fmt.Errorf("mount %s (%s) on %s: %w", v.Device(), f, dir, err)
+	// Whoever opens the device exclusively for a moment, as a probe for file systems does, keeps
+	// it busy.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Mount(v.Device(), dir, string(f), flags, strings.Join(options, ","))
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("mount %s (%s) on %s: %w", v.Device(), f, dir, err)
+		}
 	}
 	v.mounts = append(v.mounts, dir)
 	return nil
