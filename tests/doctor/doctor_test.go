@@ -73,7 +73,7 @@ func TestFiles(t *testing.T) {
 		{"in the runtime's table", durable + "  \n", "", "cri-snapshotter", "failure", "a table that has no such key", "io.containerd.cri.v1.images", nil},
 		{"us no more", "[proxy_plugins.durable]", "[proxy_plugins.other]", "unpack-config", "failure", `"durable", which is not registered`, "", nil},
 		{"misspelled", "snapshotter = \"durable\"\n  differ", "snapshotter = \"durabel\"\n  differ", "unpack-config", "failure", `"durabel", which is not registered`, "correct", nil},
-		{"another differ", "differ = 'walking'", "differ = 'runs'", "unpack-config", "failure", `"runs", which is not registered`, "walking", nil},
+		{"another differ", `differ = "walking"`, `differ = "runs"`, "unpack-config", "failure", `"runs", which is not registered`, "walking", nil},
 		{"blobs are discarded", images, images + "  discard_unpacked_layers = true\n", "discarded-blobs", "warning", "discard_unpacked_layers", "false", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
