@@ -21,14 +21,14 @@ type adminServer struct {
 }
 
 // serveAdmin starts to serve. A stop of the daemon cancels requests.
-func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, given listeners) (_ *adminServer, err error) {
+func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, given Listeners) (_ *adminServer, err error) {
 	a := &adminServer{Server: admin.New(admin.Config{Images: cfg.imageCheck(), Pprof: cfg.Admin.Pprof}, sn)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
 		}
 	}()
-	l, err := given.listen(ctx, adminSocket(cfg.Address))
+	l, err := given.Listen(ctx, Admin(cfg.Address))
 	if err != nil {
 		return nil, err
 	}

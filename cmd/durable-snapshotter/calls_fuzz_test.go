@@ -100,7 +100,7 @@ func FuzzCalls(f *testing.F) {
 func serveFuzz(f *testing.F, root string) snapshots.Snapshotter {
 	sn, err := snapshotter.New(f.Context(), snapshotter.Config{Root: root, JournalHistory: 3})
 	treetest.Check(f, err)
-	l, err := listen(f.Context(), filepath.Join(f.TempDir(), "s"))
+	l, err := Listen(f.Context(), filepath.Join(f.TempDir(), "s"))
 	treetest.Check(f, err)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)

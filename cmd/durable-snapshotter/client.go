@@ -35,7 +35,7 @@ func (c *command) request(cfg Config, path string, body, answer any) error {
 	}
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", adminSocket(cfg.Address))
+			return (&net.Dialer{}).DialContext(ctx, "unix", Admin(cfg.Address))
 		},
 		DisableKeepAlives: true,
 	}}

@@ -165,7 +165,7 @@ func (c Config) Validate() error {
 	default:
 		return fmt.Errorf("images.repair %q: not one of off, heal, fetch, full", c.Images.Repair)
 	}
-	for _, socket := range []string{c.Address, adminSocket(c.Address)} {
+	for _, socket := range []string{c.Address, Admin(c.Address)} {
 		// sun_path with its terminating zero (unix(7)).
 		if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(socket) > limit {
 			return fmt.Errorf("address %q: socket path of %d bytes, the kernel allows %d", socket, len(socket), limit)

@@ -88,16 +88,16 @@ func serve(c *command) error {
 }
 
 func serveConfig(ctx context.Context, cfg Config) (err error) {
-	given, err := inherited()
+	given, err := Inherited()
 	if err != nil {
 		return err
 	}
 	// Before recovery touches the root: a live daemon means a mistake.
-	sockets := []string{cfg.Address, adminSocket(cfg.Address)}
-	if err := given.check(sockets...); err != nil {
+	sockets := []string{cfg.Address, Admin(cfg.Address)}
+	if err := given.Check(sockets...); err != nil {
 		return err
 	}
-	if left := given.unused(sockets...); len(left) > 0 {
+	if left := given.Unused(sockets...); len(left) > 0 {
 		return fmt.Errorf("the service manager has passed the sockets %q, and the configuration has %q: make them equal", left, sockets)
 	}
 
@@ -144,7 +144,7 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, admin.Close()) }()
-	l, err := given.listen(ctx, cfg.Address)
+	l, err := given.Listen(ctx, cfg.Address)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	healthapi.RegisterHealthServer(server, healthy)
 
 	served := make(chan error, 1)
-	greeting := greet(l)
+	greeting := Greet(l)
 	go func() { served <- server.Serve(greeting) }()
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("version", version).Info("serving")
 	// Outside systemd this does nothing.
@@ -201,7 +201,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	}
 	log.G(ctx).Info("stopping: finishing what is in flight")
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	greeting.end(greetWithin)
+	greeting.End(greetWithin)
 	ended := make(chan struct{})
 	go func() { server.GracefulStop(); close(ended) }()
 	select {

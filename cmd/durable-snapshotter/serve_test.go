@@ -17,7 +17,7 @@ import (
 // stopping.
 func TestStopWithWatcher(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := listen(t.Context(), socket)
+	l, err := Listen(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}

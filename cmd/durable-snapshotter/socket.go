@@ -16,17 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listeners are the sockets that a service manager has made and passed on, by their paths. They
+// Listeners are the sockets that a service manager has made and passed on, by their paths. They
 // outlive the daemon: a client that connects while it is restarted waits, and is not refused.
-type listeners map[string]net.Listener
+type Listeners map[string]net.Listener
 
-// inherited returns the sockets that systemd has passed (sd_listen_fds(3)).
-func inherited() (listeners, error) {
+// Inherited returns the sockets that systemd has passed (sd_listen_fds(3)).
+func Inherited() (Listeners, error) {
 	all, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("sockets of the service manager: %w", err)
 	}
-	given := listeners{}
+	given := Listeners{}
 	for _, l := range all {
 		if l != nil {
 			given[l.Addr().String()] = l
@@ -35,8 +35,8 @@ func inherited() (listeners, error) {
 	return given, nil
 }
 
-// check refuses paths that another daemon serves.
-func (g listeners) check(paths ...string) error {
+// Check refuses paths that another daemon serves.
+func (g Listeners) Check(paths ...string) error {
 	for _, path := range paths {
 		if g[path] != nil {
 			continue
@@ -48,8 +48,8 @@ func (g listeners) check(paths ...string) error {
 	return nil
 }
 
-// unused are those that the configuration does not name.
-func (g listeners) unused(paths ...string) (left []string) {
+// Unused are those that the configuration does not name.
+func (g Listeners) Unused(paths ...string) (left []string) {
 	for path := range g {
 		if !slices.Contains(paths, path) {
 			left = append(left, path)
@@ -58,16 +58,16 @@ func (g listeners) unused(paths ...string) (left []string) {
 	return left
 }
 
-// listen returns the socket of a path, which it makes when it was not passed.
-func (g listeners) listen(ctx context.Context, path string) (net.Listener, error) {
+// Listen returns the socket of a path, which it makes when it was not passed.
+func (g Listeners) Listen(ctx context.Context, path string) (net.Listener, error) {
 	if l := g[path]; l != nil {
 		return l, nil
 	}
-	return listen(ctx, path)
+	return Listen(ctx, path)
 }
 
-// adminSocket is the socket for operators and monitoring, beside containerd's.
-func adminSocket(address string) string { return filepath.Join(filepath.Dir(address), "admin.sock") }
+// Admin is the socket for operators and monitoring, beside containerd's.
+func Admin(address string) string { return filepath.Join(filepath.Dir(address), "admin.sock") }
 
 // checkSocket refuses an address that another process serves, or that is no socket. A
 // socket that refuses connections is stale: its daemon was killed.
@@ -92,9 +92,9 @@ func checkSocket(path string) error {
 	return nil
 }
 
-// listen makes the socket, mode 0600, in a directory that is made 0700 when it
+// Listen makes the socket, mode 0600, in a directory that is made 0700 when it
 // is missing, in the place of a stale one.
-func listen(ctx context.Context, path string) (net.Listener, error) {
+func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := checkSocket(path); err != nil {
 		return nil, err
 	}
@@ -117,20 +117,21 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// greeter is a listener that stops accepting without refusing a client. A server that is
+// Greeter is a listener that stops accepting without refusing a client. A server that is
 // stopped closes what it has accepted and not yet greeted (grpc v1.83.2 server.go:983), while a
 // client at a socket of systemd's from which no process accepts waits for the next daemon.
-type greeter struct {
+type Greeter struct {
 	net.Listener
 	greeting sync.WaitGroup // connections without a byte of the server
 	once     sync.Once
 	ended    chan struct{} // closed when Accept accepts no more
 }
 
-func greet(l net.Listener) *greeter { return &greeter{Listener: l, ended: make(chan struct{})} }
+// Greet returns a Greeter of a listener.
+func Greet(l net.Listener) *Greeter { return &Greeter{Listener: l, ended: make(chan struct{})} }
 
 // Accept must be called by one goroutine.
-func (g *greeter) Accept() (net.Conn, error) {
+func (g *Greeter) Accept() (net.Conn, error) {
 	c, err := g.Listener.Accept()
 	if err != nil {
 		g.once.Do(func() { close(g.ended) })
@@ -140,8 +141,8 @@ func (g *greeter) Accept() (net.Conn, error) {
 	return &greeted{Conn: c, done: sync.OnceFunc(g.greeting.Done)}, nil
 }
 
-// end makes Accept fail, and waits until each client has been greeted, for the limit at most.
-func (g *greeter) end(limit time.Duration) {
+// End makes Accept fail, and waits until each client has been greeted, for the limit at most.
+func (g *Greeter) End(limit time.Duration) {
 	l, ok := g.Listener.(interface{ SetDeadline(time.Time) error })
 	if !ok || l.SetDeadline(time.Now()) != nil {
 		return
