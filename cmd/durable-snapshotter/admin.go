@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
@@ -21,14 +22,14 @@ type adminServer struct {
 }
 
 // serveAdmin starts to serve. A stop of the daemon cancels requests.
-func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, given Listeners) (_ *adminServer, err error) {
+func serveAdmin(ctx context.Context, cfg Config, sn *snapshotter.Snapshotter, given sockets.Listeners) (_ *adminServer, err error) {
 	a := &adminServer{Server: admin.New(admin.Config{Images: cfg.imageCheck(), Pprof: cfg.Admin.Pprof}, sn)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
 		}
 	}()
-	l, err := given.Listen(ctx, Admin(cfg.Address))
+	l, err := given.Listen(ctx, sockets.Admin(cfg.Address))
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
@@ -100,7 +101,7 @@ func FuzzCalls(f *testing.F) {
 func serveFuzz(f *testing.F, root string) snapshots.Snapshotter {
 	sn, err := snapshotter.New(f.Context(), snapshotter.Config{Root: root, JournalHistory: 3})
 	treetest.Check(f, err)
-	l, err := Listen(f.Context(), filepath.Join(f.TempDir(), "s"))
+	l, err := sockets.Listen(f.Context(), filepath.Join(f.TempDir(), "s"))
 	treetest.Check(f, err)
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)

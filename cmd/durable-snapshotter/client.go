@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -35,7 +36,7 @@ func (c *command) request(cfg Config, path string, body, answer any) error {
 	}
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", Admin(cfg.Address))
+			return (&net.Dialer{}).DialContext(ctx, "unix", sockets.Admin(cfg.Address))
 		},
 		DisableKeepAlives: true,
 	}}

@@ -15,6 +15,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -165,7 +166,7 @@ func (c Config) Validate() error {
 	default:
 		return fmt.Errorf("images.repair %q: not one of off, heal, fetch, full", c.Images.Repair)
 	}
-	for _, socket := range []string{c.Address, Admin(c.Address)} {
+	for _, socket := range []string{c.Address, sockets.Admin(c.Address)} {
 		// sun_path with its terminating zero (unix(7)).
 		if limit := len(unix.RawSockaddrUnix{}.Path) - 1; len(socket) > limit {
 			return fmt.Errorf("address %q: socket path of %d bytes, the kernel allows %d", socket, len(socket), limit)

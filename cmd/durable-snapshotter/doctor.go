@@ -9,6 +9,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/admin"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/doctor"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 )
 
@@ -46,7 +47,7 @@ func examine(c *command) error {
 		return fmt.Errorf("%w: configuration: %w", errFailures, err)
 	}
 	facts, err := doctor.Gather(c.ctx, doctor.Config{
-		Root: cfg.Root, Address: cfg.Address, Admin: Admin(cfg.Address), ContentRoot: cfg.ContentRoot,
+		Root: cfg.Root, Address: cfg.Address, Admin: sockets.Admin(cfg.Address), ContentRoot: cfg.ContentRoot,
 		Sources: cfg.snapshotter().Sources(), RepairImages: cfg.Images.Repair != imagecheck.Off,
 		Containerd: cfg.Containerd.Address, Snapshotter: cfg.Containerd.Snapshotter, File: *file,
 		Report: func(context.Context) (r snapshotter.Report, err error) {

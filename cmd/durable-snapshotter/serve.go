@@ -35,6 +35,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/refill"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -88,17 +89,17 @@ func serve(c *command) error {
 }
 
 func serveConfig(ctx context.Context, cfg Config) (err error) {
-	given, err := Inherited()
+	given, err := sockets.Inherited()
 	if err != nil {
 		return err
 	}
 	// Before recovery touches the root: a live daemon means a mistake.
-	sockets := []string{cfg.Address, Admin(cfg.Address)}
-	if err := given.Check(sockets...); err != nil {
+	paths := []string{cfg.Address, sockets.Admin(cfg.Address)}
+	if err := given.Check(paths...); err != nil {
 		return err
 	}
-	if left := given.Unused(sockets...); len(left) > 0 {
-		return fmt.Errorf("the service manager has passed the sockets %q, and the configuration has %q: make them equal", left, sockets)
+	if left := given.Unused(paths...); len(left) > 0 {
+		return fmt.Errorf("the service manager has passed the sockets %q, and the configuration has %q: make them equal", left, paths)
 	}
 
 	healthy := health.NewServer()
@@ -186,7 +187,7 @@ func serveGRPC(ctx context.Context, l net.Listener, sn *snapshotter.Snapshotter,
 	healthapi.RegisterHealthServer(server, healthy)
 
 	served := make(chan error, 1)
-	greeting := Greet(l)
+	greeting := sockets.Greet(l)
 	go func() { served <- server.Serve(greeting) }()
 	log.G(ctx).WithField("address", l.Addr().String()).WithField("version", version).Info("serving")
 	// Outside systemd this does nothing.

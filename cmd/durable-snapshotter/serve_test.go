@@ -11,13 +11,15 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/sockets"
 )
 
 // TestStopWithWatcher: a client that watches the health must not keep the daemon from
 // stopping.
 func TestStopWithWatcher(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := Listen(t.Context(), socket)
+	l, err := sockets.Listen(t.Context(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	"internal/metrics":        {},
 	"internal/idle":           {},
 	"internal/mounts":         {},
+	"internal/sockets":        {},
 	"internal/tree":           {},
 	"internal/layout":         {"fsync"},
 	"internal/inflate":        {},
@@ -64,7 +65,7 @@ var ours = map[string][]string{
 	"docs":                    {},
 	"internal/doctor":         {"docs", "fsync", "snapshotter", "storage", "internal/blobs", "internal/imagecheck", "internal/images", "internal/layout", "internal/orphans", "internal/repull", "internal/verify"},
 	"internal/admin":          {"snapshotter", "storage", "internal/imagecheck", "internal/images", "internal/layers", "internal/metrics", "internal/verify"},
-	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/differ", "internal/doctor", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/verify"},
+	"cmd/durable-snapshotter": {"fsync", "snapshotter", "storage", "internal/admin", "internal/blobs", "internal/differ", "internal/doctor", "internal/imagecheck", "internal/images", "internal/layers", "internal/layout", "internal/metrics", "internal/migrate", "internal/notify", "internal/orphans", "internal/rebuild", "internal/refill", "internal/repull", "internal/scrub", "internal/sockets", "internal/verify"},
 }
 
 // only lists packages of others that few packages of ours, mostly one, may import,

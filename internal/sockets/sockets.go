@@ -1,4 +1,6 @@
-package main
+// Package sockets makes the unix sockets of the daemon, or takes those that a service manager has
+// made, and gives them up without refusing a client.
+package sockets
 
 import (
 	"context"
