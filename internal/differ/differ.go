@@ -67,13 +67,13 @@ var _ diff.Applier = (*Differ)(nil)
 // New returns a Differ.
 func New(cfg Config) *Differ { return &Differ{cfg: cfg, store: blobs.Open(cfg.ContentRoot)} }
 
-// handedOn marks a layer that was handed on, in its payloads. containerd looks payloads up
+// handedOn marks a layer that was handed on, in its payloads. containerd finds payloads
 // by the names of its stream processors, and leaves others alone.
 const handedOn = "durable-snapshotter/handed-on"
 
 // Apply extracts a layer into mounts, and makes it durable if they belong to an extraction
 // of this snapshotter. It returns the descriptor of the layer's tar. The error is
-// NotImplemented when nothing was done and nobody else can be called.
+// NotImplemented when nothing was done and containerd's diff service cannot be called.
 func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
 	var cfg diff.ApplyConfig
 	for _, opt := range opts {

@@ -24,7 +24,7 @@ type block struct {
 // for the parser.
 type stream struct {
 	src     io.Reader
-	room    chan struct{} // a token for each block that somebody holds
+	room    chan struct{} // a token for each block in use
 	toHash  chan *block
 	toParse chan *block
 	err     error // why there are no more blocks, valid when toParse is closed

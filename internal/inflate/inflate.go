@@ -133,7 +133,7 @@ func start(ctx context.Context, blob *os.File, program string) (*child, error) {
 }
 
 // Read ends with io.EOF only when the child has ended without an error: a pipe ends with
-// whoever writes to it, however that ends.
+// its writer, however that ends.
 func (c *child) Read(p []byte) (int, error) {
 	n, err := c.out.Read(p)
 	if err != io.EOF {
