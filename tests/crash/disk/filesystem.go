@@ -79,8 +79,8 @@ func (v *Volume) Mount(f FS, dir string, options ...string) error {
 		// Several disks with one UUID may be mounted at once.
 		options = append(options, "nouuid")
 	}
-	// Whoever opens the device exclusively for a moment, as a probe for file systems does, keeps
-	// it busy.
+	// A process that opens the device exclusively for a moment, such as a probe for file
+	// systems, keeps it busy.
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		err := unix.Mount(v.Device(), dir, string(f), flags, strings.Join(options, ","))
 		if err == nil {
