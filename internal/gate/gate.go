@@ -28,7 +28,7 @@ type Gate struct {
 	cfg Config
 	db  *storage.DB
 
-	apart   sync.Mutex // see "Lock order" in doc.go
+	apart   chan struct{} // room for one; see "Lock order" in doc.go
 	syncing sync.Mutex
 	outage  outage
 	writers writers
@@ -36,7 +36,7 @@ type Gate struct {
 
 // New returns the gate of an opened database. The caller closes the database.
 func New(db *storage.DB, cfg Config) *Gate {
-	return &Gate{cfg: cfg, db: db, writers: writers{open: map[*Writer]struct{}{}}}
+	return &Gate{cfg: cfg, db: db, apart: make(chan struct{}, 1), writers: writers{open: map[*Writer]struct{}{}}}
 }
 
 // Undo describes what a failed commit of a transaction may leave: its row may have
@@ -120,8 +120,12 @@ func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func
 // a sync beside this one may be about our pages, see Synced. All of them have ended,
 // and w is poisoned by those that have failed, when both locks were held.
 func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
-	g.apart.Lock()
-	defer g.apart.Unlock()
+	// A Remove waits for an Apply that it has ended, and containerd, in its lock, for Remove.
+	select {
+	case g.apart <- struct{}{}:
+		defer func() { <-g.apart }()
+	case <-ctx.Done():
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}

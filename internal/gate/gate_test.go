@@ -259,3 +259,14 @@ func TestPoisonIsNoNewFailure(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSyncApartEnds: a caller that is canceled does not wait for the sync of another layer.
+func TestSyncApartEnds(t *testing.T) {
+	g := &Gate{apart: make(chan struct{}, 1)}
+	g.apart <- struct{}{} // the sync of another layer
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.SyncApart(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
