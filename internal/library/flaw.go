@@ -85,7 +85,7 @@ func (s Store) examine(ctx context.Context, info content.Info, each func([]byte)
 	}
 	defer r.Close()
 	verifier := info.Digest.Verifier()
-	part := make([]byte, min(info.Size, 1<<20))
+	part := make([]byte, max(0, min(info.Size, 1<<20))) // no size on record makes it panic
 	for at := int64(0); at < info.Size; {
 		n, err := r.ReadAt(part[:min(int64(len(part)), info.Size-at)], at)
 		if n > 0 {
