@@ -20,7 +20,11 @@ type container struct {
 	node *node
 	name string
 	pid  string
-	log  string // what it prints
+	log  *kit.WitnessLog // what it prints
+}
+
+func newLog(t *testing.T) *kit.WitnessLog {
+	return &kit.WitnessLog{Path: filepath.Join(scratch(t), "log")}
 }
 
 func witnessArgs(rounds string) []string {
@@ -31,8 +35,8 @@ func witnessArgs(rounds string) []string {
 func (n *node) run(t *testing.T, name string) *container {
 	t.Helper()
 	name = fmt.Sprintf("%s-%d", name, n.Number)
-	c := &container{node: n, name: name, log: filepath.Join(scratch(t), "log")}
-	n.ctr(t, append([]string{"run", "-d", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, name}, witnessArgs("0")...)...)
+	c := &container{node: n, name: name, log: newLog(t)}
+	n.ctr(t, append([]string{"run", "-d", "--log-uri", "file://" + c.log.Path, "--snapshotter", "durable", n.image.Ref, name}, witnessArgs("0")...)...)
 	t.Cleanup(func() { c.remove(t) })
 	var err error
 	if c.pid, err = c.running(t); err != nil {
@@ -47,8 +51,8 @@ func (n *node) run(t *testing.T, name string) *container {
 func (c *container) restart(t *testing.T) {
 	t.Helper()
 	c.node.ctr(t, "task", "rm", "--force", c.name)
-	c.log = filepath.Join(scratch(t), "log")
-	c.node.ctr(t, "task", "start", "-d", "--log-uri", "file://"+c.log, c.name)
+	c.log = newLog(t)
+	c.node.ctr(t, "task", "start", "-d", "--log-uri", "file://"+c.log.Path, c.name)
 	c.pid = must[string](t)(c.running(t))
 	c.undisturbed(t, 0)
 }
@@ -82,7 +86,7 @@ func (c *container) running(t *testing.T) (pid string, err error) {
 // observations returns all the witness has printed, in order.
 func (c *container) observations(t *testing.T) []kit.Observation {
 	t.Helper()
-	return must[[]kit.Observation](t)(kit.Observations(c.log))
+	return must[[]kit.Observation](t)(c.log.Observations())
 }
 
 // mark is the number of the last observation so far.
@@ -154,10 +158,10 @@ func (n *node) startsAnew(t *testing.T) {
 // is sometimes nothing, when the container ends at once.
 func (n *node) tryStart(t *testing.T) error {
 	t.Helper()
-	c := &container{name: fmt.Sprintf("new-%d", n.Number), log: filepath.Join(scratch(t), "log")}
-	_, err := n.Ctr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
+	c := &container{name: fmt.Sprintf("new-%d", n.Number), log: newLog(t)}
+	_, err := n.Ctr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
 	if err != nil {
-		printed, _ := os.ReadFile(c.log) // there may be none
+		printed, _ := os.ReadFile(c.log.Path) // there may be none
 		return fmt.Errorf("%w\n%s", err, printed)
 	}
 	waitFor(t, 20*time.Second, func() error {

@@ -1,11 +1,13 @@
 package kit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"math"
 	"os"
-	"strings"
 )
 
 // Witness compiles the program tests/damage/witness, which containers run to
@@ -19,19 +21,33 @@ type Observation struct {
 	Count      string            // rounds, as written to a file of the container's own and read again
 }
 
-// Observations returns what a witness has printed to a file, in order. A last
-// line that is not complete is left out.
-func Observations(file string) (all []Observation, err error) {
-	text, err := os.ReadFile(file)
+// WitnessLog is the file that a witness prints to. Each line is decoded once, however often
+// a test asks.
+type WitnessLog struct {
+	Path string
+	read int64 // offset of the first line that was not decoded
+	all  []Observation
+}
+
+// Observations returns what the witness has printed so far, in order. A last line that is
+// not complete is left for the next call.
+func (l *WitnessLog) Observations() ([]Observation, error) {
+	f, err := os.Open(l.Path)
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.Lines(string(text[:strings.LastIndexByte(string(text), '\n')+1])) {
-		var o Observation
-		if err := json.Unmarshal([]byte(line), &o); err != nil {
-			return nil, fmt.Errorf("%s: %q: %w", file, line, err)
-		}
-		all = append(all, o)
+	defer f.Close()
+	text, err := io.ReadAll(io.NewSectionReader(f, l.read, math.MaxInt64-l.read))
+	if err != nil {
+		return nil, err
 	}
-	return all, nil
+	for line := range bytes.Lines(text[:bytes.LastIndexByte(text, '\n')+1]) {
+		var o Observation
+		if err := json.Unmarshal(line, &o); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", l.Path, line, err)
+		}
+		l.read += int64(len(line))
+		l.all = append(l.all, o)
+	}
+	return l.all, nil
 }

@@ -13,19 +13,22 @@ import (
 )
 
 // container runs the witness (tests/damage/witness) on the image.
-type container struct{ name, log string }
+type container struct {
+	name string
+	log  kit.WitnessLog // what it prints
+}
 
 // runArgs are those of ctr run for a witness that makes so many rounds.
 func (n *node) runArgs(c *container, rounds string, flags ...string) []string {
 	args := append([]string{"run"}, flags...)
 	args = append(args, "--cgroup", "/"+n.Containerd.Namespace+"/"+c.name,
-		"--log-uri", "file://"+c.log, "--snapshotter", "durable", n.image.Ref, c.name, "/bin/witness", rounds)
+		"--log-uri", "file://"+c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name, "/bin/witness", rounds)
 	return append(args, slices.Sorted(maps.Keys(watched))...)
 }
 
 func (n *node) newContainer(t testing.TB) *container {
 	n.containers++
-	return &container{name: fmt.Sprintf("c%d-%d", n.Number, n.containers), log: filepath.Join(scratch(t), "log")}
+	return &container{name: fmt.Sprintf("c%d-%d", n.Number, n.containers), log: kit.WitnessLog{Path: filepath.Join(scratch(t), "log")}}
 }
 
 // use starts the container that runs through the events.
@@ -56,7 +59,7 @@ func (n *node) startsAnew(t testing.TB) error {
 	}
 	var err error
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		all, err2 := kit.Observations(c.log)
+		all, err2 := c.log.Observations()
 		if err = err2; err == nil && len(all) == 1 {
 			return right(all[0])
 		}
@@ -67,13 +70,13 @@ func (n *node) startsAnew(t testing.TB) error {
 // undisturbed waits for two more rounds, and is an error unless in each round so
 // far everything was seen as it should be.
 func (c *container) undisturbed() error {
-	all, err := kit.Observations(c.log)
+	all, err := c.log.Observations()
 	if err != nil {
 		return err
 	}
 	until := len(all) + 2
 	for deadline := time.Now().Add(time.Minute); len(all) < until; time.Sleep(50 * time.Millisecond) {
-		if all, err = kit.Observations(c.log); err != nil {
+		if all, err = c.log.Observations(); err != nil {
 			return err
 		}
 		if time.Now().After(deadline) {
