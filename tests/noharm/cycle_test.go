@@ -277,8 +277,9 @@ func (n *node) unharmed(t testing.TB, found *problems, allow allowed) {
 		}
 	}
 	found.unless(n.listed(t))
+	blobs := n.blobsOf(t)
 	for _, d := range n.content {
-		if !slices.Contains(n.blobsOf(t), d) {
+		if !slices.Contains(blobs, d) {
 			found.add("the blob %s was removed", d)
 		}
 	}

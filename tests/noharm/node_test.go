@@ -215,8 +215,9 @@ func (n *node) waitDiscarded(t testing.TB) {
 		// A collection while the image was pulled may have been the last for long.
 		n.ctr(t, "leases", "create", "--id", "collect")
 		n.ctr(t, "leases", "delete", "--sync", "collect")
+		blobs := n.blobsOf(t)
 		for _, l := range n.image.Layers {
-			if slices.Contains(n.blobsOf(t), l.Digest.String()) {
+			if slices.Contains(blobs, l.Digest.String()) {
 				return fmt.Errorf("the blob %s of a layer is still there", l.Digest)
 			}
 		}

@@ -24,8 +24,9 @@ type image = images.Image
 type usage struct {
 	round, pid           int
 	fds, threads, rssKiB int
-	database             int64 // bytes of metadata.db
-	unleased             bool  // no lease of a dead client keeps anything
+	open                 []string // what the descriptors are, when they are too many
+	database             int64    // bytes of metadata.db
+	unleased             bool     // no lease of a dead client keeps anything
 }
 
 func (u usage) String() string {
@@ -41,11 +42,21 @@ func (s *storm) lastUsage() string {
 
 var statusLine = regexp.MustCompile(`(?m)^(Threads|VmRSS):\s+(\d+)`)
 
-// measure notes what the daemon uses.
+// closesWithin is how long a daemon at rest may keep descriptors that it does not need any
+// more: those of a verb that has just ended, or of the digests of a new layer. What it never
+// closes is a leak.
+const closesWithin = 20 * time.Second
+
+// measure notes what the daemon uses, once its descriptors are not more than it may have, or
+// have stayed.
 func (s *storm) measure() {
 	u := usage{round: s.round, pid: s.node.Daemon.PID(), unleased: s.round%unload == 0}
 	dir := filepath.Join("/proc", strconv.Itoa(u.pid))
 	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+	for until := time.Now().Add(closesWithin); err == nil && u.unleased && len(s.usage) > 0 && len(fds) > s.usage[0].fds+moreFDs && time.Now().Before(until); {
+		time.Sleep(100 * time.Millisecond)
+		fds, err = os.ReadDir(filepath.Join(dir, "fd"))
+	}
 	text, serr := os.ReadFile(filepath.Join(dir, "status"))
 	db, derr := os.Stat(filepath.Join(s.node.Daemon.Root, "metadata.db"))
 	if err := errors.Join(err, serr, derr); err != nil {
@@ -53,6 +64,12 @@ func (s *storm) measure() {
 		return
 	}
 	u.fds, u.database = len(fds), db.Size()
+	if len(s.usage) > 0 && u.fds > s.usage[0].fds+moreFDs {
+		for _, fd := range fds {
+			link, _ := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
+			u.open = append(u.open, link)
+		}
+	}
 	for _, m := range statusLine.FindAllStringSubmatch(string(text), -1) {
 		n, _ := strconv.Atoi(m[2])
 		if m[1] == "Threads" {
@@ -88,7 +105,7 @@ func (s *storm) leaks() {
 		switch {
 		case !u.unleased:
 		case u.fds > s.usage[0].fds+moreFDs:
-			s.violate("leak", "a daemon that has done nothing had %v after round %d there were %v", s.usage[0], u.round, u)
+			s.violate("leak", "a daemon that has done nothing had %v after round %d there were %v%q", s.usage[0], u.round, u, u.open)
 		case u.database > maxDatabase:
 			s.violate("leak", "after round %d: %v", u.round, u)
 		case !known:
