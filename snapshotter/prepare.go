@@ -130,7 +130,7 @@ func (s *Snapshotter) parentWhole(ctx context.Context, parent string) error {
 }
 
 // makeDurable puts a new snapshot directory on disk, before its row is. An
-// active snapshot gets its cursor, before anybody can have written to it.
+// active snapshot gets its cursor, before a client can have written to it.
 //
 // The row must not be durable without the directory: after a power cut, a
 // container would find its root gone. bbolt's fdatasync does not bring the
