@@ -103,14 +103,23 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 	if err != nil {
 		return err
 	}
-	var done []string
-	for _, l := range r.facts.having(LayerDamaged) {
-		if text := healed[l.ID]; text != "" {
-			done = append(done, fmt.Sprintf("%s: %s", short(l.ChainID), text))
-		}
-	}
+	done := texts(r.Image, healed)
 	healedAgain := false
 	for ok {
+		if now.healable() && !healedAgain {
+			// It has a good blob, perhaps only since the daemon has had it fetched, too. Healed in
+			// place, containers may stand on it, and the images that share the layer keep their snapshots.
+			healedAgain = true
+			healed, err := c.heal(ctx, []Repair{{Image: now}}, o)
+			if err != nil {
+				return err
+			}
+			done = append(done, texts(now, healed)...)
+			if now, ok, err = c.again(ctx, now); err != nil {
+				return err
+			}
+			continue
+		}
 		step, blocked, err := c.next(namespaces.WithNamespace(ctx, now.Namespace), now, o, false)
 		if err != nil {
 			return err
@@ -118,18 +127,6 @@ func (c repairer) act(ctx context.Context, r *Repair, healed map[uint64]string, 
 		r.Blocked = blocked
 		if step == nil {
 			break
-		}
-		if step.Action == ActUnpack && !healedAgain && len(now.facts.having(LayerLost)) == 0 && len(now.facts.having(LayerDamaged)) > 0 {
-			// Its blob is good, perhaps only since the daemon has had it fetched, too: healed in
-			// place, the images that share the layer keep their snapshots.
-			healedAgain = true
-			if _, err := c.heal(ctx, []Repair{{Image: now}}, o); err != nil {
-				return err
-			}
-			if now, ok, err = c.again(ctx, now); err != nil {
-				return err
-			}
-			continue
 		}
 		text, err := c.take(namespaces.WithNamespace(ctx, now.Namespace), now, *step, o)
 		if ctx.Err() != nil {
@@ -211,10 +208,24 @@ func (c repairer) fetchAndHeal(ctx context.Context, i Image, s Step, o RepairOpt
 		return done, nil
 	}
 	healed, err := c.heal(ctx, []Repair{{Image: i}}, o)
+	return strings.Join(append([]string{done}, texts(i, healed)...), "; "), err
+}
+
+// texts is what was done with each damaged layer of an image.
+func texts(i Image, healed map[uint64]string) (all []string) {
 	for _, l := range i.facts.having(LayerDamaged) {
-		done += fmt.Sprintf("; %s: %s", short(l.ChainID), healed[l.ID])
+		if text := healed[l.ID]; text != "" {
+			all = append(all, fmt.Sprintf("%s: %s", short(l.ChainID), text))
+		}
 	}
-	return done, err
+	return all
+}
+
+// healable reports whether all that is broken are damaged layers with a good blob.
+func (i Image) healable() bool {
+	damaged := i.facts.having(LayerDamaged)
+	return len(damaged) > 0 && len(i.facts.having(LayerLost)) == 0 &&
+		!slices.ContainsFunc(damaged, func(l Layer) bool { return l.Source == "" })
 }
 
 // putBack puts back those of the bad layer blobs of an image that archives have, and returns how
