@@ -119,18 +119,27 @@ func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func
 // One caller at a time: what the first has written, the second need not. The error of
 // a sync beside this one may be about our pages, see Synced. All of them have ended,
 // and w is poisoned by those that have failed, when both locks were held.
+//
+// It ends with ctx; the sync itself, which nothing can end, goes on.
 func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
 	// A Remove waits for an Apply that it has ended, and containerd, in its lock, for Remove.
 	select {
 	case g.apart <- struct{}{}:
-		defer func() { <-g.apart }()
 	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := g.sync(ctx, w); err != nil {
-		return err
+	synced := make(chan error, 1)
+	go func() {
+		defer func() { <-g.apart }()
+		synced <- g.sync(context.WithoutCancel(ctx), w)
+	}()
+	select {
+	case err := <-synced:
+		if err != nil {
+			return err
+		}
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	g.syncing.Lock()
 	defer g.syncing.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -315,4 +316,36 @@ func TestDifferDown(t *testing.T) {
 		s.pullReconnected(t, img)
 		s.pull(t, "local", "overlayfs", img)
 	}
+}
+
+// TestRemoveDuringSync: containerd collects a snapshot whose layer our diff service is just
+// syncing, under its write lock. Remove does not wait for the disk.
+func TestRemoveDuringSync(t *testing.T) {
+	img := images.Get(t, "large")
+	s := newStack(t, kit.NodeOptions{Heals: true, Notifies: true, Containerd: kit.ContainerdOptions{Differ: []string{"durable"}}})
+	sn := kittest.Connect(t, s.Daemon)
+	syncs := kittest.HoldSyncs(t, s.Daemon.PID())
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := s.Ctr(t.Context(), "image", "pull", "--plain-http", "--snapshotter", "durable", img.Ref)
+		pulled <- err
+	}()
+	waitFor(t, "a sync", syncs.Holds)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	n := 0
+	for _, row := range kittest.Inspect(t, s.Daemon).Snapshots {
+		if _, err := os.Stat(filepath.Join(s.Daemon.SnapshotDir(row.ID), "applied")); err == nil {
+			kittest.Check(t, sn.Remove(ctx, row.Name))
+			n++
+		}
+	}
+	if n == 0 {
+		t.Error("no layer was being applied")
+	}
+	syncs.Release()
+	if err := <-pulled; err == nil {
+		t.Error("a pull has succeeded although its snapshot was removed")
+	}
+	s.pull(t, "transfer", "durable", img)
 }
