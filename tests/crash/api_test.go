@@ -15,7 +15,7 @@ func TestAPI(t *testing.T) {
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
-			want := map[disk.FS]int{disk.Ext4: 300, disk.XFS: 100, disk.Btrfs: 100}[fs]
+			want := map[disk.FS]int{disk.Ext4: 120, disk.XFS: 60, disk.Btrfs: 60}[fs]
 			r := oursOn(t, fs)
 			check := lab.Check{
 				Recording: r,
@@ -60,7 +60,7 @@ func TestGeneric(t *testing.T) {
 		t.Fatal(err)
 	}
 	cases := state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed})
-	check := lab.Check{Recording: r, Cases: lab.Some(cases, 40), Subject: daemons(b, "boot-generic"), Deep: 10}
+	check := lab.Check{Recording: r, Cases: lab.Some(cases, 20), Subject: daemons(b, "boot-generic"), Deep: 10}
 	tally, err := check.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)

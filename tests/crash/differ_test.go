@@ -50,7 +50,7 @@ func TestDiffer(t *testing.T) {
 func differStates(t *testing.T) int {
 	text := os.Getenv("DURABLE_TEST_DIFFER_STATES")
 	if text == "" {
-		return 60
+		return 24
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil {

@@ -23,8 +23,8 @@ func TestHeal(t *testing.T) {
 		harm   workload.Harm
 		states int
 	}{
-		{disk.Ext4, "heal", workload.Wounds, 60}, {disk.XFS, "heal", workload.Wounds, 30}, {disk.Btrfs, "heal", workload.Wounds, 30},
-		{disk.Ext4, "heal-corrupt", workload.Corruption, 30}, {disk.Ext4, "heal-everything", workload.Everything, 30},
+		{disk.Ext4, "heal", workload.Wounds, 40}, {disk.XFS, "heal", workload.Wounds, 20}, {disk.Btrfs, "heal", workload.Wounds, 20},
+		{disk.Ext4, "heal-corrupt", workload.Corruption, 20}, {disk.Ext4, "heal-everything", workload.Everything, 20},
 	} {
 		name := c.name
 		t.Run(string(c.fs)+"/"+name, func(t *testing.T) {
