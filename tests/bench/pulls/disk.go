@@ -1,0 +1,166 @@
+package pulls
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+)
+
+// Limit is what a disk can do in a second; 0 is no limit.
+type Limit struct {
+	Bytes    int64 // read and written
+	Requests int64 // of writes
+}
+
+// Disks are the kinds of disks: that of the machine, one of a usual cloud volume, and one as
+// boards have it.
+var Disks = map[string]Limit{
+	"fast": {},
+	"250":  {Bytes: 250e6},
+	"emmc": {Bytes: 40e6, Requests: 1000},
+}
+
+// machineDisk is the disk of one variant.
+type machineDisk struct {
+	*kit.Disk
+	server *child // of the file that is its device, if it is paced
+	mount  string // of that file
+}
+
+// newDisk makes a disk with a file system, below dir.
+func newDisk(dir, fs, kind string, size int64) (_ *machineDisk, err error) {
+	d := &machineDisk{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	o := kit.DiskOptions{FS: fs, Size: size, Direct: true}
+	if limit := Disks[kind]; limit != (Limit{}) {
+		d.mount = filepath.Join(dir, "paced")
+		if err := os.MkdirAll(d.mount, 0o700); err != nil {
+			return nil, err
+		}
+		backing := filepath.Join(dir, "backing")
+		if err := allocate(backing, size); err != nil {
+			return nil, err
+		}
+		d.server, err = startChild("disk", d.mount, backing, strconv.FormatInt(limit.Bytes, 10), strconv.FormatInt(limit.Requests, 10))
+		if err != nil {
+			return nil, err
+		}
+		// Not Direct: FUSE passes each request on as it is, and the server uses direct I/O.
+		o = kit.DiskOptions{FS: fs, Size: size, Image: filepath.Join(d.mount, imageName)}
+	}
+	d.Disk, err = kit.NewDisk(filepath.Join(dir, "disk"), o)
+	return d, err
+}
+
+func allocate(file string, size int64) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("allocate %s: %w", file, err)
+	}
+	return nil
+}
+
+// Close gives the disk back. It can be called on one that is half made.
+func (d *machineDisk) Close() error {
+	var errs []error
+	if d.Disk != nil {
+		errs = append(errs, d.Disk.Close())
+	}
+	if d.server != nil {
+		errs = append(errs, d.server.end(nil))
+	}
+	return errors.Join(errs...)
+}
+
+// sync writes everything that the file system has in memory.
+func (d *machineDisk) sync() error {
+	f, err := os.Open(d.Path())
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
+// proofTime is how long each half of a proof takes.
+const proofTime = time.Second
+
+// prove measures what a disk can do, and fails when it is not what its limit demands: more than
+// a tenth above it, or less than half of it.
+func (d *machineDisk) prove(kind string) (p Proof, err error) {
+	name := d.Path("proof")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_DIRECT, 0o600)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(name), d.sync()) }()
+	const large, small, most = 1 << 20, 4096, 256
+	start, n := time.Now(), 0
+	for ; n < most && time.Since(start) < proofTime; n++ {
+		if _, err := f.WriteAt(aligned(large), int64(n)*large); err != nil {
+			return p, err
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return p, err
+	}
+	p.Bytes = float64(n) * large / time.Since(start).Seconds()
+
+	var done atomic.Int64
+	var running sync.WaitGroup
+	errs := make([]error, 4)
+	start = time.Now()
+	for i := range errs {
+		running.Go(func() {
+			page := aligned(small)
+			for time.Since(start) < proofTime && errs[i] == nil {
+				_, errs[i] = f.WriteAt(page, rand.Int64N(int64(n)*large/small)*small)
+				done.Add(1)
+			}
+		})
+	}
+	running.Wait()
+	p.Requests = float64(done.Load()) / time.Since(start).Seconds()
+	if err := errors.Join(errs...); err != nil {
+		return p, err
+	}
+	return p, p.check(Disks[kind])
+}
+
+func (p Proof) check(limit Limit) error {
+	for what, v := range map[string][2]float64{
+		"bytes written":  {p.Bytes, float64(limit.Bytes)},
+		"write requests": {p.Requests, float64(limit.Requests)},
+	} {
+		if have, want := v[0], v[1]; want > 0 && (have > want*1.1 || have < want/2) {
+			return fmt.Errorf("the disk is not as slow, or as fast, as it is to be: %.0f %s in a second, the limit is %.0f", have, what, want)
+		}
+	}
+	return nil
+}
+
+// aligned is memory for direct I/O.
+func aligned(size int) []byte {
+	const page = 4096
+	b := make([]byte, size+page)
+	skip := page - int(uintptr(unsafe.Pointer(&b[0]))%page)
+	return b[skip : skip+size]
+}
