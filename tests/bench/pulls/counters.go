@@ -3,6 +3,7 @@ package pulls
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -105,8 +107,10 @@ func parseStat(text string) (traffic, error) {
 	return t, nil
 }
 
-// commits reads the histogram of Commits of the daemon behind an admin socket.
-func commits(ctx context.Context, socket string) (*Histogram, error) {
+// daemonMetrics are the daemon's, by name.
+type daemonMetrics map[string]*dto.MetricFamily
+
+func scrape(ctx context.Context, socket string) (daemonMetrics, error) {
 	resp, err := get(ctx, socket, "/metrics")
 	if err != nil {
 		return nil, err
@@ -117,19 +121,36 @@ func commits(ctx context.Context, socket string) (*Histogram, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics of the daemon: %w", err)
 	}
+	return families, nil
+}
+
+// commits is the histogram of Commits.
+func (m daemonMetrics) commits() (*Histogram, error) {
 	const name = metrics.Prefix + "commit_duration_seconds"
-	f := families[name]
+	f := m[name]
 	if f == nil || len(f.GetMetric()) != 1 {
 		return nil, fmt.Errorf("metrics of the daemon: there is no %s", name)
 	}
 	h := f.GetMetric()[0].GetHistogram()
 	out := &Histogram{Count: h.GetSampleCount(), Seconds: h.GetSampleSum()}
 	for _, b := range h.GetBucket() {
-		if b.GetUpperBound() <= 60 { // without that for everything, which JSON cannot express
+		if !math.IsInf(b.GetUpperBound(), 1) { // that for everything is Count
 			out.Buckets = append(out.Buckets, Bucket{b.GetUpperBound(), b.GetCumulativeCount()})
 		}
 	}
 	return out, nil
+}
+
+// extracted is how many bytes the daemon has extracted with a decompressor.
+func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
+	for _, one := range m[metrics.Prefix+"apply_bytes_total"].GetMetric() {
+		for _, l := range one.GetLabel() {
+			if l.GetValue() == decompressor {
+				bytes += one.GetCounter().GetValue()
+			}
+		}
+	}
+	return bytes
 }
 
 // get requests a path of the daemon's admin socket. The caller closes the body.

@@ -62,6 +62,7 @@ var imageShapes = map[string]struct {
 		{dirs: 5, small: 20, smallBytes: 2 << 10},
 	}},
 	"tiny": {kit.Gzip, slices.Repeat([]shape{{dirs: 1, small: 3, smallBytes: 2 << 10}}, 60)},
+	"two":  {kit.Gzip, slices.Repeat([]shape{{dirs: 1, small: 3, smallBytes: 2 << 10}}, 2)}, // for a test
 	"zstd": {kit.Zstd, slices.Repeat([]shape{{dirs: 578, links: 77, small: 4500, smallBytes: 6900, large: 198, largeBytes: 455 << 10}}, 4)},
 }
 
@@ -78,9 +79,6 @@ func buildImage(name string, scale int) (kit.Image, error) {
 	shapes, ok := imageShapes[name]
 	if !ok {
 		return kit.Image{}, fmt.Errorf("there is no image %q: there are %v", name, ImageNames)
-	}
-	if name == "tiny" {
-		scale = 1 // its layers are what matters
 	}
 	words := vocabulary()
 	img := kit.Image{}

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -60,7 +59,12 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(ctx.Err(), err) // the end of the run explains what failed because of it
+		}
+		err = errors.Join(err, r.close())
+	}()
 	if err := r.makeImages(ctx); err != nil {
 		return nil, err
 	}
@@ -88,12 +92,12 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	}
 	r.report = &Report{
 		Schema: schema, Time: time.Now().UTC().Truncate(time.Second), Command: r.Command, Go: runtime.Version(), FS: r.FS, Disk: r.Disk,
-		Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale, Containerd: containerdVersion(),
+		Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale,
 	}
 	if err := r.report.describeMachine(); err != nil {
 		return err
 	}
-	if err := r.report.describeProduct(ctx); err != nil {
+	if err := r.report.describeProduct(ctx, r.bins); err != nil {
 		return err
 	}
 	if r.variants, r.report.LeftOut, err = choose(r.Variants); err != nil {
@@ -253,13 +257,23 @@ func git(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-func (r *Report) describeProduct(ctx context.Context) (err error) {
+// describeProduct takes the version of containerd from its own words, which end with a revision.
+func (r *Report) describeProduct(ctx context.Context, bins kit.Binaries) (err error) {
 	if r.Revision, err = git(ctx, "rev-parse", "HEAD"); err != nil {
 		return err
 	}
 	changes, err := git(ctx, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!tests", ":!docs", ":!*.md", ":!Makefile")
+	if err != nil {
+		return err
+	}
 	r.Dirty = changes != ""
-	return err
+	out, err := exec.CommandContext(ctx, bins.Containerd, "--version").Output()
+	words := strings.Fields(string(out))
+	if err != nil || len(words) < 3 {
+		return fmt.Errorf("version of containerd: %q: %w", out, err)
+	}
+	r.Containerd, _, _ = strings.Cut(strings.TrimPrefix(words[2], "v"), "+")
+	return nil
 }
 
 func (r *Report) describeMachine() error {
@@ -277,17 +291,6 @@ func (r *Report) describeMachine() error {
 		}
 	}
 	return err
-}
-
-// containerdVersion is that of the module, from which kit builds containerd.
-func containerdVersion() string {
-	info, _ := debug.ReadBuildInfo()
-	for _, m := range info.Deps {
-		if m.Path == "github.com/containerd/containerd/v2" {
-			return m.Version
-		}
-	}
-	return "unknown"
 }
 
 // buildBase builds the daemon of another revision, out of a copy of its tree, so that nothing

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -27,6 +28,7 @@ const erofsConfig = `[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
 // session is containerd and, for durable, the daemon, from their start to their end.
 type session struct {
 	variant Variant
+	setting Setting
 	disk    *machineDisk
 	bins    kit.Binaries
 	node    *kit.Node
@@ -44,7 +46,7 @@ func start(ctx context.Context, v Variant, d *machineDisk, bins kit.Binaries, s 
 	if err := os.Setenv("CONTAINERD_DISABLE_IGZIP", strconv.FormatBool(!s.Igzip)); err != nil {
 		return nil, err
 	}
-	x := &session{variant: v, disk: d, bins: bins}
+	x := &session{variant: v, setting: s, disk: d, bins: bins}
 	if x.dir, err = scratch("run"); err != nil {
 		return nil, err
 	}
@@ -105,16 +107,22 @@ func (x *session) kill() error {
 	return errors.Join(err, os.RemoveAll(x.dir))
 }
 
+// pullLimit ends a pull that would not end the run in any useful time.
+const pullLimit = 15 * time.Minute
+
 // pull runs ctr image pull, and returns its processor time in seconds.
 func (x *session) pull(ctx context.Context, ref string) (cpu float64, err error) {
 	args := []string{"--address", x.node.Containerd.Address, "--namespace", x.node.Namespace(), "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter}
 	if x.variant.local {
 		args = append(args, "--local", "--sync-fs")
 	}
+	ctx, cancel := context.WithTimeout(ctx, pullLimit)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, x.bins.Ctr, append(args, ref)...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return 0, fmt.Errorf("ctr image pull with %s: %w: %s\n%s", x.variant.Name, err, out[max(0, len(out)-2000):], x.node.Containerd.LogTail(2000))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr // without the progress, which goes to the standard output
+	if err := errors.Join(cmd.Run(), ctx.Err()); err != nil {
+		return 0, fmt.Errorf("ctr image pull: %w: %s\n%s", err, stderr.String(), x.node.Containerd.LogTail(2000))
 	}
 	return (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), nil
 }
@@ -176,11 +184,28 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		if p.DaemonMemory, err = peak(x.pids[1]); err != nil {
 			return p, err
 		}
-		if p.Commits, err = commits(ctx, x.admin()); err != nil {
+		m, err := scrape(ctx, x.admin())
+		if err != nil {
+			return p, err
+		}
+		if p.Commits, err = m.commits(); err != nil {
+			return p, err
+		}
+		if err := x.asConfigured(m); err != nil {
 			return p, err
 		}
 	}
 	return p, x.remove(ctx, ref)
+}
+
+// asConfigured fails when the daemon has not done what the variant and the setting are about.
+func (x *session) asConfigured(m daemonMetrics) error {
+	inside, igzip := m.extracted("internal"), m.extracted("igzip")
+	wantIgzip := x.variant.differ && x.setting.Igzip && imageShapes[x.setting.Image].compression == kit.Gzip
+	if x.variant.differ != (inside+igzip > 0) || wantIgzip != (igzip > 0) {
+		return fmt.Errorf("the daemon has extracted %.0f bytes by itself and %.0f with igzip, with the setting %+v", inside, igzip, x.setting)
+	}
+	return nil
 }
 
 // idle waits until the processes have used no processor time for a while, and returns all that

@@ -72,7 +72,7 @@ func (r *Report) origin() string {
 		rounds = "round"
 	}
 	fmt.Fprintf(&b, "%s on a disk of kind `%s`, %d %s; %s, %d cores, %d GiB, Linux %s; containerd %s; revision %.12s%s; %s: `%s`",
-		r.FS, r.Disk, r.Rounds, rounds, r.Machine.CPU, r.Machine.Cores, r.Machine.Memory>>30, r.Machine.Kernel, strings.TrimPrefix(r.Containerd, "v"), r.Revision, dirty, r.Time.Format("2006-01-02"), r.Command)
+		r.FS, r.Disk, r.Rounds, rounds, r.Machine.CPU, r.Machine.Cores, r.Machine.Memory>>30, r.Machine.Kernel, r.Containerd, r.Revision, dirty, r.Time.Format("2006-01-02"), r.Command)
 	if r.Neighbor > 0 {
 		fmt.Fprintf(&b, "; a neighbor writes %d MB/s to its pages", r.Neighbor/1e6)
 	}
