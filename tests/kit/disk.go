@@ -19,13 +19,13 @@ type DiskOptions struct {
 	Mkfs  []string // further arguments to mkfs
 	Mount string   // mount options, comma separated, as for mount -o
 
-	// For measurements: the backing file is allocated before, and read and written with
-	// direct I/O. Otherwise each page is in memory a second time, as one of that file, and a
-	// write to the device ends before the machine's disk has seen it.
-	Direct bool
 	// Image is a file that is there already, of the size that it is to have, in place of the
 	// backing file. It stays.
 	Image string
+	// Direct is for measurements: the loop device uses direct I/O. Otherwise each page is in
+	// memory a second time, as one of the backing file, and a write to the device ends before
+	// the machine's disk has seen it.
+	Direct bool
 }
 
 // Disk is a file system on a loop device on a sparse file.
@@ -62,11 +62,6 @@ func NewDisk(dir string, opts DiskOptions) (_ *Disk, err error) {
 	}
 	if err := mkfs(image, opts); err != nil {
 		return nil, err
-	}
-	if opts.Direct { // after mkfs, which discards everything
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, opts.Size); err != nil {
-			return nil, fmt.Errorf("disk: allocate %s: %w", image, err)
-		}
 	}
 	if d.loop, err = attachLoop(f, opts.Direct); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", image, err)

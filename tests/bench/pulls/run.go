@@ -154,9 +154,10 @@ func (r *run) makeImages(ctx context.Context) (err error) {
 // makeDisks makes a disk for each variant, with room for the largest image, for the same once
 // more, since small files take whole blocks, and for the neighbor's file.
 func (r *run) makeDisks() error {
-	size := int64(1 << 30)
+	const least = 320 << 20 // xfs needs 300 MiB
+	size := int64(least)
 	for _, i := range r.report.Images {
-		size = max(size, 1<<30+i.Packed+i.Bytes*3/2)
+		size = max(size, least+i.Packed+i.Bytes*3/2)
 	}
 	if r.Neighbor > 0 {
 		size += neighborFile
