@@ -11,7 +11,7 @@ import (
 const (
 	chartWidth  = 860
 	chartLeft   = 150 // of the bars
-	chartRight  = 90  // of the room for their figures
+	chartRight  = 110 // of the room for their figures
 	chartLine   = 20  // height of a bar with its distance
 	chartHead   = 64
 	chartTitle  = 30 // of a group

@@ -112,11 +112,12 @@ func (f *pacedFile) do(requests, size int, request func() error) fuse.Status {
 	return fuse.ToStatus(err)
 }
 
-func (f *pacedFile) buffer() []byte {
-	if b, ok := f.buffers.Get().([]byte); ok {
+func (f *pacedFile) buffer() *[]byte {
+	if b, ok := f.buffers.Get().(*[]byte); ok {
 		return b
 	}
-	return aligned(maxRequest)
+	b := aligned(maxRequest)
+	return &b
 }
 
 // fits reports whether direct I/O can do a request.
@@ -135,8 +136,8 @@ func (f *pacedFile) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		}
 		b := f.buffer()
 		defer f.buffers.Put(b)
-		if n, err = unix.Pread(int(f.direct.Fd()), b[:len(buf)], int64(in.Offset)); err == nil {
-			copy(buf, b[:n])
+		if n, err = unix.Pread(int(f.direct.Fd()), (*b)[:len(buf)], int64(in.Offset)); err == nil {
+			copy(buf, (*b)[:n])
 		}
 		return err
 	})
@@ -152,7 +153,7 @@ func (f *pacedFile) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uin
 		}
 		b := f.buffer()
 		defer f.buffers.Put(b)
-		n, err = unix.Pwrite(int(f.direct.Fd()), b[:copy(b, data)], int64(in.Offset))
+		n, err = unix.Pwrite(int(f.direct.Fd()), (*b)[:copy(*b, data)], int64(in.Offset))
 		return err
 	})
 	return uint32(n), status

@@ -98,7 +98,7 @@ func TestPacedDisk(t *testing.T) {
 
 // TestShapes: images have the sizes that are said of them, within 5 %.
 func TestShapes(t *testing.T) {
-	for name, want := range map[string]struct{ layers, inodes, mib int }{"golang": {7, 23_000, 992}, "tensorflow": {5, 32_590, 1823}, "tiny": {60, 420, 0}} {
+	for name, want := range map[string]struct{ layers, inodes, mib int }{"golang": {7, 23_000, 992}, "tensorflow": {5, 32_590, 1823}, "tiny": {60, 420, 0}, "zstd": {4, 21_400, 472}} {
 		inodes, bytes := 0, int64(0)
 		words := vocabulary()
 		for i, s := range imageShapes[name].layers {

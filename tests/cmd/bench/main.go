@@ -91,7 +91,11 @@ func measure(args []string) {
 			}
 			err = errors.Join(err, save(report, out, name))
 		}
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			fmt.Fprintln(os.Stderr, "bench: interrupted")
+			return 130
+		case err != nil:
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			return 1
 		}
