@@ -138,7 +138,7 @@ func share(n, i, parts int) int { return n*(i+1)/parts - n*i/parts }
 // vocabulary is what texts are made of.
 func vocabulary() [][]byte {
 	r := rand.New(rand.NewPCG(3, 4))
-	words := make([][]byte, 4096)
+	words := make([][]byte, 1024)
 	for i := range words {
 		words[i] = make([]byte, 3+r.IntN(9))
 		for j := range words[i] {
@@ -171,7 +171,7 @@ func (t *text) Read(p []byte) (n int, _ error) {
 func (t *text) fill() {
 	t.buf = t.buf[:0]
 	for len(t.buf) < 4096 {
-		if t.random.IntN(12) == 0 {
+		if t.random.IntN(16) == 0 {
 			t.buf = fmt.Appendf(t.buf, "%016x", t.random.Uint64())
 		}
 		t.buf = append(append(t.buf, t.words[t.random.IntN(1+t.random.IntN(len(t.words)))]...), ' ')

@@ -1,9 +1,13 @@
 package pulls
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -111,6 +115,37 @@ func TestShapes(t *testing.T) {
 		if have := int(bytes / mib); len(imageShapes[name].layers) != want.layers || !near(inodes, want.inodes) || !near(have, want.mib) {
 			t.Errorf("%s: %d layers, %d inodes, %d MiB, want %+v", name, len(imageShapes[name].layers), inodes, have, want)
 		}
+	}
+}
+
+// TestText: content is the same each time, however it is read, and gzip makes two fifths of it.
+func TestText(t *testing.T) {
+	read := func(step int) []byte {
+		r, all := &text{random: rand.New(rand.NewPCG(1, 2)), words: vocabulary()}, make([]byte, 0, 4*mib)
+		for len(all) < cap(all) {
+			part := make([]byte, min(step, cap(all)-len(all)))
+			if _, err := io.ReadFull(r, part); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, part...)
+		}
+		return all
+	}
+	whole := read(4 * mib)
+	if !bytes.Equal(whole, read(1000)) {
+		t.Error("another size of reads gives other content")
+	}
+	var packed bytes.Buffer
+	w, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Write(whole)
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if part := float64(packed.Len()) / float64(len(whole)); part < 0.33 || part > 0.43 {
+		t.Errorf("gzip makes %.2f of it", part)
 	}
 }
 
