@@ -14,7 +14,7 @@ const schema = 1
 type Report struct {
 	Schema     int       `json:"schema"`
 	Time       time.Time `json:"time"`
-	Command    string    `json:"command"`
+	Command    string    `json:"command"` // with the flags that change figures
 	Machine    Machine   `json:"machine"`
 	Revision   string    `json:"revision"` // of the product
 	Dirty      bool      `json:"dirty"`    // the product was built from a tree with changes

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -185,7 +186,12 @@ func parse(args []string) (o pulls.Options, out, name string, err error) {
 			name += "-neighbor"
 		}
 	}
-	o.Command = strings.Join(append([]string{"bench", "run"}, args...), " ")
+	o.Command = "bench run"
+	f.Visit(func(x *flag.Flag) {
+		if !slices.Contains([]string{"out", "name", "store", "profiles"}, x.Name) { // they change no figure
+			o.Command += fmt.Sprintf(" --%s %s", x.Name, x.Value)
+		}
+	})
 	o.Log = func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 	return o, out, name, nil
 }

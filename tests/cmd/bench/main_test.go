@@ -15,6 +15,9 @@ func TestParse(t *testing.T) {
 		o.Rounds != 10 || o.Scale != 1 || o.Neighbor != 400e6 || len(o.Variants) != 5 || !filepath.IsAbs(o.Profiles) {
 		t.Errorf("%+v", o)
 	}
+	if want := "bench run --disk 250 --fs xfs --igzip no,yes --images tiny --neighbor 400 --unpacks 1,3"; o.Command != want {
+		t.Errorf("command %q, want %q", o.Command, want)
+	}
 	if name != "xfs-250-neighbor" || filepath.Base(out) != "bench" || !filepath.IsAbs(o.Store) {
 		t.Errorf("name %q, out %q, store %q", name, out, o.Store)
 	}
