@@ -48,6 +48,8 @@ func serveDisk(args []string) error {
 	server, err := fuse.NewServer(f, args[0], &fuse.MountOptions{
 		FsName: "paced-disk", Name: "paced-disk", DirectMountStrict: true, DisableXAttrs: true,
 		MaxWrite: maxRequest, // one FUSE request for each request of the block layer
+		// As many requests at a time as a disk takes: the loop device's direct I/O is asynchronous.
+		MaxBackground: 64, ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 	})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", args[0], err)
@@ -85,7 +87,7 @@ type pace struct {
 
 // credit is how long a disk that has had nothing to do may be faster than its limit. It makes up
 // for timers that are late.
-const credit = 5 * time.Millisecond
+const credit = 10 * time.Millisecond
 
 // reserve takes a place in the queue, and returns when it ends.
 func (p *pace) reserve(amount float64) time.Time {
@@ -215,7 +217,7 @@ func (f *pacedFile) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if in.NodeId != fileNode {
 		return fuse.EISDIR
 	}
-	out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 	return fuse.OK
 }
 

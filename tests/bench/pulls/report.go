@@ -46,8 +46,8 @@ type Machine struct {
 // direct I/O.
 type Proof struct {
 	Variant  string  `json:"variant"`  // whose disk it is
-	Bytes    float64 `json:"bytes"`    // written in a second, in requests of 1 MiB
-	Requests float64 `json:"requests"` // writes of 4 KiB, of four threads, in a second
+	Bytes    float64 `json:"bytes"`    // written in a second, in requests of 1 MiB, by four threads
+	Requests float64 `json:"requests"` // writes of 4 KiB in a second, by four threads
 }
 
 // Setting is what a pull has in common with those that it is compared with.
