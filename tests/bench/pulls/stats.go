@@ -104,6 +104,16 @@ func ratios(pulls, base []Pull, figure func(Pull) float64) Spread {
 	return spread(all)
 }
 
+// against is the spread of the quotients of a figure of a row to that of another variant with the
+// same setting, in the same rounds.
+func against(rows []Row, row Row, variant string, figure func(Pull) float64) Spread {
+	i := slices.IndexFunc(rows, func(r Row) bool { return r.Setting == row.Setting && r.Variant == variant })
+	if i < 0 {
+		return spread(nil)
+	}
+	return ratios(row.Pulls, rows[i].Pulls, figure)
+}
+
 // Comparison is a variant of this revision beside the same of another one.
 type Comparison struct {
 	Setting

@@ -25,6 +25,26 @@ func (r *Report) Table() string {
 			row.middle(0, func(p Pull) float64 { return float64(p.DaemonMemory) / mib }),
 		)
 	})
+	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "seconds / overlayfs-sync", "MiB written / overlayfs-sync", "write requests / overlayfs-sync", "seconds / erofs"}, rows, func(row Row) []string {
+		if v := place(row.Variant); v < 0 || !Variants[v].daemon {
+			return nil
+		}
+		seconds := func(p Pull) float64 { return p.Seconds }
+		cells := []Spread{
+			against(rows, row, "overlayfs-sync", seconds),
+			against(rows, row, "overlayfs-sync", func(p Pull) float64 { return float64(p.Bytes) }),
+			against(rows, row, "overlayfs-sync", func(p Pull) float64 { return float64(p.Writes) }),
+			against(rows, row, "erofs", seconds),
+		}
+		if math.IsNaN(cells[0].Median) && math.IsNaN(cells[3].Median) {
+			return nil
+		}
+		texts := row.names()
+		for _, c := range cells {
+			texts = append(texts, c.text(2))
+		}
+		return texts
+	})
 	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "Commits", "ms, mean", "at most 5 ms", "99 % at most", "all at most"}, rows, func(row Row) []string {
 		h := row.commits()
 		if h.Count == 0 {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,24 @@ func TestTable(t *testing.T) {
 		r.Pulls[i].Fdatasync, r.Pulls[i].Lease = &Latency{100, 0.001, 0.002, float64(i)}, &Latency{9, 0.003, 0.004, 0.005}
 	}
 	const line = "| golang | 1 | no | durable | 390 | 1.00 | 2.00 | 5000.00 | 3.00 | 4.00 | 5.00 |"
+	if text := r.Table(); !strings.Contains(text, "\n"+line+"\n") {
+		t.Errorf("the table lacks\n%s\nin\n%s", line, text)
+	}
+}
+
+// TestRivals: beside overlayfs that syncs, and erofs.
+func TestRivals(t *testing.T) {
+	r := sample()
+	if text := r.Table(); strings.Contains(text, "overlayfs-sync") {
+		t.Errorf("there is a table of what was not measured:\n%s", text)
+	}
+	for _, p := range slices.Clone(r.Pulls) {
+		if p.Variant == "durable" {
+			p.Variant, p.Seconds, p.Bytes, p.Writes, p.Commits = "overlayfs-sync", 2*p.Seconds, p.Bytes/2, p.Writes*2, nil
+			r.Pulls = append(r.Pulls, p)
+		}
+	}
+	const line = "| golang | 1 | no | durable | 0.50 (0.50–0.50) | 2.00 (2.00–2.00) | 0.50 (0.50–0.50) | – |"
 	if text := r.Table(); !strings.Contains(text, "\n"+line+"\n") {
 		t.Errorf("the table lacks\n%s\nin\n%s", line, text)
 	}
