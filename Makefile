@@ -12,17 +12,20 @@ PACKAGES := runc mount procps e2fsprogs xfsprogs btrfs-progs fuse3 rsync strace 
 # Those of make test-packages, beside them.
 PACKAGES_TOOLS := debootstrap rpm groff-base zsh fish
 
+# Those of make bench, beside them: containerd's rivals. What is missing is left out.
+PACKAGES_BENCH := isal erofs-utils
+
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
 GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash test-images demo storm lint bench fuzz test-packages test-node test-matrix test-upgrade soak: export CGO_ENABLED = 0
-test test-configs test-crash test-images demo storm lint bench fuzz test-packages test-node test-matrix test-upgrade soak: export GOFLAGS = -trimpath
+test test-configs test-crash test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export CGO_ENABLED = 0
+test test-configs test-crash test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint govulncheck fuzz bench clean generate uninstall dist dist-check test-packages node-image extensions test-node test-matrix test-upgrade soak
+.PHONY: help build install deps demo test test-configs test-crash test-images storm lint govulncheck fuzz bench bench-quick bench-compare clean generate uninstall dist dist-check test-packages node-image extensions test-node test-matrix test-upgrade soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,9 +149,37 @@ fuzz: ## fuzz every decoder and the gRPC calls, one target after the other; FUZZ
 		done; \
 	done; test -z "$$bad" || { echo "found something:$$bad" >&2; exit 1; }
 
-bench: deps ## benchmarks: seals, recovery; Stat, Commit and pull beside the built-in overlayfs
+# docs/performance.md has the meaning of the figures. Other flags of go run ./cmd/bench run are
+# given as BENCHFLAGS='--images tiny --variants overlayfs,durable'. FS and ROUNDS have defaults of their own here.
+DISK       ?= fast
+NEIGHBOR   ?=
+OUT        ?= bin/bench
+NAME       ?=
+PROFILE    ?=
+BASE       ?= HEAD
+BENCHFLAGS ?=
+bench_fs     = $(if $(filter file,$(origin FS)),ext4,$(FS))
+bench_rounds = $(if $(filter file,$(origin ROUNDS)),$(1),$(ROUNDS))
+bench_run    = cd tests && PATH="$(CURDIR)/tests/.bin/erofs:$$PATH" $(GO) run ./cmd/bench run --fs $(bench_fs) --disk $(DISK) --out $(abspath $(OUT)) \
+	$(if $(NEIGHBOR),--neighbor $(NEIGHBOR)) $(if $(NAME),--name $(NAME)) $(if $(PROFILE),--profiles $(CURDIR)/bin/bench/profiles)
+
+bench bench-quick bench-compare: MORE := $(PACKAGES_BENCH)
+
+bench: deps tests/.bin/erofs ## benchmarks of parts, then whole pulls with every snapshotter; DISK=fast|250|emmc FS= NEIGHBOR=400 ROUNDS= OUT=docs/bench PROFILE=1
 	$(GO) test -p 1 ./snapshotter ./storage ./internal/blobs ./internal/boltcheck ./internal/contents ./internal/seal -run '^$$' -bench . -benchmem
 	cd tests && $(GO) test ./bench -run '^$$' -bench . -benchtime 3x
+	$(bench_run) --rounds $(call bench_rounds,10) $(BENCHFLAGS)
+
+bench-quick: deps ## whole pulls of small images in under 5 minutes, with the main variants
+	$(bench_run) --rounds $(call bench_rounds,3) --name $(or $(NAME),quick) --scale 8 --images golang,tiny,zstd --variants overlayfs,durable,durable-differ --unpacks 1 --igzip no $(BENCHFLAGS)
+
+bench-compare: deps ## whole pulls with this tree's daemon and with that of revision BASE, in turn: ratios, and whether they are noise
+	$(bench_run) --rounds $(call bench_rounds,10) --name $(or $(NAME),compare) --base '$(BASE)' --images golang,tiny --variants durable,durable-differ --unpacks 1 --igzip no $(BENCHFLAGS)
+
+# containerd's differ for erofs needs mkfs.erofs 1.7, and Debian 12 has 1.5: there it is Debian
+# 13's, with that release's libraries, and nothing is installed.
+tests/.bin/erofs:
+	tests/bench/erofs.sh $@ || echo "mkfs.erofs is not there: containerd's erofs snapshotter is not measured" >&2
 
 node-image: build ## the context of the image for deploy/, in bin/node-image
 	deploy/node-image.sh

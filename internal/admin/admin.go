@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -60,6 +61,12 @@ type Server struct {
 // New returns a server, and registers the metrics that are read from the snapshotter when they
 // are requested. Close ends that.
 func New(cfg Config, sn *snapshotter.Snapshotter) *Server {
+	if cfg.Pprof {
+		// Otherwise the profiles block and mutex are empty: one sample for each 10 µs of
+		// waiting, and for each 100 waits for a mutex.
+		runtime.SetBlockProfileRate(10_000)
+		runtime.SetMutexProfileFraction(100)
+	}
 	s := &Server{cfg: cfg, sn: sn, states: newStates(sn)}
 	metrics.Registry.MustRegister(s.states)
 	return s

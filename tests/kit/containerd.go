@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type ContainerdOptions struct {
 	ConfigVersion int         // 3 unless set, see the function of this name
 	Unpacks       int         // layers that it unpacks at a time, with the capability rebase; one after another when 0
 	Differ        []string    // snapshotters whose layers the transfer service has the daemon's diff service, "durable-diff", extract
+	LogLevel      string      // debug unless set
 	Extra         string      // further text for the configuration file
 }
 
@@ -93,7 +95,7 @@ func (c *Containerd) config() string {
 			b.WriteString("disabled_plugins = ['io.containerd.grpc.v1.cri']\n")
 		}
 	}
-	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[ttrpc]\n  address = %q\n[debug]\n  level = 'debug'\n", c.Address, c.Address+".ttrpc")
+	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[ttrpc]\n  address = %q\n[debug]\n  level = %q\n", c.Address, c.Address+".ttrpc", cmp.Or(c.opts.LogLevel, "debug"))
 	// The opt plugin would make /opt/containerd on the host.
 	fmt.Fprintf(&b, "[plugins.'io.containerd.internal.v1.opt']\n  path = %q\n", filepath.Join(c.opts.RunDir, "opt"))
 	snapshotters := []string{"overlayfs"}

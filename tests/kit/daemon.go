@@ -24,6 +24,8 @@ type DaemonOptions struct {
 	Dir    string // on the disk under test; holds the root directory
 	RunDir string // holds socket, config and log; Dir when empty
 	Config string // text of the configuration file
+	// LogLevel is debug unless set.
+	LogLevel string
 	// ContentRoot and Containerd are the content store and the socket of the
 	// containerd that the daemon serves. Without them it heals from nothing of
 	// these tests, and notifies no containerd.
@@ -114,7 +116,7 @@ func (d *Daemon) LogPath() string { return filepath.Join(d.opts.RunDir, "durable
 // Argv is the command line Start runs.
 func (d *Daemon) Argv() []string {
 	return append(append([]string(nil), d.opts.Wrapper...), d.opts.Binary, "serve",
-		"--config", d.configPath(), "--root", d.Root, "--address", d.Address, "--log-level", "debug")
+		"--config", d.configPath(), "--root", d.Root, "--address", d.Address, "--log-level", cmp.Or(d.opts.LogLevel, "debug"))
 }
 
 // Launch starts the daemon and does not wait for it, for tests in which it must

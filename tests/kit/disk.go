@@ -18,6 +18,14 @@ type DiskOptions struct {
 	Size  int64    // of the sparse backing file; 4 GiB when zero
 	Mkfs  []string // further arguments to mkfs
 	Mount string   // mount options, comma separated, as for mount -o
+
+	// Image is a file that is there already, of the size that it is to have, in place of the
+	// backing file. It stays.
+	Image string
+	// Direct is for measurements: the loop device uses direct I/O. Otherwise each page is in
+	// memory a second time, as one of the backing file, and a write to the device ends before
+	// the machine's disk has seen it.
+	Direct bool
 }
 
 // Disk is a file system on a loop device on a sparse file.
@@ -38,19 +46,24 @@ func NewDisk(dir string, opts DiskOptions) (_ *Disk, err error) {
 	if err := os.MkdirAll(d.Path(), 0o755); err != nil {
 		return nil, fmt.Errorf("disk: %w", err)
 	}
-	image := filepath.Join(dir, "disk.img")
-	f, err := os.OpenFile(image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	image, flags := opts.Image, os.O_RDWR
+	if image == "" {
+		image, flags = filepath.Join(dir, "disk.img"), os.O_RDWR|os.O_CREATE|os.O_EXCL
+	}
+	f, err := os.OpenFile(image, flags, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("disk: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(opts.Size); err != nil {
-		return nil, fmt.Errorf("disk: %w", err)
+	if opts.Image == "" {
+		if err := f.Truncate(opts.Size); err != nil {
+			return nil, fmt.Errorf("disk: %w", err)
+		}
 	}
 	if err := mkfs(image, opts); err != nil {
 		return nil, err
 	}
-	if d.loop, err = attachLoop(f); err != nil {
+	if d.loop, err = attachLoop(f, opts.Direct); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", image, err)
 	}
 	if err := d.Mount(); err != nil {
@@ -82,7 +95,7 @@ func mkfs(image string, opts DiskOptions) error {
 
 // attachLoop binds f to a free loop device. The device frees itself when the
 // last user, this descriptor or a mount, lets go: so no exit path can leak it.
-func attachLoop(f *os.File) (*os.File, error) {
+func attachLoop(f *os.File, direct bool) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -90,6 +103,9 @@ func attachLoop(f *os.File) (*os.File, error) {
 	defer ctl.Close()
 	config := unix.LoopConfig{Fd: uint32(f.Fd())}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	if direct {
+		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
+	}
 	copy(config.Info.File_name[:], f.Name())
 	// Another process may take the free device between the two calls.
 	deadline := time.Now().Add(10 * time.Second)
@@ -189,7 +205,11 @@ func (d *Disk) Close() error {
 	if err := d.Unmount(); err != nil {
 		return err
 	}
-	return errors.Join(d.loop.Close(), os.Remove(filepath.Join(d.dir, "disk.img")))
+	err := d.loop.Close()
+	if d.opts.Image == "" {
+		err = errors.Join(err, os.Remove(filepath.Join(d.dir, "disk.img")))
+	}
+	return err
 }
 
 // UnmountBelow unmounts top and all mounts under it, innermost first. Processes

@@ -33,8 +33,9 @@ var layerTime = time.Unix(1700000000, 123456789)
 // header; the With methods change a copy.
 type Entry struct {
 	tar.Header
-	body []byte // content of a regular file, or
-	file string // the file on this machine that holds it
+	body []byte           // content of a regular file, or
+	file string           // the file on this machine that holds it, or
+	open func() io.Reader // what makes it
 }
 
 func entry(kind byte, name string, mode int64) Entry {
@@ -60,6 +61,13 @@ func FileFrom(name string, mode int64, file string) (Entry, error) {
 	e := entry(tar.TypeReg, name, mode)
 	e.file, e.Size = file, info.Size()
 	return e, nil
+}
+
+// Generated is a regular file of size bytes, which open makes when the layer is written.
+func Generated(name string, mode, size int64, open func() io.Reader) Entry {
+	e := entry(tar.TypeReg, name, mode)
+	e.open, e.Size = open, size
+	return e
 }
 
 // Symlink is a symbolic link.
@@ -248,6 +256,9 @@ func (e Entry) write(tw *tar.Writer) error {
 		return fmt.Errorf("layer entry %q: %w", e.Name, err)
 	}
 	var body io.Reader = bytes.NewReader(e.body)
+	if e.open != nil {
+		body = io.LimitReader(e.open(), e.Size)
+	}
 	if e.file != "" {
 		f, err := os.Open(e.file)
 		if err != nil {

@@ -1,0 +1,174 @@
+package pulls
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
+)
+
+// ticks are the units of /proc/PID/stat in a second (USER_HZ), on all architectures that Go has.
+const ticks = 100
+
+// processorTime is that of processes, and of their children that have ended, in seconds.
+func processorTime(pids []int) (float64, error) {
+	sum := 0
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// The name of the program, in parentheses, may hold anything. What follows begins
+		// with field 3 of proc_pid_stat(5); utime, stime, cutime and cstime are 14 to 17.
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if len(fields) < 15 {
+			return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		}
+		for _, f := range fields[11:15] {
+			n, err := strconv.Atoi(f)
+			if err != nil {
+				return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+			}
+			sum += n
+		}
+	}
+	return float64(sum) / ticks, nil
+}
+
+// resetPeak sets the most resident memory of a process to what it has now (proc_pid_clear_refs(5)).
+func resetPeak(pid int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}
+
+// peak is the most resident memory of a process, in bytes.
+func peak(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return n << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
+}
+
+// traffic counts what a block device was told to write.
+type traffic struct{ writes, bytes, flushes int64 }
+
+func (t traffic) since(before traffic) traffic {
+	return traffic{t.writes - before.writes, t.bytes - before.bytes, t.flushes - before.flushes}
+}
+
+// written reads the counters of a block device, such as /dev/loop0.
+func written(device string) (traffic, error) {
+	file := filepath.Join("/sys/block", filepath.Base(device), "stat")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return traffic{}, err
+	}
+	t, err := parseStat(string(text))
+	if err != nil {
+		return traffic{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return t, nil
+}
+
+// parseStat reads a line as in the kernel's Documentation/block/stat.rst.
+func parseStat(text string) (traffic, error) {
+	fields := strings.Fields(text)
+	if len(fields) < 17 {
+		return traffic{}, fmt.Errorf("%d fields: Linux 5.5 or newer is needed", len(fields))
+	}
+	const sector = 512
+	var t traffic
+	for i, to := range map[int]*int64{4: &t.writes, 6: &t.bytes, 15: &t.flushes} {
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return traffic{}, err
+		}
+		*to = n
+	}
+	t.bytes *= sector
+	return t, nil
+}
+
+// daemonMetrics are the daemon's, by name.
+type daemonMetrics map[string]*dto.MetricFamily
+
+func scrape(ctx context.Context, socket string) (daemonMetrics, error) {
+	resp, err := get(ctx, socket, "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of the daemon: %w", err)
+	}
+	return families, nil
+}
+
+// commits is the histogram of Commits.
+func (m daemonMetrics) commits() (*Histogram, error) {
+	const name = metrics.Prefix + "commit_duration_seconds"
+	f := m[name]
+	if f == nil || len(f.GetMetric()) != 1 {
+		return nil, fmt.Errorf("metrics of the daemon: there is no %s", name)
+	}
+	h := f.GetMetric()[0].GetHistogram()
+	out := &Histogram{Count: h.GetSampleCount(), Seconds: h.GetSampleSum()}
+	for _, b := range h.GetBucket() {
+		if !math.IsInf(b.GetUpperBound(), 1) { // that for everything is Count
+			out.Buckets = append(out.Buckets, Bucket{b.GetUpperBound(), b.GetCumulativeCount()})
+		}
+	}
+	return out, nil
+}
+
+// extracted is how many bytes the daemon has extracted with a decompressor.
+func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
+	for _, one := range m[metrics.Prefix+"apply_bytes_total"].GetMetric() {
+		for _, l := range one.GetLabel() {
+			if l.GetValue() == decompressor {
+				bytes += one.GetCounter().GetValue()
+			}
+		}
+	}
+	return bytes
+}
+
+// get requests a path of the daemon's admin socket. The caller closes the body.
+func get(ctx context.Context, socket, path string) (*http.Response, error) {
+	c := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Do(req)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		err = fmt.Errorf("%s of the daemon: %s", path, resp.Status)
+	}
+	return resp, err
+}

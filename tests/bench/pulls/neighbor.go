@@ -1,0 +1,121 @@
+package pulls
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
+)
+
+// neighborFile is how much of a file the neighbor writes to, from its beginning again and again.
+const neighborFile = 1 << 30
+
+// neighborFound is what the neighbor has done.
+type neighborFound struct{ Rate float64 } // bytes a second
+
+// dirty writes to the pages of a file at a steady rate: args are the file, and bytes a second. A
+// rate that the kernel does not allow, because the disk cannot keep up, is not made up for.
+func dirty(args []string) error {
+	rate, err := strconv.ParseFloat(args[1], 64)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const step = 1 << 20
+	page := make([]byte, step)
+	ended, start := ready(), time.Now()
+	written, due := int64(0), start
+	for at := int64(0); ; at = (at + step) % neighborFile {
+		select {
+		case <-ended:
+			return found(neighborFound{float64(written) / time.Since(start).Seconds()})
+		case <-time.After(time.Until(due)):
+		}
+		if _, err := f.WriteAt(page, at); err != nil {
+			return err
+		}
+		written += step
+		due = due.Add(time.Duration(step / rate * float64(time.Second)))
+		if late := time.Now().Add(-100 * time.Millisecond); due.Before(late) {
+			due = late
+		}
+	}
+}
+
+// probeFound is what a probe has measured.
+type probeFound struct{ Fdatasync, Lease *Latency }
+
+const (
+	fdatasyncEvery = 5 * time.Millisecond
+	leaseEvery     = 50 * time.Millisecond
+)
+
+// probe measures what others have of the disk and of containerd: args are a file, the socket of
+// containerd, and a namespace.
+func probe(args []string) (err error) {
+	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	cl, err := client.New(args[1], client.WithTimeout(30*time.Second))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	ctx := namespaces.WithNamespace(context.Background(), args[2])
+	ended := ready()
+	var syncs, leased []float64
+	var syncErr, leaseErr error
+	var running sync.WaitGroup
+	running.Go(func() {
+		page := make([]byte, 4096)
+		syncs, syncErr = every(fdatasyncEvery, ended, func() error {
+			_, err := f.WriteAt(page, 0)
+			return errors.Join(err, unix.Fdatasync(int(f.Fd())))
+		})
+	})
+	running.Go(func() {
+		leased, leaseErr = every(leaseEvery, ended, func() error {
+			l, err := cl.LeasesService().Create(ctx, leases.WithRandomID())
+			if err != nil {
+				return err
+			}
+			return cl.LeasesService().Delete(ctx, l)
+		})
+	})
+	running.Wait()
+	if err := errors.Join(syncErr, leaseErr); err != nil {
+		return err
+	}
+	return found(probeFound{latency(syncs), latency(leased)})
+}
+
+// every does something at a steady pace, and returns how long each took, in seconds.
+func every(pace time.Duration, ended <-chan struct{}, do func() error) (took []float64, err error) {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return took, nil
+		case <-tick.C:
+		}
+		start := time.Now()
+		if err := do(); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(start).Seconds())
+	}
+}

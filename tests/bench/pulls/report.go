@@ -1,0 +1,136 @@
+package pulls
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+)
+
+// schema is the version of Report. A field that changes its meaning needs another one.
+const schema = 1
+
+// Report is one run of the benchmark.
+type Report struct {
+	Schema     int       `json:"schema"`
+	Time       time.Time `json:"time"`
+	Command    string    `json:"command"` // with the flags that change figures
+	Machine    Machine   `json:"machine"`
+	Revision   string    `json:"revision"` // of the product
+	Dirty      bool      `json:"dirty"`    // the product was built from a tree with changes
+	Base       string    `json:"base,omitempty"`
+	Containerd string    `json:"containerd"` // its version
+	Go         string    `json:"go"`
+	FS         string    `json:"fs"`   // ext4, xfs or btrfs
+	Disk       string    `json:"disk"` // fast, 250 or emmc: see Disks
+	// Neighbor is the rate, in bytes a second, at which another process was to write to pages of a
+	// file on the same file system. 0: there was none.
+	Neighbor int64    `json:"neighbor,omitempty"`
+	Rounds   int      `json:"rounds"` // that are counted
+	Scale    int      `json:"scale"`  // images have one part in so many of their inodes and bytes
+	LeftOut  []string `json:"left_out,omitempty"`
+	Images   []Image  `json:"images"`
+	Proofs   []Proof  `json:"proofs"`
+	Pulls    []Pull   `json:"pulls"`
+}
+
+// Machine is where it ran.
+type Machine struct {
+	CPU    string `json:"cpu"`
+	Cores  int    `json:"cores"`
+	Memory int64  `json:"memory"` // bytes
+	Kernel string `json:"kernel"`
+}
+
+// Proof is what a disk could do before the first pull, measured through its file system with
+// direct I/O.
+type Proof struct {
+	Variant  string  `json:"variant"`  // whose disk it is
+	Bytes    float64 `json:"bytes"`    // written in a second, in requests of 1 MiB, by four threads
+	Requests float64 `json:"requests"` // writes of 4 KiB in a second, by four threads
+}
+
+// Setting is what a pull has in common with those that it is compared with.
+type Setting struct {
+	Image   string `json:"image"`
+	Unpacks int    `json:"unpacks"` // layers that containerd unpacks at a time
+	Igzip   bool   `json:"igzip"`   // igzip is on PATH of containerd and of the daemon; else neither uses it
+}
+
+// Pull is one pull.
+type Pull struct {
+	Setting
+	Round   int     `json:"round"`
+	Variant string  `json:"variant"`
+	Seconds float64 `json:"seconds"` // from the start of ctr to its end
+	// CPU is the processor time in seconds of containerd, the daemon, ctr, and the children of
+	// these that have ended, such as igzip, until the end of ctr. That of the kernel's own
+	// threads and of the registry is not in it. Its resolution is 10 ms a process.
+	CPU float64 `json:"cpu"`
+	// Later is the same, from the end of ctr until the processes were idle.
+	Later float64 `json:"later_cpu"`
+	// Sync is the time of a syncfs right after the pull.
+	Sync float64 `json:"sync"`
+	// Writes, Bytes and Flushes are the write requests, the written bytes and the cache flushes of
+	// the loop device, from the start of the pull to the end of that syncfs.
+	Writes  int64 `json:"writes"`
+	Bytes   int64 `json:"bytes"`
+	Flushes int64 `json:"flushes"`
+	// ContainerdMemory and DaemonMemory are the most resident memory in bytes (VmHWM).
+	ContainerdMemory int64 `json:"containerd_memory"`
+	DaemonMemory     int64 `json:"daemon_memory,omitempty"`
+	// Commits are those of the daemon, in its own histogram. The built-in snapshotters have none.
+	Commits *Histogram `json:"commits,omitempty"`
+	// Beside it, with a neighbor only: what it wrote in bytes a second, a process that writes 4 KiB
+	// and syncs them (fdatasync) every 5 ms, and one that creates and deletes a lease of
+	// containerd every 50 ms.
+	NeighborRate float64  `json:"neighbor_rate,omitempty"`
+	Fdatasync    *Latency `json:"fdatasync,omitempty"`
+	Lease        *Latency `json:"lease,omitempty"`
+}
+
+// Histogram is one of Prometheus: how many took at most so many seconds.
+type Histogram struct {
+	Count   uint64   `json:"count"`
+	Seconds float64  `json:"seconds"` // of all together
+	Buckets []Bucket `json:"buckets"`
+}
+
+// Bucket counts what took at most so many seconds.
+type Bucket struct {
+	AtMost float64 `json:"at_most"`
+	Count  uint64  `json:"count"`
+}
+
+// Latency summarizes the operations of one kind during a pull, in seconds.
+type Latency struct {
+	Count int     `json:"count"`
+	P50   float64 `json:"p50"`
+	P99   float64 `json:"p99"`
+	Max   float64 `json:"max"`
+}
+
+// Save writes a report.
+func (r *Report) Save(file string) error {
+	text, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return fmt.Errorf("report %s: %w", file, err)
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
+
+// Load reads a report.
+func Load(file string) (*Report, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	r := &Report{}
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("report %s: %w", file, err)
+	}
+	if r.Schema != schema {
+		return nil, fmt.Errorf("report %s: schema %d, this program reads %d", file, r.Schema, schema)
+	}
+	return r, nil
+}
