@@ -2,6 +2,7 @@ package pulls
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -154,6 +155,9 @@ func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
 }
 
 // get requests a path of the daemon's admin socket. The caller closes the body.
+// errNotServed is what a daemon answers to a path that it does not know.
+var errNotServed = errors.New("404 Not Found")
+
 func get(ctx context.Context, socket, path string) (*http.Response, error) {
 	c := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -168,7 +172,11 @@ func get(ctx context.Context, socket, path string) (*http.Response, error) {
 	resp, err := c.Do(req)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		err = fmt.Errorf("%s of the daemon: %s", path, resp.Status)
+		err = errors.New(resp.Status)
+		if resp.StatusCode == http.StatusNotFound {
+			err = errNotServed
+		}
+		err = fmt.Errorf("%s of the daemon: %w", path, err)
 	}
 	return resp, err
 }

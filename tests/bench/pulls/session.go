@@ -185,6 +185,9 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 			return p, err
 		}
 		m, err := scrape(ctx, x.admin())
+		if x.variant.base && errors.Is(err, errNotServed) {
+			return p, x.remove(ctx, ref) // of a revision that had no metrics yet
+		}
 		if err != nil {
 			return p, err
 		}
