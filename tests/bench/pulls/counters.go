@@ -68,7 +68,7 @@ func peak(pid int) (int64, error) {
 	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
 }
 
-// traffic counts what a block device was told to write.
+// traffic counts what was written to a block device.
 type traffic struct{ writes, bytes, flushes int64 }
 
 func (t traffic) since(before traffic) traffic {

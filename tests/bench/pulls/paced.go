@@ -15,8 +15,8 @@ import (
 
 // serveDisk is the server of a paced disk: a FUSE file system with one file, in front of a file
 // of the machine, for a loop device. A request ends when a disk of that speed would have done it.
-// The blkio controller could do the same, but what it is told outlives the run: it is on record
-// for a loop device, which the next process gets.
+// The blkio controller could do the same, but its settings outlive the run: they
+// stay with a loop device, which the next process gets.
 //
 // Args are the mount point, the file, bytes a second, and write requests a second.
 func serveDisk(args []string) error {
