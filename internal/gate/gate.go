@@ -129,6 +129,10 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
 		return ctx.Err()
 	}
 	synced := make(chan error, 1)
+	if err := ctx.Err(); err != nil { // both cases were ready
+		<-g.apart
+		return err
+	}
 	go func() {
 		defer func() { <-g.apart }()
 		synced <- g.sync(context.WithoutCancel(ctx), w)
