@@ -77,26 +77,42 @@ func (d *Daemon) Inspect(ctx context.Context) (Report, error) {
 
 // inspect gets the report of the daemon that serves at the address.
 func (d *Daemon) inspect(ctx context.Context) (r Report, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin/v1/inspect", nil)
+	ctx, cancel := context.WithTimeout(ctx, verbLimit)
+	defer cancel()
+	resp, err := d.Get(ctx, "/v1/inspect")
 	if err != nil {
 		return r, err
 	}
+	defer resp.Body.Close()
+	return r, json.NewDecoder(resp.Body).Decode(&r)
+}
+
+// ErrNotServed is the error of Get when the daemon does not know the path.
+var ErrNotServed = errors.New("404 Not Found")
+
+// Get requests a path of the daemon's admin socket. Another status than 200 is an error. The
+// caller closes the body.
+func (d *Daemon) Get(ctx context.Context, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin"+path, nil)
+	if err != nil {
+		return nil, err
+	}
 	socket := filepath.Join(filepath.Dir(d.Address), "admin.sock")
-	client := http.Client{Timeout: verbLimit, Transport: &http.Transport{
+	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}
 	resp, err := client.Do(req)
-	if err != nil {
-		return r, err
+	if err != nil || resp.StatusCode == http.StatusOK {
+		return resp, err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return r, errors.New(resp.Status)
+	resp.Body.Close()
+	if err = errors.New(resp.Status); resp.StatusCode == http.StatusNotFound {
+		err = ErrNotServed
 	}
-	return r, json.NewDecoder(resp.Body).Decode(&r)
+	return nil, fmt.Errorf("%s of the daemon: %w", path, err)
 }
 
 // SnapshotDir is the directory of a snapshot: its tree, record and seal.

@@ -2,22 +2,19 @@ package pulls
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // ticks are the units of /proc/PID/stat in a second (USER_HZ), on all architectures that Go has.
@@ -111,8 +108,8 @@ func parseStat(text string) (traffic, error) {
 // daemonMetrics are the daemon's, by name.
 type daemonMetrics map[string]*dto.MetricFamily
 
-func scrape(ctx context.Context, socket string) (daemonMetrics, error) {
-	resp, err := get(ctx, socket, "/metrics")
+func scrape(ctx context.Context, d *kit.Daemon) (daemonMetrics, error) {
+	resp, err := d.Get(ctx, "/metrics")
 	if err != nil {
 		return nil, err
 	}
@@ -152,31 +149,4 @@ func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
 		}
 	}
 	return bytes
-}
-
-// get requests a path of the daemon's admin socket. The caller closes the body.
-// errNotServed is what a daemon answers to a path that it does not know.
-var errNotServed = errors.New("404 Not Found")
-
-func get(ctx context.Context, socket, path string) (*http.Response, error) {
-	c := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.Do(req)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		err = errors.New(resp.Status)
-		if resp.StatusCode == http.StatusNotFound {
-			err = errNotServed
-		}
-		err = fmt.Errorf("%s of the daemon: %w", path, err)
-	}
-	return resp, err
 }

@@ -54,7 +54,7 @@ func (r *run) profileOnce(ctx context.Context, v Variant, s Setting, seconds flo
 
 // save writes what the daemon's admin socket answers to a file.
 func (x *session) save(ctx context.Context, path, file string) (err error) {
-	resp, err := get(ctx, x.admin(), path)
+	resp, err := x.node.Daemon.Get(ctx, path)
 	if err != nil {
 		return err
 	}

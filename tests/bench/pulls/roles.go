@@ -81,7 +81,7 @@ func (c *child) end(found any) error {
 	return nil
 }
 
-// ready tells startChild that the task is under way, and returns what is closed when it is to end.
+// ready reports to startChild that the task is under way. What it returns is closed when the task is to end.
 func ready() <-chan struct{} {
 	fmt.Println("ready")
 	ended := make(chan struct{})

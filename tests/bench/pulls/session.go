@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,11 +79,6 @@ func start(ctx context.Context, v Variant, d *machineDisk, bins kit.Binaries, s 
 		x.pids = append(x.pids, x.node.Daemon.PID())
 	}
 	return x, nil
-}
-
-// admin is the daemon's other socket.
-func (x *session) admin() string {
-	return filepath.Join(filepath.Dir(x.node.Daemon.Address), "admin.sock")
 }
 
 // stop ends the processes in the orderly way.
@@ -184,8 +178,8 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		if p.DaemonMemory, err = peak(x.pids[1]); err != nil {
 			return p, err
 		}
-		m, err := scrape(ctx, x.admin())
-		if x.variant.base && errors.Is(err, errNotServed) {
+		m, err := scrape(ctx, x.node.Daemon)
+		if x.variant.base && errors.Is(err, kit.ErrNotServed) {
 			return p, x.remove(ctx, ref) // of a revision that had no metrics yet
 		}
 		if err != nil {
