@@ -47,7 +47,10 @@ type Chain interface {
 }
 
 // below resolves queries from the layers below one.
-type below struct{ chain Chain }
+type below struct {
+	chain Chain
+	known []Parent // what Chain.Parents has returned before, if it was called
+}
 
 // query is resolved by the layers of a chain, one after another: seal.Dirs,
 // seal.Top.
@@ -74,10 +77,13 @@ func (e *BelowError) Unwrap() []error { return []error{e.Err, errdefs.ErrUnavail
 // tree of a layer that was never sealed. When a seal is lost, its layer is reported
 // to Chain.Suspect. An error about a layer below is a BelowError.
 func (b below) resolve(ctx context.Context, q query) error {
+	chain := b.known
 	for try := 1; ; try++ {
-		chain, err := b.chain.Parents(ctx)
-		if err != nil {
-			return err
+		if try > 1 || chain == nil {
+			var err error
+			if chain, err = b.chain.Parents(ctx); err != nil {
+				return err
+			}
 		}
 		q.Forget()
 		p, err := queryChain(ctx, chain, q)

@@ -91,9 +91,9 @@ func TestResolve(t *testing.T) {
 			map[string]error{"1": lost, "2": lost, "3": lost}, "[3]", 3, "[1]", mtree.ErrUnsealed},
 		"unreadable": {[][]Parent{chain("c", "b", "a")}, 9, map[string]error{"c": errors.ErrUnsupported}, "[c]", 1, "[]", errors.ErrUnsupported},
 	} {
-		t.Run(name, func(t *testing.T) {
-			f, q := &fakeChain{chains: c.chains}, &fakeQuery{wanted: c.wanted, errs: c.errs}
-			err := below{f}.resolve(t.Context(), q)
+		test := func(t *testing.T, f *fakeChain, known []Parent) {
+			q := &fakeQuery{wanted: c.wanted, errs: c.errs}
+			err := below{f, known}.resolve(t.Context(), q)
 			if !errors.Is(err, c.err) || c.err == nil && err != nil {
 				t.Errorf("got %v, want %v", err, c.err)
 			}
@@ -106,12 +106,14 @@ func TestResolve(t *testing.T) {
 			if got := fmt.Sprint(f.suspect); got != c.suspect || f.read != c.read {
 				t.Errorf("suspected %s, want %s; the chain was read %d times, want %d", got, c.suspect, f.read, c.read)
 			}
-		})
+		}
+		t.Run(name, func(t *testing.T) { test(t, &fakeChain{chains: c.chains}, nil) })
+		t.Run(name+", known", func(t *testing.T) { test(t, &fakeChain{chains: c.chains, read: 1}, c.chains[0]) })
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	f := &fakeChain{chains: [][]Parent{chain("a")}}
-	if err := (below{f}).resolve(ctx, &fakeQuery{wanted: 1}); !errors.Is(err, context.Canceled) || errdefs.IsUnavailable(err) {
+	if err := (below{chain: f}).resolve(ctx, &fakeQuery{wanted: 1}); !errors.Is(err, context.Canceled) || errdefs.IsUnavailable(err) {
 		t.Errorf("its context has ended: %v", err)
 	}
 }
@@ -119,7 +121,7 @@ func TestResolve(t *testing.T) {
 // TestLost: what a seal attests and its layer has lost makes that layer suspect.
 func TestLost(t *testing.T) {
 	f := &fakeChain{chains: [][]Parent{{{ID: 2, Tree: "/2/fs"}, {ID: 1, Tree: "/1/fs"}}}}
-	b := below{f}
+	b := below{chain: f}
 	unavailable := func(err error) {
 		t.Helper()
 		if of := (*BelowError)(nil); !errors.As(err, &of) || !errdefs.IsUnavailable(err) {

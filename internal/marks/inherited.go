@@ -24,7 +24,7 @@ type Sealed struct {
 // of directories that have no entry in its tar, and, where its root is opaque, the
 // names that it hides. An error means that nothing is known.
 func CompareInherited(ctx context.Context, l Sealed, limit int) ([]finding.Finding, error) {
-	c := inheritedComparison{Sealed: l, below: below{l.Chain}, limit: limit}
+	c := inheritedComparison{Sealed: l, below: below{chain: l.Chain}, limit: limit}
 	return c.run(ctx)
 }
 

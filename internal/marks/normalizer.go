@@ -57,7 +57,7 @@ type Options struct {
 	Again  bool
 	Tree   string   // the layer's directory
 	Lower  []Parent // the parent chain, topmost first
-	Chain  Chain    // the same chain, read again for what its layers show
+	Chain  Chain    // the same chain, read again when a layer was healed
 	Origin Origin   // which directories have an entry in the tar
 }
 
@@ -66,7 +66,7 @@ type Options struct {
 func New(o Options) *Normalizer {
 	return &Normalizer{
 		space: o.Space, features: o.Features, direct: o.Direct, rebased: o.Rebased, again: o.Again,
-		tree: o.Tree, lower: o.Lower, below: below{o.Chain}, origin: o.Origin,
+		tree: o.Tree, lower: o.Lower, below: below{o.Chain, o.Lower}, origin: o.Origin,
 		found: layout.OverlayMarks{Space: string(o.Space)},
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,7 @@ var ErrTooLarge = errors.New("too many extended attributes for an entry of a lay
 type Reader struct {
 	path string
 	file *os.File
+	bufs *readBuffers
 	text *bufio.Scanner
 	rest io.Reader // what text reads from
 	hash hash.Hash
@@ -39,6 +41,18 @@ type Reader struct {
 	err  error  // why there are no more lines, nil at the end
 	long bool   // it is a line of more than MaxLine bytes
 }
+
+// readBuffers are the memory that reading a text takes, 170 KiB. The Commit of a layer reads
+// the seals of all layers below it, so that its chain would allocate as often.
+type readBuffers struct {
+	file   *bufio.Reader
+	packed gzip.Reader
+	line   []byte
+}
+
+var readPool = sync.Pool{New: func() any {
+	return &readBuffers{file: bufio.NewReaderSize(nil, 64<<10), line: make([]byte, 64<<10)}
+}}
 
 // Open opens a text and reads its header. The caller closes the Reader. The error wraps
 // ErrUnsealed only when it proves something about the file: that it is missing, that the
@@ -61,11 +75,12 @@ func Open(path string) (*Reader, error) {
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG {
 		return nil, errors.Join(fmt.Errorf("%w: %s is a %s", ErrUnsealed, path, TypeName(kind)), f.Close())
 	}
-	packed, err := gzip.NewReader(bufio.NewReaderSize(f, 64<<10))
-	if err == nil {
-		r.rest = io.TeeReader(packed, r.hash)
+	r.bufs = readPool.Get().(*readBuffers)
+	r.bufs.file.Reset(f)
+	if err = r.bufs.packed.Reset(r.bufs.file); err == nil {
+		r.rest = io.TeeReader(&r.bufs.packed, r.hash)
 		r.text = bufio.NewScanner(r.rest)
-		r.text.Buffer(make([]byte, 64<<10), MaxLine)
+		r.text.Buffer(r.bufs.line, MaxLine)
 		r.text.Split(splitLine)
 		if !r.Next() || string(r.line)+"\n" != header {
 			if err = r.err; err == nil {
@@ -75,7 +90,9 @@ func Open(path string) (*Reader, error) {
 		r.Take()
 	}
 	if err != nil {
-		return nil, errors.Join(unsealed(path, err), f.Close())
+		err = unsealed(path, err)
+		r.Close()
+		return nil, err
 	}
 	return r, nil
 }
@@ -104,8 +121,13 @@ func unsealed(path string, err error) error {
 	return fmt.Errorf("read the seal: %w", err)
 }
 
-// Close closes the file.
-func (r *Reader) Close() { _ = r.file.Close() } // only read from
+// Close ends the use of the Reader and of its lines.
+func (r *Reader) Close() {
+	_ = r.file.Close() // only read from
+	r.bufs.file.Reset(nil)
+	readPool.Put(r.bufs)
+	r.bufs, r.text, r.rest, r.line = nil, nil, nil, nil
+}
 
 // Next reads the next line for Line, unless it was read already and not taken. It is
 // false at the end, and at an error: see Err.

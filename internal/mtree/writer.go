@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"sync"
 )
 
 // header is the first line of a text.
@@ -17,11 +18,23 @@ const header = "#mtree v2.0\n"
 // Writer writes a text. What is written to it must be whole lines.
 type Writer struct {
 	io.Writer
-	file     *os.File
-	buffered *bufio.Writer
-	packed   *gzip.Writer
-	hash     hash.Hash
+	file *os.File
+	bufs *writeBuffers
+	hash hash.Hash
 }
+
+// writeBuffers are the memory that writing a text takes, about 1 MiB.
+type writeBuffers struct {
+	file   *bufio.Writer
+	packed *gzip.Writer
+}
+
+var writePool = sync.Pool{New: func() any {
+	b := &writeBuffers{file: bufio.NewWriterSize(nil, 64<<10)}
+	// The fastest level: a Commit waits for it.
+	b.packed, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // fails for unknown levels only
+	return b
+}}
 
 // Create makes or truncates a file and writes the header. The file is not synced; the
 // caller closes the Writer.
@@ -30,19 +43,24 @@ func Create(path string) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{file: f, buffered: bufio.NewWriterSize(f, 64<<10), hash: sha256.New()}
-	// The fastest level: a Commit waits for it.
-	w.packed, _ = gzip.NewWriterLevel(w.buffered, gzip.BestSpeed) // fails for unknown levels only
-	w.Writer = io.MultiWriter(w.packed, w.hash)
+	w := &Writer{file: f, bufs: writePool.Get().(*writeBuffers), hash: sha256.New()}
+	w.bufs.file.Reset(f)
+	w.bufs.packed.Reset(w.bufs.file)
+	w.Writer = io.MultiWriter(w.bufs.packed, w.hash)
 	if _, err := io.WriteString(w, header); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }
 
-// Close writes what is buffered and closes the file.
+// Close writes what is buffered, closes the file, and ends the use of the Writer; Digest
+// stays.
 func (w *Writer) Close() error {
-	return errors.Join(w.packed.Close(), w.buffered.Flush(), w.file.Close())
+	err := errors.Join(w.bufs.packed.Close(), w.bufs.file.Flush(), w.file.Close())
+	w.bufs.file.Reset(nil)
+	writePool.Put(w.bufs)
+	w.bufs, w.Writer = nil, nil
+	return err
 }
 
 // Digest is that of the text written so far.
