@@ -16,7 +16,7 @@ import (
 // It decides as overlayutil.Stack.Lookup does on disk: see merge.
 func (d *Dirs) Below(tree, file, digest string) error {
 	m := merge{d: d, tree: tree, at: d.first()}
-	err := eachLine(file, digest, func(rel string, line []byte) (bool, error) {
+	err := eachLineBelow(file, digest, func(rel string, line []byte) (bool, error) {
 		err := m.entry(rel, line)
 		return !m.at.done(), err
 	})

@@ -28,7 +28,7 @@ func (t *Top) Forget() { clear(t.shown) }
 // Below is [Dirs.Below].
 func (t *Top) Below(_, file, digest string) error {
 	root := "" // the root's mark
-	return eachLine(file, digest, func(rel string, line []byte) (bool, error) {
+	return eachLineBelow(file, digest, func(rel string, line []byte) (bool, error) {
 		if rel == "." {
 			root = fieldsOf(line).opaque(t.space)
 			return true, nil
