@@ -139,6 +139,12 @@ func (m daemonMetrics) commits() (*Histogram, error) {
 	return out, nil
 }
 
+// reachesContainerd reports whether the daemon is connected to containerd.
+func (m daemonMetrics) reachesContainerd() bool {
+	all := m[metrics.Prefix+"containerd_reachable"].GetMetric()
+	return len(all) == 1 && all[0].GetGauge().GetValue() == 1
+}
+
 // extracted is how many bytes the daemon has extracted with a decompressor.
 func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
 	for _, one := range m[metrics.Prefix+"apply_bytes_total"].GetMetric() {

@@ -78,7 +78,10 @@ func start(ctx context.Context, v Variant, d *machineDisk, bins kit.Binaries, s 
 	if v.daemon {
 		x.pids = append(x.pids, x.node.Daemon.PID())
 	}
-	return x, nil
+	if err := x.settle(ctx); err != nil {
+		return nil, err
+	}
+	return x, d.sync()
 }
 
 // stop ends the processes in the orderly way.
@@ -222,6 +225,28 @@ func (x *session) idle(ctx context.Context) (float64, error) {
 			return 0, ctx.Err()
 		}
 	}
+}
+
+// settle waits until the programs have done what they do at their start, which is not part of
+// a pull: a daemon that has reached containerd has it collect its garbage.
+func (x *session) settle(ctx context.Context) error {
+	for begin := time.Now(); x.variant.daemon; time.Sleep(10 * time.Millisecond) {
+		m, err := scrape(ctx, x.node.Daemon)
+		if x.variant.base && errors.Is(err, kit.ErrNotServed) {
+			break // of a revision that had no metrics yet
+		}
+		if err != nil {
+			return err
+		}
+		if m.reachesContainerd() {
+			break
+		}
+		if time.Since(begin) > 10*time.Second {
+			return errors.New("the daemon has not reached containerd within 10 s")
+		}
+	}
+	_, err := x.idle(ctx)
+	return err
 }
 
 // remove makes the disk what it was before the pull, and fails when containerd has anything left.
