@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/blockfile"
 )
 
 // Limit is what a disk can do in a second; 0 is no limit.
@@ -64,7 +65,7 @@ func newDisk(dir, fs, kind string, size int64) (_ *machineDisk, err error) {
 		if err != nil {
 			return nil, err
 		}
-		o.Image = filepath.Join(mount, imageName)
+		o.Image = filepath.Join(mount, blockfile.Name)
 	}
 	d.Disk, err = kit.NewDisk(filepath.Join(dir, "disk"), o)
 	return d, err

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/blockfile"
 )
 
 // logLimit bounds the data that a log may hold. A workload that writes more gets
@@ -56,7 +58,7 @@ func Start(size int64) (_ *Disk, err error) {
 	if d.Control, err = Dial(d.Socket()); err != nil {
 		return d, err
 	}
-	if d.loop, err = attach(filepath.Join(d.dir, mountName, imageName)); err != nil {
+	if d.loop, err = attach(filepath.Join(d.dir, mountName, blockfile.Name)); err != nil {
 		return d, err
 	}
 	return d, nil

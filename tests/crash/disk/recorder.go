@@ -41,8 +41,11 @@ func (r *recorder) strike(op Op, where Range) (stall time.Duration, short int64,
 	return stall, short, errno
 }
 
-// write returns how many bytes were written.
-func (r *recorder) write(offset int64, data []byte) (int, syscall.Errno) {
+// Size is that of the disk, in bytes.
+func (r *recorder) Size() int64 { return int64(len(r.image)) }
+
+// Write returns how many bytes were written.
+func (r *recorder) Write(offset int64, data []byte) (int, syscall.Errno) {
 	where := Range{offset, int64(len(data))}
 	if offset < 0 || offset+where.Length > int64(len(r.image)) {
 		return 0, syscall.ENOSPC
@@ -67,7 +70,8 @@ func (r *recorder) write(offset int64, data []byte) (int, syscall.Errno) {
 	return len(data), errno
 }
 
-func (r *recorder) flush() syscall.Errno {
+// Flush is a flush of the cache.
+func (r *recorder) Flush() syscall.Errno {
 	stall, _, errno := r.strike(OpFlush, Range{})
 	time.Sleep(stall)
 	if errno != 0 {
@@ -80,7 +84,8 @@ func (r *recorder) flush() syscall.Errno {
 	return 0
 }
 
-func (r *recorder) discard(offset, length int64) syscall.Errno {
+// Zero is a discard, or a write of zeroes.
+func (r *recorder) Zero(offset, length int64) syscall.Errno {
 	if offset < 0 || length < 0 || offset+length > int64(len(r.image)) {
 		return syscall.EINVAL
 	}
@@ -97,10 +102,10 @@ func (r *recorder) discard(offset, length int64) syscall.Errno {
 	return 0
 }
 
-// read copies out of the image. It takes no lock: the kernel does not read and
+// Read copies out of the image. It takes no lock: the kernel does not read and
 // write one place at the same time unless the file system above does, and then
 // it owns the race.
-func (r *recorder) read(offset int64, buf []byte) (int, syscall.Errno) {
+func (r *recorder) Read(offset int64, buf []byte) (int, syscall.Errno) {
 	if offset < 0 || offset >= int64(len(r.image)) {
 		return 0, 0
 	}
