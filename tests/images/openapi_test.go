@@ -2,13 +2,10 @@ package images
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +14,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // TestOpenAPI: what admin.sock answers is what docs/openapi.yaml has, nothing more and nothing
@@ -97,10 +96,7 @@ func TestOpenAPI(t *testing.T) {
 // admin sends a request to the daemon's admin.sock.
 func (n *node) admin(t *testing.T, req *http.Request) (*http.Response, []byte) {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(filepath.Dir(n.Daemon.Address), "admin.sock"))
-	}}}
-	resp := must[*http.Response](t)(client.Do(req))
+	resp := must[*http.Response](t)(kit.AdminClient(n.Daemon.Address).Do(req))
 	defer resp.Body.Close()
 	return resp, must[[]byte](t)(io.ReadAll(resp.Body))
 }

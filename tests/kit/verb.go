@@ -87,6 +87,17 @@ func (d *Daemon) inspect(ctx context.Context) (r Report, err error) {
 	return r, json.NewDecoder(resp.Body).Decode(&r)
 }
 
+// AdminClient is a client of the admin socket of the daemon that serves at an address.
+func AdminClient(address string) *http.Client {
+	socket := filepath.Join(filepath.Dir(address), "admin.sock")
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+}
+
 // ErrNotServed is the error of Get when the daemon does not know the path.
 var ErrNotServed = errors.New("404 Not Found")
 
@@ -97,14 +108,7 @@ func (d *Daemon) Get(ctx context.Context, path string) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(filepath.Dir(d.Address), "admin.sock")
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}}
-	resp, err := client.Do(req)
+	resp, err := AdminClient(d.Address).Do(req)
 	if err != nil || resp.StatusCode == http.StatusOK {
 		return resp, err
 	}

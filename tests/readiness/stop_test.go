@@ -331,15 +331,11 @@ func TestStopInTime(t *testing.T) {
 
 // repair sends a request to admin.sock.
 func (s *stopping) repair(ctx context.Context, body string) error {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(filepath.Dir(s.daemon.Address), "admin.sock"))
-	}}}
-	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://admin/v1/repair", strings.NewReader(body))
 	if err != nil {
 		return err
 	}
-	resp, err := client.Do(req)
+	resp, err := kit.AdminClient(s.daemon.Address).Do(req)
 	if err != nil {
 		return err
 	}

@@ -30,10 +30,7 @@ import (
 // get requests a path of a daemon's admin.sock.
 func get(t *testing.T, d *kit.Daemon, path string) (body []byte, status int) {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(filepath.Dir(d.Address), "admin.sock"))
-	}}}
-	return fetched(t, &client, "http://admin"+path)
+	return fetched(t, kit.AdminClient(d.Address), "http://admin"+path)
 }
 
 func fetched(t *testing.T, client *http.Client, url string) (body []byte, status int) {

@@ -7,14 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/snapshotter"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // Repair has durable-snapshotter verify layers, and heal them if the options demand
@@ -39,18 +38,11 @@ func (r *Running) admin(ctx context.Context, method, path string, body []byte, a
 			err = fmt.Errorf("%s %s: %w", method, path, err)
 		}
 	}()
-	socket := filepath.Join(filepath.Dir(r.program.Address), "admin.sock")
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true,
-	}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	resp, err := client.Do(req)
+	resp, err := kit.AdminClient(r.program.Address).Do(req)
 	if err != nil {
 		return err
 	}
