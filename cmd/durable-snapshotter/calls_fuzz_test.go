@@ -65,6 +65,7 @@ func FuzzCalls(f *testing.F) {
 	f.Add([]byte("\x00\x03\x00\x03\x02\x00\x03\x00\x00\x03\x00\x03\x02\x00\x03\x00\x00\x01\x00\x00\x00\x03\x00\x00\x02\x00\x03\x00\x04\x00\x00\x00"))
 	f.Add([]byte("\x00\x00\x00\x00\x05\x00\x02\x01\x05\x00\x05\x04\x06\x00\x00\x00\x07\x00\x00\x00\x09\x00\x00\x00"))
 	f.Add([]byte("\x00\x08\x00\x00\x00\x00\x08\x00\x01\x09\x00\x05\x02\x0b\x0c\x00\x03\x0a\x00\x00\x04\x08\x00\x00\x05\x09\x00\x00\x06\x0c\x00\x00\x07\x0b\x00\x00"))
+	f.Add([]byte("00000000000028c0zB89zBB0"))
 	for seed := range uint64(40) {
 		r, calls := rand.New(rand.NewPCG(seed, 0)), make([]byte, 120)
 		for i := range calls {
@@ -220,7 +221,7 @@ func (c *caller) commit(name, key string, labels map[string]string, valid bool) 
 	_, taken := c.have[name]
 	active, there := c.have[key]
 	_, extraction := layout.ExtractionOf(key, active.labels)
-	settles := taken && there && extraction && c.have[name].kind == snapshots.KindCommitted
+	settles := taken && there && extraction && active.kind == snapshots.KindActive && c.have[name].kind == snapshots.KindCommitted
 	err := c.sn.Commit(c.Context(), name, key, snapshots.WithLabels(labels))
 	wrong := []error{
 		when(!valid, errdefs.ErrInvalidArgument), when(!there, errdefs.ErrNotFound), when(taken && !settles, errdefs.ErrAlreadyExists),

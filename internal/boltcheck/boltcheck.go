@@ -158,6 +158,7 @@ type pageGraph struct {
 type reference struct {
 	page, by uint64
 	from, to []byte
+	top      bool // of the bucket of the whole file, in which bbolt has nothing but buckets
 }
 
 // walk visits what the meta page refers to, without recursion. In a whole file
@@ -169,7 +170,7 @@ func (g *pageGraph) walk(m meta) error {
 			return err
 		}
 	}
-	g.todo = append(g.todo, reference{page: m.root})
+	g.todo = append(g.todo, reference{page: m.root, top: true})
 	for len(g.todo) > 0 {
 		last := len(g.todo) - 1
 		r := g.todo[last]
@@ -272,7 +273,7 @@ func (g *pageGraph) branch(r reference, count int, page []byte) error {
 			g.todo[len(g.todo)-1].to = key
 		}
 		if err == nil {
-			err = g.refer(reference{page: order.Uint64(page[at+8:]), by: r.page, from: key, to: r.to})
+			err = g.refer(reference{page: order.Uint64(page[at+8:]), by: r.page, from: key, to: r.to, top: r.top})
 		}
 		if err != nil {
 			return fmt.Errorf("element %d: %w", i, err)
@@ -307,6 +308,8 @@ func (g *pageGraph) leaf(r reference, count int, page []byte, inline bool) error
 		case err != nil:
 		case flags > 1:
 			err = fmt.Errorf("flags %#x", flags)
+		case flags == 0 && r.top:
+			err = errors.New("a value where only buckets are")
 		default:
 			err = r.ordered(before, key, i == 0)
 		}

@@ -18,7 +18,8 @@ import (
 
 // pagesOf are the pages of a database on which the tests work.
 type pagesOf struct {
-	b []byte // the file
+	root uint64 // page of the bucket of the whole file
+	b    []byte // the file
 
 	top       uint64 // the branch page at the top of the bucket journal/committed
 	below     uint64 // a branch page below it
@@ -124,7 +125,7 @@ func manyPages(t *testing.T) (path string, p *pagesOf) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.freelist = m.freelist
+	p.freelist, p.root = m.freelist, m.root
 	p.below = binary.NativeEndian.Uint64(p.child(p.top, 0))
 	if flags := binary.NativeEndian.Uint16(p.page(p.below)[8:]); flags != branchPage {
 		t.Fatalf("page %d has flags %#x: the bucket is not deep enough", p.below, flags)
@@ -186,6 +187,7 @@ func TestPagesThatContradict(t *testing.T) {
 		"keys out of order":            {func(p *pagesOf) { swapKeys(p.page(leaf(p)), 0, 1) }, "after"},
 		"a key of the next page":       {func(p *pagesOf) { key(p.page(leaf(p)), -1)[0] = 1 }, "begins on the next page"},
 		"a bucket of a few bytes":      {func(p *pagesOf) { p.bucketElement()[12] = 3 }, "a bucket of 3 bytes"},
+		"a bucket of the file a value": {func(p *pagesOf) { p.page(p.root)[pageHeader] = 0 }, "only buckets"},
 		"a bucket with unknown flags":  {func(p *pagesOf) { p.bucketElement()[0] = 3 }, "flags 0x3"},
 		"the file is a page too short": {func(p *pagesOf) { p.b = p.b[:p.end()-pageSize] }, "pages of"},
 	} {

@@ -17,6 +17,7 @@ func FuzzCheck(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add([]byte{0, 0, 0, 0, 0})
+	f.Add([]byte("01\x00 \x00")) // a bucket of the file is a value
 	for page := range byte(len(healthy) / pageSize) {
 		for _, at := range []byte{8, 10, 12, pageHeader, pageHeader + 4, pageHeader + 8} {
 			f.Add([]byte{0, 0, page << 4, at, 1, 0, 0, page << 4, at + 1, 0xff})
