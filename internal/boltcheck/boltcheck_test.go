@@ -18,14 +18,14 @@ import (
 
 // pagesOf are the pages of a database on which the tests work.
 type pagesOf struct {
-	root uint64 // page of the bucket of the whole file
-	b    []byte // the file
+	b []byte // the file
 
 	top       uint64 // the branch page at the top of the bucket journal/committed
 	below     uint64 // a branch page below it
 	journal   uint64 // the leaf page that is the bucket journal
 	committed uint64 // offset of the value that has the page of journal/committed
 	freelist  uint64
+	root      uint64 // page of the bucket of the whole file
 }
 
 func (p *pagesOf) page(id uint64) []byte { return p.b[id*pageSize:] }
