@@ -14,6 +14,7 @@ import (
 func FuzzUsers(f *testing.F) {
 	f.Add([]byte(`{"overlays":["0:51"],"rows":[3,4],"highest":7,"settled":true}`), "rw,lowerdir=/r/snapshots/12/fs:3/fs,upperdir=/r/snapshots/40/fs,workdir=/x")
 	f.Add([]byte(`{"highest":-1}`), "upperdir=99999999999999999999/fs")
+	f.Add([]byte(`{}`), "upperdir=00000000000000000001/fs") // no directory of ours
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte, options string) {
 		treetest.Check(t, os.WriteFile(filepath.Join(dir, usersFile), data, 0o600))

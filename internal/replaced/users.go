@@ -154,8 +154,8 @@ func upperOf(options string) uint64 {
 
 var (
 	// Directories are separated by colons, options by commas.
-	layerOption = regexp.MustCompile(`(?:[/:=]|^)(\d+)/fs\b`)
-	upperOption = regexp.MustCompile(`upperdir=(?:[^,]*/)?(\d+)/fs(?:,|$)`)
+	layerOption = regexp.MustCompile(`(?:[/:=]|^)([1-9]\d*)/fs\b`)
+	upperOption = regexp.MustCompile(`upperdir=(?:[^,]*/)?([1-9]\d*)/fs(?:,|$)`)
 )
 
 // rowsOn returns the active snapshots and views on a committed snapshot, all of
