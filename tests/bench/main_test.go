@@ -1,15 +1,16 @@
 package bench
 
 import (
+	"os"
 	"testing"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 var (
-	images  kittest.Images
 	newDisk = kittest.NewDisk
 	scratch = kittest.Scratch
 )
 
-func TestMain(m *testing.M) { images.Main(m) }
+func TestMain(m *testing.M) { os.Exit(kit.Main(m.Run)) }
