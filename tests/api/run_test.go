@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestRun runs containers from an image under the daemon, and reads in them what
@@ -91,8 +92,7 @@ func (s *stack) runDetached(t *testing.T, ref, id string) {
 // exec runs the guest program in a running container.
 func (s *stack) exec(t *testing.T, id string, args ...string) string {
 	t.Helper()
-	argv := append([]string{"task", "exec", "--exec-id", "x", id, "/bin/guest"}, args...)
-	return s.ctr(t, argv...)
+	return kittest.Exec(t, s.Node, id, args...)
 }
 
 func (s *stack) wantRunning(t *testing.T, id string) {

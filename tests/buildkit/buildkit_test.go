@@ -29,7 +29,7 @@ func TestPowerCut(t *testing.T) {
 	kittest.Ctr(t, n.Node, "image", "import", "--snapshotter", "durable", archive)
 
 	n.container(t, "--detach", stored, "changed", "/bin/guest", "wait")
-	kittest.Ctr(t, n.Node, "task", "exec", "--exec-id", "x", "changed", "/bin/guest", "write", "/changed", "committed")
+	kittest.Exec(t, n.Node, "changed", "write", "/changed", "committed")
 	n.commit(t, "changed", committed, "/bin/guest", "cat", "/changed")
 	// No container ends from here on: overlayfs syncs the disk when it is unmounted.
 	before := map[string]kit.Tree{}

@@ -48,7 +48,7 @@ func newLibrary(t *testing.T) *library {
 	}
 	l.ctr(t, "run", "-d", "--snapshotter", "durable", l.runnable.Ref, running, "/bin/guest", "wait")
 	t.Cleanup(func() { l.ctr(t, "task", "rm", "--force", running) })
-	l.ctr(t, "task", "exec", "--exec-id", "x", running, "/bin/guest", "write", "/tmp/note", "of the running container")
+	kittest.Exec(t, l.Node, running, "write", "/tmp/note", "of the running container")
 	must[mounts](t)(l.client.SnapshotService("durable").View(t.Context(), "a view", l.layered.Top(),
 		snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "of the test"})))
 	l.snapshots = l.rows(t)
@@ -124,7 +124,7 @@ func (l *library) works(t *testing.T) {
 	for _, p := range []kit.Pushed{l.runnable, l.layered, l.kinds} {
 		l.whole(t, p, l.recorded(t))
 	}
-	if out := l.ctr(t, "task", "exec", "--exec-id", "x", running, "/bin/guest", "cat", "/tmp/note"); out != "of the running container" {
+	if out := kittest.Exec(t, l.Node, running, "cat", "/tmp/note"); out != "of the running container" {
 		t.Errorf("the running container has %q in its file", out)
 	}
 	// Collect what the containers have left, which containerd does some time.

@@ -208,7 +208,7 @@ func (n *node) run(t testing.TB, flag string, img image, id string, command ...s
 // exec runs the guest program in a running container.
 func (n *node) exec(t testing.TB, id string, args ...string) string {
 	t.Helper()
-	return kittest.Ctr(t, n.Node, append([]string{"task", "exec", "--exec-id", "x", n.name(id), "/bin/guest"}, args...)...)
+	return kittest.Exec(t, n.Node, n.name(id), args...)
 }
 
 // remove removes a container that runs.
