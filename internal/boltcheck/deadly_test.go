@@ -89,9 +89,10 @@ func readWithBbolt(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	return db.View(func(tx *bolt.Tx) error {
+	err = db.View(func(tx *bolt.Tx) error {
 		return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readAll(b) })
 	})
+	return errors.Join(err, db.Close()) // after a panic it would wait for the transaction
 }
 
 func readAll(b *bolt.Bucket) error {
