@@ -277,6 +277,23 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
+// TestServerOutlivesItsGroup: signals to the whole group, as for Ctrl-C, do not end the server
+// before it has unmounted.
+func TestServerOutlivesItsGroup(t *testing.T) {
+	d, _ := start(t, Ext4)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if err := d.server.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		time.Sleep(20 * time.Millisecond)
+		if _, err := os.Stat(filepath.Join(d.dir, mountName)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLeavesNothingBehind(t *testing.T) {
 	d, dir := start(t, Ext4)
 	private, device := d.dir, d.Device()

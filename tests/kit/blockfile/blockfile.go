@@ -6,6 +6,7 @@ package blockfile
 import (
 	"errors"
 	"fmt"
+	"os/signal"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -37,9 +38,11 @@ type Options struct {
 	Requests int
 }
 
-// Mount mounts the file system. It is served in the background until unmount is called, or the
-// process ends.
+// Mount mounts the file system. It is served in the background until unmount is called. When the
+// process ends before, the mount stays and fails each request: the process ignores the signals
+// that a whole group gets, as for Ctrl-C, and must notice the end of the one that has started it.
 func Mount(dir string, d Disk, o Options) (unmount func() error, err error) {
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
 	// Reclaim that waits for a page of the loop device would wait for us; with
 	// this flag our own allocations never start such a wait (Linux 5.6). A
 	// container may lack CAP_SYS_RESOURCE for it; then only a machine that runs
