@@ -42,8 +42,8 @@ type Reader struct {
 	long bool   // it is a line of more than MaxLine bytes
 }
 
-// readBuffers are the memory that reading a text takes, 170 KiB. The Commit of a layer reads
-// the seals of all layers below it, so that its chain would allocate as often.
+// readBuffers are the memory that reading a text takes, 170 KiB. They are used again: the
+// Commit of a layer reads the seals of all layers below it.
 type readBuffers struct {
 	file   *bufio.Reader
 	packed gzip.Reader

@@ -55,6 +55,9 @@ func (t *texts) get(s seen) (text []byte, ok bool) {
 func (t *texts) put(s seen, text []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if _, twice := t.known[s]; twice {
+		return // read side by side
+	}
 	if t.bytes += len(text); t.bytes > smallTexts {
 		clear(t.known)
 		t.bytes = len(text)

@@ -72,12 +72,13 @@ func TestSmallTexts(t *testing.T) {
 	}
 	for i := range 3 * smallTexts / smallText {
 		small.put(seen{ino: uint64(i)}, make([]byte, smallText))
+		small.put(seen{ino: uint64(i)}, make([]byte, smallText)) // again
 		sum := 0
 		for _, text := range small.known {
 			sum += len(text)
 		}
-		if sum > smallTexts {
-			t.Fatalf("%d bytes are kept", sum)
+		if sum > smallTexts || sum != small.bytes {
+			t.Fatalf("%d bytes are kept, %d are counted", sum, small.bytes)
 		}
 	}
 }
