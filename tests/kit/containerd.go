@@ -175,8 +175,8 @@ func (c *Containerd) Client() (*client.Client, error) {
 
 // Ctr runs ctr against this containerd and returns its standard output.
 //
-// What a command in a container prints, ctr can lose on a busy machine (measured: once in 80
-// to 250 commands): when it deletes the process it stops reading, also if it has not begun to
+// What a command in a container prints, ctr can lose on a busy machine (measured: 3 times in
+// 250 commands): when it deletes the process it stops reading, also if it has not begun to
 // (containerd's client/process.go:258; containerd/fifo's Close). Such a command that has
 // printed nothing is run again: what is not there does not come by that.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
