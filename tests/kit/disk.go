@@ -142,6 +142,9 @@ func (d *Disk) Mount() error { return d.MountWith(d.opts.Mount) }
 
 // MountWith mounts the disk with other options, such as "ro".
 func (d *Disk) MountWith(options string) error {
+	if err := Private(); err != nil {
+		return err
+	}
 	args := []string{"-t", d.opts.FS}
 	if options != "" {
 		args = append(args, "-o", options)

@@ -55,6 +55,15 @@ func Main(f func() int) int {
 // Inside reports whether the process runs in the namespace that Main makes.
 func Inside() bool { return os.Getenv(runVar) != "" }
 
+// Private is the error of mounting a disk outside of [Main]: another test that starts
+// copies the mount, and the file system keeps the device until that test ends.
+func Private() error {
+	if !Inside() {
+		return errors.New("mount a disk: outside of kit.Main, another test that starts would keep it mounted")
+	}
+	return nil
+}
+
 func report(code int, err error) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kit:", err)

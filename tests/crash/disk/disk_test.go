@@ -13,11 +13,13 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 func TestMain(m *testing.M) {
 	Init()
-	os.Exit(m.Run())
+	os.Exit(kit.Main(m.Run))
 }
 
 var kinds = []FS{Ext4, XFS, Btrfs}

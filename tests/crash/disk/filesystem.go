@@ -67,6 +67,9 @@ func (v *Volume) Format(f FS, extra ...string) error {
 // Mount mounts the disk on dir. The options are those of mount(8) that the file
 // system itself understands, and "ro".
 func (v *Volume) Mount(f FS, dir string, options ...string) error {
+	if err := kit.Private(); err != nil {
+		return err
+	}
 	var flags uintptr
 	options = slices.Clone(options)
 	options = slices.DeleteFunc(options, func(o string) bool {

@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 func TestMain(m *testing.M) {
 	disk.Init()
-	os.Exit(m.Run())
+	os.Exit(kit.Main(m.Run))
 }
 
 // write fills whole blocks with one letter.
