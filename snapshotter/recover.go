@@ -31,6 +31,7 @@ type recovery struct {
 	*Snapshotter
 	known   *layers.Recovery
 	entries []storage.OpenEntry // of active rows
+	there   map[uint64]bool     // numbers of directories in snapshots/
 
 	committed, open, closed, removed int
 }
@@ -41,17 +42,31 @@ type recovery struct {
 func (s *Snapshotter) recover(ctx context.Context) error {
 	start := time.Now()
 	faults.Point(faults.RecoverOpened)
-	r := recovery{Snapshotter: s}
+	r := recovery{Snapshotter: s, there: map[uint64]bool{}}
+	directories, err := os.ReadDir(s.root.Snapshots())
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	for _, d := range directories {
+		if id, numbered := layout.DirectoryID(d.Name()); numbered {
+			r.there[id] = true
+		}
+	}
 	if err := s.gate.View(ctx, func(ctx context.Context, j *storage.Journal) error {
 		last, err := j.Run()
 		if err != nil {
 			return err
 		}
 		r.known = s.layers.Recover(last)
-		if err := r.readActives(ctx, j); err != nil {
-			return err
-		}
-		return r.checkCommitted(ctx, j)
+		return storage.Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
+			switch info.Kind {
+			case snapshots.KindActive:
+				return r.readActive(ctx, j, id, info)
+			case snapshots.KindCommitted:
+				return r.readCommitted(ctx, j, id, info)
+			}
+			return nil
+		})
 	}); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
@@ -92,47 +107,42 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return nil
 }
 
-// readActives opens a cursor for every active row and collects its journal
-// entry. The cursor knows nothing of errors before this moment.
-func (r *recovery) readActives(ctx context.Context, j *storage.Journal) error {
-	return storage.Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
-		if info.Kind != snapshots.KindActive {
-			return nil
-		}
-		e, err := j.GetOpen(id)
-		if errors.Is(err, storage.ErrNoEntry) {
-			e, err = r.missingOpen(ctx, id, info), nil
-		}
-		if err != nil {
+// readActive opens a cursor for an active row and keeps its journal entry. The cursor
+// knows nothing of errors before this moment.
+func (r *recovery) readActive(ctx context.Context, j *storage.Journal, id uint64, info snapshots.Info) error {
+	e, err := j.GetOpen(id)
+	if errors.Is(err, storage.ErrNoEntry) {
+		e, err = r.missingOpen(ctx, id, info), nil
+	}
+	if err != nil {
+		return err
+	}
+	if chainID, extraction := layout.ExtractionOf(info.Name, info.Labels); extraction && !e.Extraction {
+		// Earlier versions took over a database of the built-in snapshotter
+		// without this. CursorLost makes replay write it.
+		e.Extraction, e.ChainID, e.CursorLost = true, chainID, false
+	}
+	r.entries = append(r.entries, e)
+	// Any error: it concerns this snapshot, while those of the file system
+	// show at snapshots/.
+	writer, unusable := r.gate.OpenWriter(r.root.Dir(id), id)
+	if unusable != nil {
+		log.G(ctx).WithError(unusable).WithFields(log.Fields{"key": info.Name, "directory": r.root.Dir(id), "cure": "remove the snapshot, and its container; check the file system"}).
+			Error("the directory of an active snapshot cannot be used: it can be removed, and not be mounted or committed")
+		if writer, err = r.gate.OpenWriter(r.root.Snapshots(), id); err != nil {
 			return err
 		}
-		if chainID, extraction := layout.ExtractionOf(info.Name, info.Labels); extraction && !e.Extraction {
-			// Earlier versions took over a database of the built-in snapshotter
-			// without this. CursorLost makes replay write it.
-			e.Extraction, e.ChainID, e.CursorLost = true, chainID, false
-		}
-		r.entries = append(r.entries, e)
-		// Any error: it concerns this snapshot, while those of the file system
-		// show at snapshots/.
-		writer, unusable := r.gate.OpenWriter(r.root.Dir(id), id)
-		if unusable != nil {
-			log.G(ctx).WithError(unusable).WithFields(log.Fields{"key": info.Name, "directory": r.root.Dir(id), "cure": "remove the snapshot, and its container; check the file system"}).
-				Error("the directory of an active snapshot cannot be used: it can be removed, and not be mounted or committed")
-			if writer, err = r.gate.OpenWriter(r.root.Snapshots(), id); err != nil {
-				return err
-			}
-		}
-		switch {
-		case e.Poisoned != "":
-			writer.Poison(errors.New(e.Poisoned))
-		case e.Extraction:
-			writer.Poison(errCursorLost)
-		case unusable != nil:
-			writer.Poison(fmt.Errorf("its directory cannot be used: %w", unusable))
-		}
-		r.actives.Add(info.Name, &active.Snapshot{ID: id, Extraction: e.Extraction, Writer: writer, Lost: true})
-		return nil
-	})
+	}
+	switch {
+	case e.Poisoned != "":
+		writer.Poison(errors.New(e.Poisoned))
+	case e.Extraction:
+		writer.Poison(errCursorLost)
+	case unusable != nil:
+		writer.Poison(fmt.Errorf("its directory cannot be used: %w", unusable))
+	}
+	r.actives.Add(info.Name, &active.Snapshot{ID: id, Extraction: e.Extraction, Writer: writer, Lost: true})
+	return nil
 }
 
 // missingOpen makes the entry of an active row that has none: another
@@ -145,32 +155,25 @@ func (r *recovery) missingOpen(ctx context.Context, id uint64, info snapshots.In
 	return e
 }
 
-// checkCommitted compares committed rows with the journal and with what is
-// there. A missing directory is logged and not acted on: the row is what
-// containerd was promised (I3).
-func (r *recovery) checkCommitted(ctx context.Context, j *storage.Journal) error {
-	return storage.Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
-		if info.Kind != snapshots.KindCommitted {
-			return nil
-		}
-		r.committed++
-		e, err := j.GetCommitted(id)
-		adopted := errors.Is(err, storage.ErrNoEntry)
-		if adopted {
-			log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
-			e, err = r.commitEntry(&active.Snapshot{ID: id}, info, seal.Summary{}), nil
-			e.Strategy, e.Epoch = storage.StrategyUnknown, 0
-		}
-		if err != nil {
-			return err
-		}
-		state, err := j.GetState(id)
-		if err != nil && !errors.Is(err, storage.ErrNoEntry) {
-			return err
-		}
-		r.known.Add(ctx, info.Name, info.Parent, e, state, adopted)
-		return nil
-	})
+// readCommitted compares a committed row with the journal and with what is there.
+func (r *recovery) readCommitted(ctx context.Context, j *storage.Journal, id uint64, info snapshots.Info) error {
+	r.committed++
+	e, err := j.GetCommitted(id)
+	adopted := errors.Is(err, storage.ErrNoEntry)
+	if adopted {
+		log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
+		e, err = r.commitEntry(&active.Snapshot{ID: id}, info, seal.Summary{}), nil
+		e.Strategy, e.Epoch = storage.StrategyUnknown, 0
+	}
+	if err != nil {
+		return err
+	}
+	state, err := j.GetState(id)
+	if err != nil && !errors.Is(err, storage.ErrNoEntry) {
+		return err
+	}
+	r.known.Add(ctx, layers.Row{Name: info.Name, Parent: info.Parent, Entry: e, State: state, Adopted: adopted, There: r.there[id]})
+	return nil
 }
 
 // usable returns why the directory of an active snapshot cannot be mounted, or

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	cstorage "github.com/containerd/containerd/v2/core/snapshots/storage"
 	bolt "go.etcd.io/bbolt"
@@ -50,6 +51,15 @@ type DB struct {
 
 	state  sync.Mutex // guards broken
 	broken error
+
+	known atomic.Pointer[entries] // nil after the first writable transaction
+}
+
+// entries are those of the journal that were decoded to verify them. What reads them all
+// next, as recovery does, need not decode them again.
+type entries struct {
+	committed map[uint64]CommitEntry
+	states    map[uint64]StateEntry
 }
 
 // hook is the context key of BeforeCommit.
@@ -72,6 +82,9 @@ func (db *DB) TransactionContext(ctx context.Context, writable bool) (context.Co
 	if err := db.usable(writable); err != nil {
 		db.swap.RUnlock()
 		return ctx, nil, err
+	}
+	if writable {
+		db.known.Store(nil)
 	}
 	ctx, tx, err := db.ms.TransactionContext(ctx, writable)
 	if err != nil {
@@ -112,6 +125,9 @@ func (db *DB) WithTransaction(ctx context.Context, writable bool, fn cstorage.Tr
 	defer db.swap.RUnlock()
 	if err := db.usable(writable); err != nil {
 		return err
+	}
+	if writable {
+		db.known.Store(nil)
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 
@@ -155,16 +171,18 @@ func (db *DB) View(ctx context.Context, fn func(context.Context, *Journal) error
 	if err := db.usable(false); err != nil {
 		return err
 	}
-	return view(ctx, db.ms, db.keep, fn)
+	return view(ctx, db.ms, db.keep, &db.known, fn)
 }
 
 // view is View without the locks, for Open.
-func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, fn func(context.Context, *Journal) error) error {
+func view(ctx context.Context, ms *cstorage.MetaStore, keep uint64, known *atomic.Pointer[entries], fn func(context.Context, *Journal) error) error {
 	return viewBolt(ctx, ms, func(ctx context.Context, tx *bolt.Tx) error {
 		j, err := journal(tx, keep)
 		if err != nil {
 			return err
 		}
+		// After the transaction has begun: what is written from now on is not in it.
+		j.known = known.Load()
 		return fn(ctx, j)
 	})
 }
@@ -369,7 +387,7 @@ func (db *DB) Rewrite(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("rewrite %s: %w", db.path, err), removeIfThere(next))
 	}
 	faults.Point(faults.RewriteWritten)
-	if err := verify(next); err != nil {
+	if _, err := verify(next); err != nil {
 		return errors.Join(fmt.Errorf("rewrite %s: %w", db.path, err), removeIfThere(next))
 	}
 	if err := fsync.Rename(next, db.path); err != nil {

@@ -79,7 +79,9 @@ func FuzzJournal(f *testing.F) {
 			if err := place(tx, j, where, key, value); err != nil {
 				return err
 			}
-			if verified = withoutPanic(func() error { return verifyJournal(tx) }); verified == nil {
+			if verified = withoutPanic(func() error {
+				return verifyJournal(tx, &entries{committed: map[uint64]CommitEntry{}, states: map[uint64]StateEntry{}})
+			}); verified == nil {
 				read = withoutPanic(func() error { return readJournal(tx) })
 			}
 			// A panic of containerd's code is damage to WithTransaction.

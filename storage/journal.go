@@ -110,7 +110,8 @@ const journalVersion = 3
 // that got it returns.
 type Journal struct {
 	top, open, committed, history, states *bolt.Bucket
-	keep                                  uint64 // length of the history
+	keep                                  uint64   // length of the history
+	known                                 *entries // of this very state, decoded before; nil when none were
 }
 
 // journal finds the journal's buckets in a transaction. The error wraps layout.ErrNewer
@@ -161,7 +162,7 @@ func (j *Journal) GetOpen(id uint64) (OpenEntry, error) { return get[OpenEntry](
 
 // EachOpen visits the entries of all active snapshots. The visitor may not
 // write to the journal.
-func (j *Journal) EachOpen(fn func(OpenEntry) error) error { return each(j.open, fn) }
+func (j *Journal) EachOpen(fn func(OpenEntry) error) error { return each(j.open, ignoringID(fn)) }
 
 // Commit closes the open entry of e.ID, if there is one, gives e the next
 // sequence number, and writes it.
@@ -179,15 +180,24 @@ func (j *Journal) Commit(e *CommitEntry) error {
 // GetCommitted returns the entry of a committed snapshot that exists, or
 // ErrNoEntry.
 func (j *Journal) GetCommitted(id uint64) (CommitEntry, error) {
+	if j.known != nil {
+		if e, ok := j.known.committed[id]; ok {
+			return e, nil
+		}
+	}
 	return get[CommitEntry](j.committed, id)
 }
 
 // EachCommitted visits the entries of all committed snapshots that exist. The
 // visitor may not write to the journal.
-func (j *Journal) EachCommitted(fn func(CommitEntry) error) error { return each(j.committed, fn) }
+func (j *Journal) EachCommitted(fn func(CommitEntry) error) error {
+	return each(j.committed, ignoringID(fn))
+}
 
 // EachRemoved visits the history, oldest removal first.
-func (j *Journal) EachRemoved(fn func(CommitEntry) error) error { return each(j.history, fn) }
+func (j *Journal) EachRemoved(fn func(CommitEntry) error) error {
+	return each(j.history, ignoringID(fn))
+}
 
 // Remove records that a snapshot is gone: it deletes its open entry and its state,
 // moves its commit entry to the history, and trims the history to its length.
@@ -252,7 +262,11 @@ func get[E any](b *bolt.Bucket, id uint64) (e E, err error) {
 	return e, nil
 }
 
-func each[E any](b *bolt.Bucket, fn func(E) error) error {
+func ignoringID[E any](fn func(E) error) func(uint64, E) error {
+	return func(_ uint64, e E) error { return fn(e) }
+}
+
+func each[E any](b *bolt.Bucket, fn func(uint64, E) error) error {
 	return b.ForEach(func(k, data []byte) error {
 		if len(k) != 8 {
 			return fmt.Errorf("journal entry %x: key of %d bytes: %w", k, len(k), layout.ErrCorrupt)
@@ -261,6 +275,6 @@ func each[E any](b *bolt.Bucket, fn func(E) error) error {
 		if err := layout.Decode(data, &e); err != nil {
 			return fmt.Errorf("journal entry %d: %w", binary.BigEndian.Uint64(k), err)
 		}
-		return fn(e)
+		return fn(binary.BigEndian.Uint64(k), e)
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -81,7 +82,7 @@ func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
 		}
 	} else if err != nil {
 		return nil, err
-	} else if err := errors.Join(fromDisk(db.path), verify(db.path)); err != nil {
+	} else if err := db.examine(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", db.path, err)
 	}
 
@@ -89,6 +90,14 @@ func Open(ctx context.Context, root string, o Options) (_ *DB, err error) {
 		return nil, fmt.Errorf("open %s: %w", db.path, err)
 	}
 	return db, db.upgrade(ctx)
+}
+
+// examine verifies the file, of which nothing has been read before.
+func (db *DB) examine() error {
+	err := fromDisk(db.path)
+	known, damaged := verify(db.path)
+	db.known.Store(known)
+	return errors.Join(err, damaged)
 }
 
 // fromDisk makes the kernel show of a file what is on disk, and nothing else.
@@ -114,10 +123,6 @@ func fromDisk(path string) error {
 	}
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		return errors.Join(&os.PathError{Op: "fadvise", Path: path, Err: err}, f.Close())
-	}
-	// Once through, in order: bbolt would fetch page after page.
-	if _, err := io.Copy(io.Discard, f); err != nil {
-		return errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), f.Close())
 	}
 	return f.Close()
 }
@@ -317,9 +322,9 @@ func inBolt(ctx context.Context, ms *cstorage.MetaStore, writable bool, fn func(
 }
 
 // verify reads the whole database, read-only, and returns an error that wraps
-// ErrDamaged when bbolt, containerd's rows or our journal are inconsistent.
+// ErrDamaged when the disk cannot read it, or bbolt's pages or our journal are inconsistent.
 // bbolt checks little by itself: it panics or faults on bad pages.
-func verify(path string) (err error) {
+func verify(path string) (known *entries, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -327,63 +332,52 @@ func verify(path string) (err error) {
 		}
 	}()
 	if st, err := os.Stat(path); err != nil {
-		return err
+		return nil, err
 	} else if !st.Mode().IsRegular() || st.Size() == 0 {
 		// bbolt would initialize an empty file, and all snapshots would be lost.
-		return fmt.Errorf("not a file with content: %w", ErrDamaged)
+		return nil, fmt.Errorf("not a file with content: %w", ErrDamaged)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	// As bbolt's own: pages that another process is writing are inconsistent.
 	if err := waitForLock(f, unix.LOCK_SH); err != nil {
-		return err
+		return nil, err
+	}
+	// Once through, in order, so that a page that the disk cannot read shows here. In
+	// the memory map, one page after the other would be fetched.
+	if _, err := io.Copy(io.Discard, f); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err := boltcheck.Check(f, ErrDamaged); err != nil {
-		return err
+		return nil, err
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockWait, PreLoadFreelist: true})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("%w (its lock is held): %w", ErrLocked, err)
+		return nil, fmt.Errorf("%w (its lock is held): %w", ErrLocked, err)
 	case errors.Is(err, os.ErrPermission):
-		return err
+		return nil, err
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 
 	tx, err := db.Begin(false)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, tx.Rollback()) }()
-	if err := tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readAll(b) }); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	return verifyJournal(tx)
+	known = &entries{committed: map[uint64]CommitEntry{}, states: map[uint64]StateEntry{}}
+	return known, verifyJournal(tx, known)
 }
 
-// readAll touches every key and value, so that damage shows here.
-func readAll(b *bolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		if v == nil {
-			if nested := b.Bucket(k); nested != nil {
-				return readAll(nested)
-			}
-		}
-		if len(v) > 0 {
-			_ = v[len(v)-1]
-		}
-		return nil
-	})
-}
-
-// verifyJournal decodes every entry. A database without a journal is whole: it
-// belongs to containerd's own overlay snapshotter, and is upgraded.
-func verifyJournal(tx *bolt.Tx) error {
+// verifyJournal decodes every entry, and puts those of committed snapshots into known.
+// A database without a journal is whole: it belongs to containerd's own overlay
+// snapshotter, and is upgraded.
+func verifyJournal(tx *bolt.Tx, known *entries) error {
 	j, err := journal(tx, 0)
 	if errors.Is(err, errNoJournal) {
 		return nil
@@ -391,10 +385,12 @@ func verifyJournal(tx *bolt.Tx) error {
 	if err == nil {
 		err = errors.Join(
 			j.EachOpen(func(OpenEntry) error { return nil }),
-			j.EachCommitted(func(CommitEntry) error { return nil }),
+			each(j.committed, func(id uint64, e CommitEntry) error { known.committed[id] = e; return nil }),
 			j.EachRemoved(func(CommitEntry) error { return nil }),
-			j.EachState(func(StateEntry) error { return nil }),
 		)
+	}
+	if err == nil && j.states != nil {
+		err = each(j.states, func(id uint64, e StateEntry) error { known.states[id] = e; return nil })
 	}
 	if err == nil {
 		_, err = j.Run()
@@ -417,9 +413,12 @@ func ReadOnly(ctx context.Context, root string, fn func(context.Context, *Journa
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	path := filepath.Join(root, FileName)
-	if err := verify(path); err != nil {
+	found, err := verify(path)
+	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
+	var known atomic.Pointer[entries]
+	known.Store(found)
 	ms, err := cstorage.NewMetaStore(path, func(o *bolt.Options) error {
 		o.ReadOnly, o.Timeout = true, lockWait
 		return nil
@@ -428,5 +427,5 @@ func ReadOnly(ctx context.Context, root string, fn func(context.Context, *Journa
 		return err
 	}
 	defer func() { err = errors.Join(err, ms.Close()) }()
-	return view(ctx, ms, 0, fn)
+	return view(ctx, ms, 0, &known, fn)
 }

@@ -30,7 +30,11 @@ func (db *DB) upgrade(ctx context.Context) error {
 		}
 		return err
 	})
-	if err == nil && version < journalVersion {
+	if err == nil && version == journalVersion {
+		return nil
+	}
+	db.known.Store(nil) // what follows writes
+	if err == nil {
 		return inBolt(ctx, db.ms, true, func(tx *bolt.Tx) error {
 			b := tx.Bucket(bucketJournal)
 			if _, err := b.CreateBucketIfNotExists(bucketStates); err != nil {
@@ -108,7 +112,7 @@ func Rebuild(ctx context.Context, root, suffix string, rows []Row) (aside string
 	if err := insert(ctx, next, rows); err != nil {
 		return "", errors.Join(err, removeIfThere(next))
 	}
-	if err := verify(next); err != nil {
+	if _, err := verify(next); err != nil {
 		return "", err
 	}
 	if _, err := os.Lstat(path); err == nil {

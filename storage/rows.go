@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -37,15 +39,25 @@ func Remove(ctx context.Context, key string) error {
 	return err
 }
 
-// Walk visits every row with its id and usage.
+// Walk visits every row with its id and usage, in the order of the ids: a parent comes
+// before what stands on it.
 func Walk(ctx context.Context, fn func(uint64, snapshots.Info, snapshots.Usage) error) error {
-	return cstorage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
-		id, _, usage, err := Info(ctx, info.Name)
+	// containerd's own walk does not tell the ids, and reads each row whole: with Info
+	// for the id, each would be read twice.
+	keys, err := Keys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		_, info, usage, err := Info(ctx, keys[id])
 		if err != nil {
 			return err
 		}
-		return fn(id, info, usage)
-	})
+		if err := fn(id, info, usage); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Keys maps the id of every row to its key or name.

@@ -120,6 +120,11 @@ func (j *Journal) GetState(id uint64) (StateEntry, error) {
 	if j.states == nil {
 		return StateEntry{}, ErrNoEntry // a journal of version 1 that was opened read-only
 	}
+	if j.known != nil {
+		if e, ok := j.known.states[id]; ok {
+			return e, nil
+		}
+	}
 	return get[StateEntry](j.states, id)
 }
 
@@ -129,7 +134,7 @@ func (j *Journal) EachState(fn func(StateEntry) error) error {
 	if j.states == nil {
 		return nil
 	}
-	return each(j.states, fn)
+	return each(j.states, ignoringID(fn))
 }
 
 // Replace changes the entry of a committed snapshot whose tree was replaced; its

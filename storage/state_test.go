@@ -174,6 +174,45 @@ func TestReplaceKeepsTheSequence(t *testing.T) {
 	}
 }
 
+// TestEntriesAfterOpen: what Open has decoded is used until something is written, and not
+// after it.
+func TestEntriesAfterOpen(t *testing.T) {
+	root := t.TempDir()
+	db := open(t, root)
+	id := commitOne(t, db, "layer", "")
+	edit(t, db, func(j *Journal) error { return j.PutState(fullState(id)) })
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = open(t, root)
+	if known := db.known.Load(); known == nil || len(known.committed) != 1 || len(known.states) != 1 {
+		t.Fatalf("Open has decoded %+v", known)
+	}
+	digest := func() (have string, state State) {
+		inView(t, db, func(j *Journal) error {
+			e, err := j.GetCommitted(id)
+			s, err2 := j.GetState(id)
+			have, state = e.Digest, s.State
+			return errors.Join(err, err2)
+		})
+		return have, state
+	}
+	if _, state := digest(); state != fullState(id).State {
+		t.Errorf("state %q", state)
+	}
+	edit(t, db, func(j *Journal) error {
+		e, err := j.GetCommitted(id)
+		e.Digest = "another"
+		return errors.Join(err, j.Replace(e), j.PutState(StateEntry{ID: id, State: StateUnverified}))
+	})
+	if have, state := digest(); have != "another" || state != StateUnverified {
+		t.Errorf("after a write: digest %q, state %q", have, state)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // inJournal changes the bucket journal of a closed database, past all our code.
 func inJournal(t *testing.T, path string, fn func(*bolt.Bucket) error) {
 	t.Helper()

@@ -44,6 +44,9 @@ func (s *Layers) verifyAll(ctx context.Context) {
 	if len(names) > 0 {
 		p.Log(ctx, "all layers were verified")
 	}
+	if !s.checkRoots(ctx) {
+		return
+	}
 	for compared := false; ; compared = true {
 		for _, name := range s.table.in(storage.StateUnverified, storage.StateDamaged) {
 			_ = s.ensureChain(ctx, name, true) // logs itself what it finds
@@ -55,6 +58,25 @@ func (s *Layers) verifyAll(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// checkRoots finds, of the layers that are ready, those that have no tree any more. It
+// reports false when ctx has ended.
+func (s *Layers) checkRoots(ctx context.Context) bool {
+	const batch = 100 // of one lstat each
+	began := time.Now()
+	for i, name := range s.table.in(storage.StateReady) {
+		if l := s.table.get(name); l != nil {
+			s.table.checkRoot(ctx, l)
+		}
+		if i%batch == batch-1 {
+			if !idle.RestAfter(ctx, began) {
+				return false
+			}
+			began = time.Now()
+		}
+	}
+	return ctx.Err() == nil
 }
 
 // ensureChain verifies a committed snapshot and all below it, also above one that is

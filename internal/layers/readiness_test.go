@@ -403,6 +403,26 @@ func TestBackground(t *testing.T) {
 	m.wantWhole(s)
 }
 
+// TestBackgroundTreeGone: a layer lost its tree while no daemon ran. The directory around
+// it is there, so the start does not see it; no caller does, and it is healed.
+func TestBackgroundTreeGone(t *testing.T) {
+	m := newMachine(t, 3)
+	s := m.boot(false)
+	m.pull(s)
+	crash(t, s)
+	treetest.Check(t, os.RemoveAll(m.tree(s, 1)))
+	s = start(t, DaemonConfig{Root: m.root, ContentRoot: m.Content, BootID: fmt.Sprint("boot-", m.boots)})
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, gone := verify.Root(m.tree(s, 1)); !gone && len(s.layers.table.in(storage.StateDamaged, storage.StateHealing)) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not found")
+		}
+	}
+	m.wantWhole(s)
+}
+
 // TestPrepareDoesNotWait: a Prepare on a layer whose verification lasts is answered
 // within seconds, as containerd holds its lock meanwhile; a Stat waits.
 func TestPrepareDoesNotWait(t *testing.T) {

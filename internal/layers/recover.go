@@ -29,18 +29,28 @@ func (s *Layers) Recover(last storage.Run) *Recovery {
 	return &Recovery{Unclean: s.recorder.begin(last), s: s}
 }
 
-// Add makes the layer of a row known. adopted: the journal has no entry of it yet. A
-// missing directory is logged and not acted on: the row is what containerd was
-// promised (I3).
-func (r *Recovery) Add(ctx context.Context, name, parent string, e storage.CommitEntry, state storage.StateEntry, adopted bool) {
+// Row is a committed row, and what the journal and the disk have of it.
+type Row struct {
+	Name, Parent string
+	Entry        storage.CommitEntry
+	State        storage.StateEntry
+	Adopted      bool // the journal has no entry of it yet
+	There        bool // snapshots/ has a directory with its number
+}
+
+// Add makes the layer of a row known. A missing directory is logged and not acted on: the
+// row is what containerd was promised (I3). What is in the directories is not examined
+// here, because a start must not wait for an access to the disk per layer: a call that
+// needs a layer examines it, and so does Run.
+func (r *Recovery) Add(ctx context.Context, row Row) {
 	s := r.s
-	if adopted {
-		r.adopted = append(r.adopted, e)
+	if row.Adopted {
+		r.adopted = append(r.adopted, row.Entry)
 	}
-	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, e, state)
-	if e.Name != name || e.Parent != parent {
+	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, row.Entry, row.State)
+	if e.Name != row.Name || e.Parent != row.Parent {
 		// An entry of the built-in snapshotter's database knows only these.
-		e.Name, e.Parent = name, parent
+		e.Name, e.Parent = row.Name, row.Parent
 	}
 	l := s.table.add(e, state)
 	if cut {
@@ -50,10 +60,13 @@ func (r *Recovery) Add(ctx context.Context, name, parent string, e storage.Commi
 		r.Unverified++
 		return // a verification finds out
 	}
+	if row.There {
+		return
+	}
 	if _, damaged := verify.Root(s.root.Tree(e.ID)); damaged {
 		r.Missing++
 		s.table.checkRoot(ctx, l)
-		log.G(ctx).WithFields(log.Fields{"name": name, "directory": s.root.Dir(e.ID)}).
+		log.G(ctx).WithFields(log.Fields{"name": row.Name, "directory": s.root.Dir(e.ID)}).
 			Error("the directory of a committed snapshot is missing")
 	}
 }
