@@ -93,6 +93,7 @@ func (b *builder) item() item {
 // directory, and about the mask of the process.
 func FuzzAsContainerd(f *testing.F) {
 	root(f)
+	inMemory(f) // Go takes an input for one that hangs after ten seconds, which a busy disk needs
 	for n := range 40 {
 		f.Add([]byte(strings.Repeat(fmt.Sprintf("%c seed %d of %c%c", n, n*n, n*7, n*31), 12)))
 	}
