@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -139,9 +140,29 @@ func (c *Containerd) Start(ctx context.Context) error {
 	}
 	c.Process = p
 	if err := c.WaitReady(ctx, slow, c.serving); err != nil {
+		if c.Running() {
+			err = fmt.Errorf("%w\n%s", err, c.stacks())
+		}
 		return errors.Join(err, c.Kill())
 	}
 	return nil
+}
+
+// stacks is where the threads of a containerd are that hangs, in the kernel and in its
+// own code.
+func (c *Containerd) stacks() string {
+	var b strings.Builder
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", c.PID()))
+	for _, dir := range threads {
+		wchan, _ := os.ReadFile(filepath.Join(dir, "wchan"))
+		stack, _ := os.ReadFile(filepath.Join(dir, "stack"))
+		fmt.Fprintf(&b, "--- thread %s: %s\n%s", filepath.Base(dir), wchan, stack)
+	}
+	// containerd answers SIGUSR1 with its goroutines, in the log.
+	if c.cmd.Process.Signal(syscall.SIGUSR1) == nil {
+		time.Sleep(2 * time.Second)
+	}
+	return b.String() + c.LogTail(64<<10)
 }
 
 // Restart stops containerd in the orderly way and starts it again.

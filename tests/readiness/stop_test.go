@@ -46,6 +46,7 @@ type stopping struct {
 	daemon  *kit.Daemon
 	content string
 	blob    string // the file of the layer's blob
+	aside   string // a directory on the disk of the daemon's root
 	name    string
 	sn      snapshots.Snapshotter
 	socket  net.Listener // of a containerd that accepts connections and answers nothing
@@ -88,6 +89,8 @@ func newStopping(t *testing.T) *stopping {
 		}
 	}()
 	disk := kittest.NewDisk(t, kit.DiskOptions{FS: "ext4"})
+	s.aside = disk.Path("aside")
+	check(t, os.Mkdir(s.aside, 0o755))
 	s.daemon = must[*kit.Daemon](t)(kit.NewDaemon(kit.DaemonOptions{
 		Binary: kittest.Binaries(t).Daemon, Dir: disk.Path("durable"), RunDir: filepath.Join(dir, "run"), ContentRoot: s.content, Containerd: socket,
 		// Scrubbing reads all the time, and slowly.
@@ -157,10 +160,13 @@ func (s *stopping) layer(t *testing.T) string {
 	return filepath.Dir(dirs[0])
 }
 
-// lose takes the layer's tree away, which a call of Stat notices at once.
+// lose takes the layer's tree away, which a call of Stat notices at once. It is gone in
+// one step: a scrub that met half of it would find other damage, which is not confirmed.
 func (s *stopping) lose(t *testing.T) {
 	t.Helper()
-	check(t, os.RemoveAll(filepath.Join(s.layer(t), "fs")))
+	aside := filepath.Join(s.aside, fmt.Sprint(time.Now().UnixNano()))
+	check(t, os.Rename(filepath.Join(s.layer(t), "fs"), aside))
+	check(t, os.RemoveAll(aside))
 }
 
 // refused calls Stat of the layer until the answer is an error: a call is answered
