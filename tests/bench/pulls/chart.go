@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"strings"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 )
 
 // The chart's measures, in pixels.
@@ -28,11 +30,11 @@ var colors = map[string]string{
 func (r *Report) Chart() string {
 	var b strings.Builder
 	rows := r.Rows()
-	value := func(row Row) Spread { return row.Ratio }
+	value := func(row Row) published.Spread { return row.Ratio }
 	unit := "time of a pull, as a part of that with overlayfs, which syncs nothing"
 	for _, row := range rows {
 		if math.IsNaN(row.Ratio.Median) {
-			value, unit = func(row Row) Spread { return row.Seconds }, "seconds of a pull"
+			value, unit = func(row Row) published.Spread { return row.Seconds }, "seconds of a pull"
 		}
 	}
 	most, groups := 1.0, map[Setting]bool{}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 )
 
 const product = "../../.."
@@ -47,7 +49,7 @@ func TestDocuments(t *testing.T) {
 		t.Skip("docs/bench has no report yet: no figure is compared")
 	}
 	for name, r := range reports {
-		if table, ok := TableIn(document, name); !ok || string(table) != r.Table() {
+		if table, ok := published.TableIn(document, name); !ok || string(table) != r.Table() {
 			t.Errorf("docs/performance.md lacks the table of %s, or has another one: in tests/, go run ./cmd/bench table --into ../docs/performance.md ../docs/bench/%s", name, name)
 		}
 		chart := strings.TrimSuffix(name, ".json") + ".svg"

@@ -1,28 +1,16 @@
 package pulls
 
-import (
-	"encoding/json"
-	"fmt"
-	"os"
-	"time"
-)
+import "github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 
 // schema is the version of Report. A field that changes its meaning needs another one.
 const schema = 1
 
 // Report is one run of the benchmark.
 type Report struct {
-	Schema     int       `json:"schema"`
-	Time       time.Time `json:"time"`
-	Command    string    `json:"command"` // with the flags that change figures
-	Machine    Machine   `json:"machine"`
-	Revision   string    `json:"revision"` // of the product
-	Dirty      bool      `json:"dirty"`    // the product was built from a tree with changes
-	Base       string    `json:"base,omitempty"`
-	Containerd string    `json:"containerd"` // its version
-	Go         string    `json:"go"`
-	FS         string    `json:"fs"`   // ext4, xfs or btrfs
-	Disk       string    `json:"disk"` // fast, 250 or emmc: see Disks
+	published.Origin
+	Base string `json:"base,omitempty"`
+	FS   string `json:"fs"`   // ext4, xfs or btrfs
+	Disk string `json:"disk"` // fast, 250 or emmc: see Disks
 	// Neighbor is the rate, in bytes a second, at which another process was to write to pages of a
 	// file on the same file system. 0: there was none.
 	Neighbor int64    `json:"neighbor,omitempty"`
@@ -32,14 +20,6 @@ type Report struct {
 	Images   []Image  `json:"images"`
 	Proofs   []Proof  `json:"proofs"`
 	Pulls    []Pull   `json:"pulls"`
-}
-
-// Machine is where it ran.
-type Machine struct {
-	CPU    string `json:"cpu"`
-	Cores  int    `json:"cores"`
-	Memory int64  `json:"memory"` // bytes
-	Kernel string `json:"kernel"`
 }
 
 // Proof is what a disk could do before the first pull, measured through its file system with
@@ -111,26 +91,10 @@ type Latency struct {
 }
 
 // Save writes a report.
-func (r *Report) Save(file string) error {
-	text, err := json.MarshalIndent(r, "", "\t")
-	if err != nil {
-		return fmt.Errorf("report %s: %w", file, err)
-	}
-	return os.WriteFile(file, append(text, '\n'), 0o644)
-}
+func (r *Report) Save(file string) error { return published.Save(file, r) }
 
 // Load reads a report.
 func Load(file string) (*Report, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
 	r := &Report{}
-	if err := json.Unmarshal(text, r); err != nil {
-		return nil, fmt.Errorf("report %s: %w", file, err)
-	}
-	if r.Schema != schema {
-		return nil, fmt.Errorf("report %s: schema %d, this program reads %d", file, r.Schema, schema)
-	}
-	return r, nil
+	return r, published.Load(file, schema, r)
 }

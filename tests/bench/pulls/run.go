@@ -7,13 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -90,14 +89,8 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.bins, err = kit.Build(ctx); err != nil {
 		return err
 	}
-	r.report = &Report{
-		Schema: schema, Time: time.Now().UTC().Truncate(time.Second), Command: r.Command, Go: runtime.Version(), FS: r.FS, Disk: r.Disk,
-		Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale,
-	}
-	if err := r.report.describeMachine(); err != nil {
-		return err
-	}
-	if err := r.report.describeProduct(ctx, r.bins); err != nil {
+	r.report = &Report{FS: r.FS, Disk: r.Disk, Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale}
+	if r.report.Origin, err = published.Describe(ctx, r.bins, schema, r.Command); err != nil {
 		return err
 	}
 	if r.variants, r.report.LeftOut, err = choose(r.Variants); err != nil {
@@ -244,60 +237,10 @@ func (r *run) close() error {
 	return errors.Join(errs...)
 }
 
-// git asks about the repository, which may belong to another user than root.
-func git(ctx context.Context, args ...string) (string, error) {
-	tests, err := kit.Module(ctx)
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, "git", append([]string{"-c", "safe.directory=*", "-C", filepath.Dir(tests)}, args...)...)
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-// describeProduct takes the version of containerd from its own words, which end with a revision.
-func (r *Report) describeProduct(ctx context.Context, bins kit.Binaries) (err error) {
-	if r.Revision, err = git(ctx, "rev-parse", "HEAD"); err != nil {
-		return err
-	}
-	changes, err := git(ctx, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!tests", ":!docs", ":!*.md", ":!Makefile")
-	if err != nil {
-		return err
-	}
-	r.Dirty = changes != ""
-	out, err := exec.CommandContext(ctx, bins.Containerd, "--version").Output()
-	words := strings.Fields(string(out))
-	if err != nil || len(words) < 3 {
-		return fmt.Errorf("version of containerd: %q: %w", out, err)
-	}
-	r.Containerd, _, _ = strings.Cut(strings.TrimPrefix(words[2], "v"), "+")
-	return nil
-}
-
-func (r *Report) describeMachine() error {
-	var u unix.Utsname
-	var info unix.Sysinfo_t
-	if err := errors.Join(unix.Uname(&u), unix.Sysinfo(&info)); err != nil {
-		return err
-	}
-	r.Machine = Machine{CPU: runtime.GOARCH, Cores: runtime.NumCPU(), Memory: int64(info.Totalram) * int64(info.Unit), Kernel: unix.ByteSliceToString(u.Release[:])}
-	text, err := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(text)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			r.Machine.CPU = strings.TrimSpace(value)
-			break
-		}
-	}
-	return err
-}
-
 // buildBase builds the daemon of another revision, out of a copy of its tree, so that nothing
 // of it stays in the repository.
 func buildBase(ctx context.Context, bins kit.Binaries, revision string) (kit.Binaries, string, error) {
-	commit, err := git(ctx, "rev-parse", "--verify", revision+"^{commit}")
+	commit, err := published.Git(ctx, "rev-parse", "--verify", revision+"^{commit}")
 	if err != nil {
 		return bins, "", err
 	}
@@ -306,7 +249,7 @@ func buildBase(ctx context.Context, bins kit.Binaries, revision string) (kit.Bin
 		return bins, "", err
 	}
 	tree := filepath.Join(dir, "tree.tar")
-	if _, err := git(ctx, "archive", "--format=tar", "--output="+tree, commit); err != nil {
+	if _, err := published.Git(ctx, "archive", "--format=tar", "--output="+tree, commit); err != nil {
 		return bins, "", err
 	}
 	bins.Daemon = filepath.Join(dir, "durable-snapshotter")

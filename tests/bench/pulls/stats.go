@@ -2,29 +2,12 @@ package pulls
 
 import (
 	"cmp"
-	"math"
 	"slices"
 
 	"golang.org/x/perf/benchmath"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 )
-
-// Spread is the median of measurements with its quartiles.
-type Spread struct{ Q1, Median, Q3 float64 }
-
-// spread interpolates between neighbors, as R and NumPy do. That of nothing is not a number.
-func spread(values []float64) Spread {
-	sorted := slices.Sorted(slices.Values(values))
-	at := func(q float64) float64 {
-		if len(sorted) == 0 {
-			return math.NaN()
-		}
-		below, part := math.Modf(q * float64(len(sorted)-1))
-		i := int(below)
-		next := min(i+1, len(sorted)-1)
-		return sorted[i] + part*(sorted[next]-sorted[i])
-	}
-	return Spread{at(0.25), at(0.5), at(0.75)}
-}
 
 // baseline is the variant to which ratios are.
 const baseline = "overlayfs"
@@ -34,19 +17,19 @@ type Row struct {
 	Setting
 	Variant string
 	Pulls   []Pull // in the order of rounds
-	Seconds Spread
+	Seconds published.Spread
 	// Ratio and CPURatio are the quotients of the seconds, and of the processor time, to those of
 	// overlayfs with the same setting in the same round; not a number without overlayfs.
-	Ratio, CPURatio Spread
+	Ratio, CPURatio published.Spread
 }
 
 // Of is the spread of a figure of the pulls.
-func (r Row) Of(figure func(Pull) float64) Spread {
+func (r Row) Of(figure func(Pull) float64) published.Spread {
 	values := make([]float64, len(r.Pulls))
 	for i, p := range r.Pulls {
 		values[i] = figure(p)
 	}
-	return spread(values)
+	return published.SpreadOf(values)
 }
 
 // Rows summarizes the pulls, in the order of images, settings and variants.
@@ -90,7 +73,7 @@ func bit(b bool) int {
 }
 
 // ratios is the spread of the quotients of a figure of two variants in the same rounds.
-func ratios(pulls, base []Pull, figure func(Pull) float64) Spread {
+func ratios(pulls, base []Pull, figure func(Pull) float64) published.Spread {
 	inRound := map[int]Pull{}
 	for _, p := range base {
 		inRound[p.Round] = p
@@ -101,15 +84,15 @@ func ratios(pulls, base []Pull, figure func(Pull) float64) Spread {
 			all = append(all, figure(p)/figure(b))
 		}
 	}
-	return spread(all)
+	return published.SpreadOf(all)
 }
 
 // against is the spread of the quotients of a figure of a row to that of another variant with the
 // same setting, in the same rounds.
-func against(rows []Row, row Row, variant string, figure func(Pull) float64) Spread {
+func against(rows []Row, row Row, variant string, figure func(Pull) float64) published.Spread {
 	i := slices.IndexFunc(rows, func(r Row) bool { return r.Setting == row.Setting && r.Variant == variant })
 	if i < 0 {
-		return spread(nil)
+		return published.SpreadOf(nil)
 	}
 	return ratios(row.Pulls, rows[i].Pulls, figure)
 }
@@ -118,8 +101,8 @@ func against(rows []Row, row Row, variant string, figure func(Pull) float64) Spr
 type Comparison struct {
 	Setting
 	Variant   string
-	Base, New Spread // seconds
-	Ratio     Spread // of the same rounds
+	Base, New published.Spread // seconds
+	Ratio     published.Spread // of the same rounds
 	// Delta is the change of the median as benchstat prints it: "~" when a Mann-Whitney U-test
 	// does not reject, at 0.05, that both revisions take the same time; and the test's p.
 	Delta, P string

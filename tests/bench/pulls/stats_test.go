@@ -7,13 +7,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 )
 
 // sample is a report of two variants whose figures are easy to compute: the machine is twice as
 // slow in round 2, for both.
 func sample() *Report {
-	r := &Report{Schema: schema, Time: time.Unix(1_800_000_000, 0).UTC(), Command: "bench run", Revision: strings.Repeat("ab", 20), Containerd: "2.4.2",
-		Machine: Machine{CPU: "a <processor> & more", Cores: 2, Memory: 8 << 30, Kernel: "6.18"}, FS: "ext4", Disk: "fast", Rounds: 3, Scale: 1}
+	r := &Report{
+		Origin: published.Origin{
+			Schema: schema, Time: time.Unix(1_800_000_000, 0).UTC(), Command: "bench run", Revision: strings.Repeat("ab", 20), Containerd: "2.4.2",
+			Machine: published.Machine{CPU: "a <processor> & more", Cores: 2, Memory: 8 << 30, Kernel: "6.18"},
+		},
+		FS: "ext4", Disk: "fast", Rounds: 3, Scale: 1,
+	}
 	s := Setting{Image: "golang", Unpacks: 1}
 	for round, seconds := range [][2]float64{{2, 1}, {4, 2.4}, {2, 1.4}} {
 		for i, name := range []string{"overlayfs", "durable"} {
@@ -26,24 +33,6 @@ func sample() *Report {
 		}
 	}
 	return r
-}
-
-func TestSpread(t *testing.T) {
-	for _, c := range []struct {
-		values []float64
-		want   Spread
-	}{
-		{[]float64{7}, Spread{7, 7, 7}},
-		{[]float64{4, 1, 3, 2}, Spread{1.75, 2.5, 3.25}}, // as R's quantile and NumPy's
-		{[]float64{5, 1, 4, 2, 3}, Spread{2, 3, 4}},
-	} {
-		if got := spread(c.values); got != c.want {
-			t.Errorf("spread(%v) = %v, want %v", c.values, got, c.want)
-		}
-	}
-	if got := spread(nil); !math.IsNaN(got.Median) {
-		t.Errorf("spread of nothing: %v", got)
-	}
 }
 
 // TestMedianOfRatios: ratios are within a round. The quotient of the medians would be 0.70.

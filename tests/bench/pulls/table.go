@@ -1,11 +1,11 @@
 package pulls
 
 import (
-	"bytes"
 	"fmt"
 	"math"
-	"os"
 	"strings"
+
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 )
 
 // Table is a report as Markdown: where it was measured, a table with a row for each variant of
@@ -16,8 +16,8 @@ func (r *Report) Table() string {
 	rows := r.Rows()
 	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "seconds", "/ overlayfs", "CPU s", "/ overlayfs", "MiB written", "write requests", "flushes", "containerd MiB", "daemon MiB"}, rows, func(row Row) []string {
 		return append(row.names(),
-			row.Seconds.text(2), row.Ratio.text(2),
-			row.Of(func(p Pull) float64 { return p.CPU }).text(2), number(row.CPURatio.Median, 2),
+			row.Seconds.Text(2), row.Ratio.Text(2),
+			row.Of(func(p Pull) float64 { return p.CPU }).Text(2), published.Number(row.CPURatio.Median, 2),
 			row.middle(0, func(p Pull) float64 { return float64(p.Bytes) / mib }),
 			row.middle(0, func(p Pull) float64 { return float64(p.Writes) }),
 			row.middle(0, func(p Pull) float64 { return float64(p.Flushes) }),
@@ -30,7 +30,7 @@ func (r *Report) Table() string {
 			return nil
 		}
 		seconds := func(p Pull) float64 { return p.Seconds }
-		cells := []Spread{
+		cells := []published.Spread{
 			against(rows, row, "overlayfs-sync", seconds),
 			against(rows, row, "overlayfs-sync", func(p Pull) float64 { return float64(p.Bytes) }),
 			against(rows, row, "overlayfs-sync", func(p Pull) float64 { return float64(p.Writes) }),
@@ -41,7 +41,7 @@ func (r *Report) Table() string {
 		}
 		texts := row.names()
 		for _, c := range cells {
-			texts = append(texts, c.text(2))
+			texts = append(texts, c.Text(2))
 		}
 		return texts
 	})
@@ -50,7 +50,7 @@ func (r *Report) Table() string {
 		if h.Count == 0 {
 			return nil
 		}
-		return append(row.names(), fmt.Sprint(h.Count), number(h.Seconds/float64(h.Count)*1000, 2),
+		return append(row.names(), fmt.Sprint(h.Count), published.Number(h.Seconds/float64(h.Count)*1000, 2),
 			fmt.Sprintf("%.1f %%", 100*float64(h.within(0.005))/float64(h.Count)), h.bound(0.99), h.bound(1))
 	})
 	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "neighbor MB/s", "fdatasync ms: p50", "p99", "max", "lease ms: p50", "p99", "max"}, rows, func(row Row) []string {
@@ -73,7 +73,7 @@ func (r *Report) Table() string {
 					return math.NaN()
 				})
 			}
-			cells = append(cells, ms(func(l *Latency) float64 { return l.P50 }), ms(func(l *Latency) float64 { return l.P99 }), number(most*1000, 2))
+			cells = append(cells, ms(func(l *Latency) float64 { return l.P50 }), ms(func(l *Latency) float64 { return l.P99 }), published.Number(most*1000, 2))
 		}
 		return cells
 	})
@@ -83,16 +83,11 @@ func (r *Report) Table() string {
 // origin is where a report comes from.
 func (r *Report) origin() string {
 	var b strings.Builder
-	dirty := ""
-	if r.Dirty {
-		dirty = " with changes"
-	}
 	rounds := "rounds"
 	if r.Rounds == 1 {
 		rounds = "round"
 	}
-	fmt.Fprintf(&b, "%s on a disk of kind `%s`, %d %s; %s, %d cores, %d GiB, Linux %s; containerd %s; revision %.12s%s; %s: `%s`",
-		r.FS, r.Disk, r.Rounds, rounds, r.Machine.CPU, r.Machine.Cores, r.Machine.Memory>>30, r.Machine.Kernel, r.Containerd, r.Revision, dirty, r.Time.Format("2006-01-02"), r.Command)
+	fmt.Fprintf(&b, "%s on a disk of kind `%s`, %d %s; %s", r.FS, r.Disk, r.Rounds, rounds, r.Origin)
 	if r.Neighbor > 0 {
 		fmt.Fprintf(&b, "; a neighbor writes %d MB/s to its pages", r.Neighbor/1e6)
 	}
@@ -121,7 +116,7 @@ func (r Row) middle(digits int, figure func(Pull) float64) string {
 	if m == 0 {
 		return "–"
 	}
-	return number(m, digits)
+	return published.Number(m, digits)
 }
 
 // commits are the Commits of all pulls.
@@ -163,20 +158,6 @@ func (h Histogram) bound(part float64) string {
 	return "more"
 }
 
-func number(v float64, digits int) string {
-	if math.IsNaN(v) {
-		return "–"
-	}
-	return fmt.Sprintf("%.*f", digits, v)
-}
-
-func (s Spread) text(digits int) string {
-	if math.IsNaN(s.Median) {
-		return "–"
-	}
-	return fmt.Sprintf("%.*f (%.*f–%.*f)", digits, s.Median, digits, s.Q1, digits, s.Q3)
-}
-
 // table writes a table with what cells returns for each row, if that is anything.
 func table(b *strings.Builder, titles []string, rows []Row, cells func(Row) []string) {
 	var lines [][]string
@@ -185,46 +166,7 @@ func table(b *strings.Builder, titles []string, rows []Row, cells func(Row) []st
 			lines = append(lines, c)
 		}
 	}
-	if len(lines) == 0 {
-		return
-	}
-	fmt.Fprintf(b, "\n| %s |\n|%s\n", strings.Join(titles, " | "), strings.Repeat("---|", len(titles)))
-	for _, c := range lines {
-		fmt.Fprintf(b, "| %s |\n", strings.Join(c, " | "))
-	}
-}
-
-// markers enclose the table of a report in a document.
-func markers(name string) (begin, end string) {
-	return "<!-- bench table " + name + " -->\n", "<!-- bench table end -->\n"
-}
-
-// TableIn returns what stands in a document as the table of the report of a name; ok is false
-// when it has none.
-func TableIn(document []byte, name string) (table []byte, ok bool) {
-	begin, end := markers(name)
-	_, rest, ok := bytes.Cut(document, []byte(begin))
-	if !ok {
-		return nil, false
-	}
-	table, _, ok = bytes.Cut(rest, []byte(end))
-	return table, ok
-}
-
-// Insert replaces the table of the report of a name in a document, or adds it at the end.
-func (r *Report) Insert(file, name string) error {
-	document, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	begin, end := markers(name)
-	whole := begin + r.Table() + end
-	if old, ok := TableIn(document, name); ok {
-		document = bytes.Replace(document, []byte(begin+string(old)+end), []byte(whole), 1)
-	} else {
-		document = append(document, "\n"+whole...)
-	}
-	return os.WriteFile(file, document, 0o644)
+	published.Table(b, titles, lines)
 }
 
 // CompareTable is what Compare has found, as Markdown.
@@ -233,7 +175,7 @@ func (r *Report) CompareTable() string {
 	fmt.Fprintf(&b, "%sBase: revision %.12s\n\n| image | unpacks | igzip | snapshotter | base s | new s | new / base | change | test |\n|---|---|---|---|---|---|---|---|---|\n", r.origin(), r.Base)
 	for _, c := range r.Compare() {
 		row := Row{Setting: c.Setting, Variant: c.Variant}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", strings.Join(row.names(), " | "), c.Base.text(2), c.New.text(2), c.Ratio.text(3), c.Delta, c.P)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", strings.Join(row.names(), " | "), c.Base.Text(2), c.New.Text(2), c.Ratio.Text(3), c.Delta, c.P)
 	}
 	return b.String()
 }

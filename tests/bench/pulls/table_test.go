@@ -4,8 +4,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -52,35 +50,6 @@ func TestRivals(t *testing.T) {
 	const line = "| golang | 1 | no | durable | 0.50 (0.50–0.50) | 2.00 (2.00–2.00) | 0.50 (0.50–0.50) | – |"
 	if text := r.Table(); !strings.Contains(text, "\n"+line+"\n") {
 		t.Errorf("the table lacks\n%s\nin\n%s", line, text)
-	}
-}
-
-// TestInsert: the table of a report is replaced in its place, that of another one is left alone.
-func TestInsert(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "doc.md")
-	begin, end := markers("one.json")
-	otherBegin, otherEnd := markers("other.json")
-	before := "# Title\n\n" + begin + "old\n" + end + "\ntext\n\n" + otherBegin + "kept\n" + otherEnd
-	if err := os.WriteFile(file, []byte(before), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r := sample()
-	for _, name := range []string{"one.json", "two.json"} {
-		if err := r.Insert(file, name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]string{"one.json": r.Table(), "two.json": r.Table(), "other.json": "kept\n"} {
-		if got, ok := TableIn(text, name); !ok || string(got) != want {
-			t.Errorf("%s: %v, %q", name, ok, got)
-		}
-	}
-	if !strings.Contains(string(text), "\ntext\n") || strings.Contains(string(text), "old") {
-		t.Errorf("%s", text)
 	}
 }
 

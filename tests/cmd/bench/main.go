@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -212,7 +213,7 @@ func table(args []string) error {
 	if err != nil {
 		return err
 	}
-	return r.Insert(*into, filepath.Base(f.Arg(0)))
+	return published.Insert(*into, filepath.Base(f.Arg(0)), r.Table())
 }
 
 // show prints a report in one of its forms.
