@@ -57,8 +57,8 @@ func manySnapshots(tb testing.TB, n int) string {
 // at which its socket can answer, and the most memory that the process had: when
 // only the daemon was restarted, so that all layers are ready, and when the
 // machine went down under it, so that none is. What is looked at in the
-// background afterwards is left out; tests/bench/boot_test.go has the daemon
-// itself, with real layers, from a cold disk.
+// background afterwards is left out; `bench paths` in tests/cmd has the daemon
+// itself, from a cold disk.
 func BenchmarkRecover(b *testing.B) {
 	for _, n := range []int{1_000, 10_000} {
 		for _, after := range []string{"restart", "unclean boot"} {

@@ -184,12 +184,14 @@ func (d *Daemon) Healthy(ctx context.Context) error {
 
 // Snapshotter returns the client containerd itself uses for a proxied
 // snapshotter. Closing it closes its connection.
-func (d *Daemon) Snapshotter() (snapshots.Snapshotter, error) {
-	conn, err := d.Dial()
+func (d *Daemon) Snapshotter() (snapshots.Snapshotter, error) { return connect(d.Address, "durable") }
+
+func connect(address, name string) (snapshots.Snapshotter, error) {
+	conn, err := dial(address)
 	if err != nil {
 		return nil, err
 	}
-	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "durable")
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name)
 	return &ownedSnapshotter{Snapshotter: sn, close: sync.OnceValue(func() error {
 		return errors.Join(sn.Close(), conn.Close())
 	})}, nil

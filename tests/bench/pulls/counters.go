@@ -17,34 +17,6 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// ticks are the units of /proc/PID/stat in a second (USER_HZ), on all architectures that Go has.
-const ticks = 100
-
-// processorTime is that of processes, and of their children that have ended, in seconds.
-func processorTime(pids []int) (float64, error) {
-	sum := 0
-	for _, pid := range pids {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return 0, err
-		}
-		// The name of the program, in parentheses, may hold anything. What follows begins
-		// with field 3 of proc_pid_stat(5); utime, stime, cutime and cstime are 14 to 17.
-		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if len(fields) < 15 {
-			return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
-		}
-		for _, f := range fields[11:15] {
-			n, err := strconv.Atoi(f)
-			if err != nil {
-				return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-			}
-			sum += n
-		}
-	}
-	return float64(sum) / ticks, nil
-}
-
 // resetPeak sets the most resident memory of a process to what it has now (proc_pid_clear_refs(5)).
 func resetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)

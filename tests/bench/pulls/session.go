@@ -140,7 +140,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 			return p, err
 		}
 	}
-	cpu, err := processorTime(x.pids)
+	cpu, err := kit.ProcessorTime(x.pids...)
 	if err != nil {
 		return p, err
 	}
@@ -154,7 +154,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 	if err = errors.Join(err, beside.end(&p)); err != nil {
 		return p, err
 	}
-	cpuPulled, err := processorTime(x.pids)
+	cpuPulled, err := kit.ProcessorTime(x.pids...)
 	if err != nil {
 		return p, err
 	}
@@ -214,8 +214,8 @@ func (x *session) idle(ctx context.Context) (float64, error) {
 	const pause, limit = 150 * time.Millisecond, 30 * time.Second
 	last := -1.0
 	for start := time.Now(); ; {
-		now, err := processorTime(x.pids)
-		if err != nil || now-last < 2.0/ticks || time.Since(start) > limit {
+		now, err := kit.ProcessorTime(x.pids...)
+		if err != nil || now-last < 2.0/kit.Ticks || time.Since(start) > limit {
 			return now, err
 		}
 		last = now

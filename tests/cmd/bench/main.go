@@ -1,6 +1,7 @@
-// Command bench measures whole pulls with containerd's snapshotters and with durable-snapshotter,
-// and makes tables and charts of what it has measured. docs/performance.md has the meaning of
-// the figures, package tests/bench/pulls how they are measured.
+// Command bench measures whole pulls, and the single calls of a snapshotter, with containerd's
+// snapshotters and with durable-snapshotter, and makes tables and charts of what it has measured.
+// docs/performance.md has the meaning of the figures, packages tests/bench/pulls and
+// tests/bench/paths how they are measured.
 //
 //	go run ./cmd/bench run --out ../bin/bench --name ext4-fast
 //	go run ./cmd/bench table ../docs/bench/ext4-fast.json
@@ -14,13 +15,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/paths"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -28,14 +27,15 @@ import (
 
 const usage = `usage: go run ./cmd/bench VERB        (in tests/)
 
-  run [flags]                  measures, as root, prints a table, and writes NAME.json and NAME.svg
+  run [flags]                  measures pulls, as root, prints a table, and writes NAME.json and NAME.svg
+  paths [flags]                measures calls and starts, as root, prints a table, and writes NAME.json
   table FILE.json              prints the table of a report
   table --into DOCUMENT FILE.json
                                replaces the table of this report in a document, or adds it at the end
-  chart FILE.json              prints the chart of a report, as SVG
+  chart FILE.json              prints the chart of a report on pulls, as SVG
   compare FILE.json            prints the comparison of a report with --base
 
-  run -h                       lists the flags
+  run -h, paths -h             list the flags
 `
 
 func main() {
@@ -48,7 +48,9 @@ func main() {
 	var err error
 	switch verb {
 	case "run":
-		measure(args)
+		runPulls(args)
+	case "paths":
+		runPaths(args)
 	case "table":
 		err = table(args)
 	case "chart":
@@ -65,16 +67,18 @@ func main() {
 	}
 }
 
-// measure does not return.
-func measure(args []string) {
-	o, out, name, err := parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		os.Exit(2)
-	}
+// wrong ends the program when its flags are wrong.
+func wrong(err error) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
 		os.Exit(2)
 	}
+}
+
+// measure does something that can be interrupted, and does not return.
+func measure(do func(context.Context) error) {
 	if !kit.Inside() {
 		// As in cmd/demo: "go run" dies of SIGTERM without passing it on.
 		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
@@ -85,14 +89,7 @@ func measure(args []string) {
 	os.Exit(kit.Main(func() int {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		defer stop()
-		report, err := pulls.Run(ctx, o)
-		if report != nil && len(report.Pulls) > 0 {
-			// An interrupted run has figures, too; they do not take the place of whole ones.
-			if err != nil {
-				name += ".part"
-			}
-			err = errors.Join(err, save(report, out, name))
-		}
+		err := do(ctx)
 		switch {
 		case ctx.Err() != nil:
 			fmt.Fprintln(os.Stderr, "bench: interrupted")
@@ -105,96 +102,68 @@ func measure(args []string) {
 	}))
 }
 
-func save(r *pulls.Report, out, name string) error {
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return err
-	}
-	file := filepath.Join(out, name)
-	err := errors.Join(r.Save(file+".json"), os.WriteFile(file+".svg", []byte(r.Chart()), 0o644))
-	if r.Base != "" {
-		fmt.Printf("\n%s", r.CompareTable())
-	} else {
-		fmt.Printf("\n%s", r.Table())
-	}
-	fmt.Printf("\n%s.json, %s.svg\n", file, file)
-	return err
+// runPulls measures pulls, and does not return.
+func runPulls(args []string) {
+	o, out, name, err := parse(args)
+	wrong(err)
+	measure(func(ctx context.Context) error {
+		r, err := pulls.Run(ctx, o)
+		if r == nil || len(r.Pulls) == 0 {
+			return err
+		}
+		table := r.Table()
+		if r.Base != "" {
+			table = r.CompareTable()
+		}
+		return save(r, r.Chart(), table, out, name, err)
+	})
 }
 
-// parse reads the flags of run.
-func parse(args []string) (o pulls.Options, out, name string, err error) {
-	var all []string
-	for _, v := range pulls.Variants {
-		all = append(all, v.Name)
-	}
-	f := flag.NewFlagSet("bench run", flag.ContinueOnError)
-	images := f.String("images", strings.Join(pulls.ImageNames, ","), "the images to pull")
-	variants := f.String("variants", strings.Join(all, ","), "the variants, which take turns")
-	igzip := f.String("igzip", "no,yes", "whether igzip is on PATH: no, yes or both")
-	unpacks := f.String("unpacks", "1,3", "how many layers containerd unpacks at a time")
-	f.IntVar(&o.Rounds, "rounds", 10, "rounds that are counted; one more fills caches")
-	f.IntVar(&o.Scale, "scale", 1, "one part in so many of the images' inodes and bytes")
-	f.StringVar(&o.FS, "fs", "ext4", "the file system: ext4, xfs or btrfs")
-	f.StringVar(&o.Disk, "disk", "fast", "the disk: fast, as the machine's; 250, of 250 MB/s; emmc, of 40 MB/s and 1,000 write requests a second")
-	neighbor := f.Int64("neighbor", 0, "MB/s at which another process writes to pages of a file on the same file system")
-	f.StringVar(&o.Base, "base", "", "a revision whose daemon is measured, too")
-	f.StringVar(&o.Profiles, "profiles", "", "a directory for CPU, block and mutex profiles of the daemon, of pulls after the last round")
-	f.StringVar(&o.Store, "store", "", "the directory in which images stay from run to run (default tests/.bin/bench)")
-	f.StringVar(&out, "out", "", "the directory for the result (default bin/bench)")
-	f.StringVar(&name, "name", "", "the name of the result (default such as ext4-fast)")
-	if err := f.Parse(args); err != nil {
-		return o, "", "", err
-	}
-	if f.NArg() > 0 {
-		return o, "", "", fmt.Errorf("unexpected argument %q", f.Arg(0))
-	}
-	if o.Rounds < 1 || o.Scale < 1 || *neighbor < 0 {
-		return o, "", "", errors.New("rounds and scale are at least 1, and neighbor at least 0")
-	}
-	o.Images, o.Variants, o.Neighbor = strings.Split(*images, ","), strings.Split(*variants, ","), *neighbor*1e6
-	for word := range strings.SplitSeq(*igzip, ",") {
-		if word != "no" && word != "yes" {
-			return o, "", "", fmt.Errorf("igzip %q is neither no nor yes", word)
+// runPaths measures calls and starts, and does not return.
+func runPaths(args []string) {
+	o, out, name, err := parsePaths(args)
+	wrong(err)
+	measure(func(ctx context.Context) error {
+		r, err := paths.Run(ctx, o)
+		if r == nil || len(r.Calls) == 0 {
+			return err
 		}
-		o.Igzip = append(o.Igzip, word == "yes")
-	}
-	for word := range strings.SplitSeq(*unpacks, ",") {
-		n, err := strconv.Atoi(word)
-		if err != nil || n < 1 {
-			return o, "", "", fmt.Errorf("unpacks %q is no number from 1", word)
-		}
-		o.Unpacks = append(o.Unpacks, n)
-	}
-	tests, err := kit.Module(context.Background())
-	if err != nil {
-		return o, "", "", err
-	}
-	if o.Store == "" {
-		o.Store = filepath.Join(tests, ".bin", "bench")
-	}
-	if out == "" {
-		out = filepath.Join(filepath.Dir(tests), "bin", "bench")
-	}
-	for _, dir := range []*string{&o.Store, &out, &o.Profiles} {
-		if *dir != "" {
-			if *dir, err = filepath.Abs(*dir); err != nil {
-				return o, "", "", err
-			}
-		}
-	}
-	if name == "" {
-		name = o.FS + "-" + o.Disk
-		if o.Neighbor > 0 {
-			name += "-neighbor"
-		}
-	}
-	o.Command = "bench run"
-	f.Visit(func(x *flag.Flag) {
-		if !slices.Contains([]string{"out", "name", "store", "profiles"}, x.Name) { // they change no figure
-			o.Command += fmt.Sprintf(" --%s %s", x.Name, x.Value)
-		}
+		return save(r, "", r.Table(), out, name, err)
 	})
-	o.Log = func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-	return o, out, name, nil
+}
+
+// report is one of either kind.
+type report interface {
+	Save(file string) error
+	Table() string
+}
+
+// save writes a report, and a chart if it has one. An interrupted run has figures, too; they do not
+// take the place of whole ones.
+func save(r report, chart, table, out, name string, err error) error {
+	if err != nil {
+		name += ".part"
+	}
+	file := filepath.Join(out, name)
+	failed := os.MkdirAll(out, 0o755)
+	if failed == nil {
+		failed = r.Save(file + ".json")
+	}
+	files := file + ".json"
+	if failed == nil && chart != "" {
+		failed = os.WriteFile(file+".svg", []byte(chart), 0o644)
+		files += ", " + file + ".svg"
+	}
+	fmt.Printf("\n%s\n%s\n", table, files)
+	return errors.Join(err, failed)
+}
+
+// load reads a report of either kind.
+func load(file string) (report, error) {
+	if r, err := paths.Load(file); err == nil {
+		return r, nil
+	}
+	return pulls.Load(file)
 }
 
 func table(args []string) error {
@@ -203,17 +172,18 @@ func table(args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if *into == "" {
-		return show(f.Args(), (*pulls.Report).Table)
-	}
 	if f.NArg() != 1 {
 		return errors.New("one file of a report is needed")
 	}
-	r, err := pulls.Load(f.Arg(0))
-	if err != nil {
+	r, err := load(f.Arg(0))
+	switch {
+	case err != nil:
 		return err
+	case *into != "":
+		return published.Insert(*into, filepath.Base(f.Arg(0)), r.Table())
 	}
-	return published.Insert(*into, filepath.Base(f.Arg(0)), r.Table())
+	_, err = fmt.Print(r.Table())
+	return err
 }
 
 // show prints a report in one of its forms.
