@@ -172,7 +172,7 @@ func (r *recovery) readCommitted(ctx context.Context, j *storage.Journal, id uin
 	if err != nil && !errors.Is(err, storage.ErrNoEntry) {
 		return err
 	}
-	r.known.Add(ctx, layers.Row{Name: info.Name, Parent: info.Parent, Entry: e, State: state, Adopted: adopted, There: r.there[id]})
+	r.known.Add(ctx, storage.Row{Info: info, Commit: e, State: state}, adopted, r.there[id])
 	return nil
 }
 

@@ -26,3 +26,23 @@ func Rest(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 }
+
+// Pause spaces the attempts at what keeps failing.
+type Pause struct {
+	tried time.Time
+	next  time.Duration
+}
+
+// Begin makes the pause one of a length, whatever it was.
+func (p *Pause) Begin(length time.Duration) { p.tried, p.next = time.Now(), length }
+
+// Length is how long the pause is, from its beginning.
+func (p *Pause) Length() time.Duration { return p.next }
+
+// Due reports whether the pause is over.
+func (p *Pause) Due() bool { return p.tried.IsZero() || time.Since(p.tried) >= p.next }
+
+// Failed begins a pause that is twice as long as the one before.
+func (p *Pause) Failed(first, longest time.Duration) {
+	p.Begin(min(max(2*p.next, first), longest))
+}

@@ -74,7 +74,7 @@ func (c *Checker) examine(ctx context.Context, s *space, e entry) (Image, error)
 	if broken := f.having(LayerDamaged, LayerLost); len(broken) > 0 {
 		f.holders = c.holders(ctx, s, broken)
 	}
-	f.work = s.working(f)
+	f.work = s.working(f, func(key string) bool { return c.removed(ctx, key) })
 	f.others = c.others(ctx, s, e)
 	if ctx.Err() != nil {
 		return i, ctx.Err()
@@ -285,8 +285,7 @@ func (c *Checker) holders(ctx context.Context, s *space, broken []Layer) (found 
 			if keyOf(r) != container.Key || !onBroken(r.Name) {
 				continue
 			}
-			// The snapshotter keeps what containerd has removed until the next collection.
-			if _, err := c.view.Snapshotter(c.o.Snapshotter).Usage(ctx, container.Key); errdefs.IsNotFound(err) {
+			if c.removed(ctx, container.Key) {
 				continue
 			}
 			exited, err := c.view.Exited(ctx, container.ID)
@@ -299,7 +298,7 @@ func (c *Checker) holders(ctx context.Context, s *space, broken []Layer) (found 
 		if _, extraction := isExtraction(r); r.Committed || extraction || named[keyOf(r)] || !onBroken(name) {
 			continue
 		}
-		if _, err := c.view.Snapshotter(c.o.Snapshotter).Usage(ctx, keyOf(r)); errdefs.IsNotFound(err) {
+		if c.removed(ctx, keyOf(r)) {
 			continue
 		}
 		found = append(found, Holder{"snapshot " + keyOf(r), false, keyOf(r)})
@@ -307,8 +306,15 @@ func (c *Checker) holders(ctx context.Context, s *space, broken []Layer) (found 
 	return found
 }
 
+// removed reports whether containerd does not have a key any more: the snapshotter keeps the
+// row until containerd's next collection.
+func (c *Checker) removed(ctx context.Context, key string) bool {
+	_, err := c.view.Snapshotter(c.o.Snapshotter).Usage(ctx, key)
+	return errdefs.IsNotFound(err)
+}
+
 // working describes what a pull of the image is doing at this time, "" for nothing.
-func (s *space) working(f facts) string {
+func (s *space) working(f facts, removed func(key string) bool) string {
 	for _, d := range s.downloads {
 		for _, b := range slices.Concat(f.documents, f.blobs) {
 			if age := time.Since(d.UpdatedAt); strings.Contains(d.Ref, b.Digest.String()) && age < fetchWithin {
@@ -321,7 +327,7 @@ func (s *space) working(f facts) string {
 		if !ok || r.Abandoned || time.Since(r.Created) > unpackWithin {
 			continue
 		}
-		if slices.ContainsFunc(f.layers, func(l Layer) bool { return l.ChainID == chainID }) {
+		if slices.ContainsFunc(f.layers, func(l Layer) bool { return l.ChainID == chainID }) && !removed(keyOf(r)) {
 			return fmt.Sprintf("layer %s is being unpacked", short(chainID))
 		}
 	}

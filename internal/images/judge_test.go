@@ -111,11 +111,13 @@ func TestWorking(t *testing.T) {
 		{"a container", []Row{{ID: 1, Name: "k8s.io/3/container", Created: now}}, nil, false},
 		{"a download", nil, []content.Status{{Ref: "layer-" + blob.Digest.String(), UpdatedAt: now}}, true},
 		{"one that stands still", nil, []content.Status{{Ref: "layer-" + blob.Digest.String(), UpdatedAt: now.Add(-time.Hour)}}, false},
+		{"one that containerd has removed", []Row{{ID: 1, Name: strings.Replace(key, "abcd", "gone", 1), Created: now}}, nil, false},
 		{"one of another blob", nil, []content.Status{{Ref: "layer-sha256:other", UpdatedAt: now}}, false},
 	} {
 		s := &space{name: "k8s.io", downloads: c.loads}
 		s.take(c.rows)
-		if got := s.working(facts{layers: layers, blobs: []repull.Blob{blob}}); (got != "") != c.works {
+		removed := func(key string) bool { return strings.Contains(key, "gone") }
+		if got := s.working(facts{layers: layers, blobs: []repull.Blob{blob}}, removed); (got != "") != c.works {
 			t.Errorf("%s: %q", c.name, got)
 		}
 	}

@@ -63,20 +63,18 @@ func (s *Layers) verifyAll(ctx context.Context) {
 // checkRoots finds, of the layers that are ready, those that have no tree any more. It
 // reports false when ctx has ended.
 func (s *Layers) checkRoots(ctx context.Context) bool {
-	const batch = 100 // of one lstat each
-	began := time.Now()
-	for i, name := range s.table.in(storage.StateReady) {
-		if l := s.table.get(name); l != nil {
-			s.table.checkRoot(ctx, l)
-		}
-		if i%batch == batch-1 {
-			if !idle.RestAfter(ctx, began) {
-				return false
+	for names := range slices.Chunk(s.table.in(storage.StateReady), 100) {
+		began := time.Now()
+		for _, name := range names {
+			if l := s.table.get(name); l != nil {
+				s.table.checkRoot(ctx, l)
 			}
-			began = time.Now()
+		}
+		if !idle.RestAfter(ctx, began) {
+			return false
 		}
 	}
-	return ctx.Err() == nil
+	return true
 }
 
 // ensureChain verifies a committed snapshot and all below it, also above one that is

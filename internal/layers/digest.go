@@ -54,7 +54,7 @@ func (d *digester) digestAll(ctx context.Context) {
 				continue
 			}
 			d.table.mu.Lock()
-			l.digests.failed(digestEvery, digestRarely)
+			l.digests.Failed(digestEvery, digestRarely)
 			d.table.mu.Unlock()
 			if !errors.Is(err, fs.ErrNotExist) {
 				log.G(ctx).WithError(err).WithField("name", e.Name).Warn("no content digests for a layer")
@@ -77,7 +77,7 @@ func (d *digester) undigested() (layers []*layer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, l := range t.layers {
-		if l.state.State == storage.StateReady && l.state.Contents == "" && l.entry.Digest != "" && l.digests.due() && d.digestible(l.entry) {
+		if l.state.State == storage.StateReady && l.state.Contents == "" && l.entry.Digest != "" && l.digests.Due() && d.digestible(l.entry) {
 			layers = append(layers, l)
 		}
 	}

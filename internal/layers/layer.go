@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -16,30 +16,17 @@ import (
 type layer struct {
 	entry  storage.CommitEntry
 	state  storage.StateEntry
-	order  uint64 // of the verification that state rests on
-	work   *work  // the verification, or the heal, in progress
-	heals  pause  // of attempts to heal it
-	noBlob bool   // the last one failed because there is no good blob
-	named  bool   // an operator wants it extracted again, damaged or not
+	order  uint64     // of the verification that state rests on
+	work   *work      // the verification, or the heal, in progress
+	heals  idle.Pause // of attempts to heal it
+	noBlob bool       // the last one failed because there is no good blob
+	named  bool       // an operator wants it extracted again, damaged or not
 
-	announced bool  // OnReady was called since a caller was refused the layer
-	broken    error // a panic in work on the layer: nothing more is tried by this process
-	digests   pause // of attempts to take content digests
+	announced bool       // OnReady was called since a caller was refused the layer
+	broken    error      // a panic in work on the layer: nothing more is tried by this process
+	digests   idle.Pause // of attempts to take content digests
 
 	agrees string // digests of the layer and of those below, with which what it has inherited was compared, and agrees
-}
-
-// pause spaces the attempts at what keeps failing.
-type pause struct {
-	tried time.Time
-	next  time.Duration
-}
-
-func (p *pause) due() bool { return p.tried.IsZero() || time.Since(p.tried) >= p.next }
-
-// failed begins a pause that is twice as long as the one before.
-func (p *pause) failed(first, longest time.Duration) {
-	p.tried, p.next = time.Now(), min(max(2*p.next, first), longest)
 }
 
 // work in progress on a layer; done is closed when it ends.

@@ -192,7 +192,7 @@ func TestOneBadLayerStopsNothing(t *testing.T) {
 	}
 	for _, l := range s.layers.digester.undigested() {
 		if err := s.layers.digester.digest(t.Context(), l, l.entry); err != nil {
-			l.digests.failed(digestEvery, digestRarely)
+			l.digests.Failed(digestEvery, digestRarely)
 		}
 	}
 	if m.layer(s, 1).state.Contents == "" || m.layer(s, 0).state.Contents != "" {
@@ -295,10 +295,10 @@ func TestHealingLeavesRoom(t *testing.T) {
 	if l.noBlob || len(m.damaged) != 1 || (<-m.damaged).NoBlob {
 		t.Error("a full disk was taken for a missing blob")
 	}
-	first := l.heals.next
-	l.heals.failed(healAgain, healRarely)
-	if l.heals.next <= first || l.heals.next > healRarely {
-		t.Errorf("pauses %v, %v", first, l.heals.next)
+	first := l.heals.Length()
+	l.heals.Failed(healAgain, healRarely)
+	if l.heals.Length() <= first || l.heals.Length() > healRarely {
+		t.Errorf("pauses %v, %v", first, l.heals.Length())
 	}
 	s.layers.table.mu.Lock()
 	l.entry.Bytes = size

@@ -257,7 +257,7 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 	t.mu.Lock()
 	l.entry = healed
 	t.set(l, func(s *storage.StateEntry) { *s = t.readyState(l) })
-	l.heals, l.noBlob = pause{}, false
+	l.heals, l.noBlob = idle.Pause{}, false
 	t.mu.Unlock()
 	// If the new tree differs from its seal at once, healing is no cure, and the
 	// next layer must not be replaced.
@@ -271,7 +271,7 @@ func (s *Layers) heal(ctx context.Context, l *layer, named bool) {
 		s.table.note(ctx, l, c)
 	}
 	if l.state.State == storage.StateDamaged {
-		l.heals.failed(healAgain, healRarely) // also when an operator lets mending go on
+		l.heals.Failed(healAgain, healRarely) // also when an operator lets mending go on
 		s.table.brake.Stop(ctx, fmt.Sprintf("%s was extracted again and is damaged at once", l.describe()), true)
 		return
 	}
@@ -310,11 +310,11 @@ func (s *Layers) notHealed(ctx context.Context, l *layer, err error) {
 	}
 	switch {
 	case errors.Is(err, errParent):
-		l.heals = pause{} // nothing was tried: again, as soon as that one is
+		l.heals = idle.Pause{} // nothing was tried: again, as soon as that one is
 	case l.noBlob, errors.Is(err, errUnconfirmed):
-		l.heals = pause{tried: time.Now(), next: healAgain} // cheap, and a blob may come back
+		l.heals.Begin(healAgain) // cheap, and a blob may come back
 	default:
-		l.heals.failed(healAgain, healRarely)
+		l.heals.Failed(healAgain, healRarely)
 	}
 	if why, _ := s.table.brake.Stopped(ctx); why != "" && l.noBlob {
 		log.G(ctx).WithField("reason", why).Warn("mending is stopped: the images of a damaged layer without a good blob are not dropped")
@@ -368,7 +368,7 @@ func (s *Layers) HealNow(ctx context.Context, namespace, chainID string) error {
 		s.table.mu.Unlock()
 		return fmt.Errorf("layer %s in namespace %q is not known: %w", chainID, namespace, errdefs.ErrNotFound)
 	}
-	l.heals = pause{}
+	l.heals = idle.Pause{}
 	name := l.entry.Name
 	s.table.mu.Unlock()
 	return s.ensureReady(ctx, name, true)

@@ -29,29 +29,18 @@ func (s *Layers) Recover(last storage.Run) *Recovery {
 	return &Recovery{Unclean: s.recorder.begin(last), s: s}
 }
 
-// Row is a committed row, and what the journal and the disk have of it.
-type Row struct {
-	Name, Parent string
-	Entry        storage.CommitEntry
-	State        storage.StateEntry
-	Adopted      bool // the journal has no entry of it yet
-	There        bool // snapshots/ has a directory with its number
-}
-
-// Add makes the layer of a row known. A missing directory is logged and not acted on: the
-// row is what containerd was promised (I3). What is in the directories is not examined
-// here, because a start must not wait for an access to the disk per layer: a call that
-// needs a layer examines it, and so does Run.
-func (r *Recovery) Add(ctx context.Context, row Row) {
+// Add makes the layer of a row known. adopted: the journal has no entry of it yet. there:
+// snapshots/ has a directory with its number. A missing one is logged and not acted on: the
+// row is what containerd was promised (I3). What is in a directory is for the calls that
+// need it, and for Run: a start must not wait for the disk once per layer.
+func (r *Recovery) Add(ctx context.Context, row storage.Row, adopted, there bool) {
 	s := r.s
-	if row.Adopted {
-		r.adopted = append(r.adopted, row.Entry)
+	if adopted {
+		r.adopted = append(r.adopted, row.Commit)
 	}
-	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, row.Entry, row.State)
-	if e.Name != row.Name || e.Parent != row.Parent {
-		// An entry of the built-in snapshotter's database knows only these.
-		e.Name, e.Parent = row.Name, row.Parent
-	}
+	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, row.Commit, row.State)
+	// An entry of the built-in snapshotter's database knows only these.
+	e.Name, e.Parent = row.Info.Name, row.Info.Parent
 	l := s.table.add(e, state)
 	if cut {
 		r.settled, r.states = append(r.settled, e), append(r.states, l.state)
@@ -60,13 +49,13 @@ func (r *Recovery) Add(ctx context.Context, row Row) {
 		r.Unverified++
 		return // a verification finds out
 	}
-	if row.There {
+	if there {
 		return
 	}
 	if _, damaged := verify.Root(s.root.Tree(e.ID)); damaged {
 		r.Missing++
 		s.table.checkRoot(ctx, l)
-		log.G(ctx).WithFields(log.Fields{"name": row.Name, "directory": s.root.Dir(e.ID)}).
+		log.G(ctx).WithFields(log.Fields{"name": e.Name, "directory": s.root.Dir(e.ID)}).
 			Error("the directory of a committed snapshot is missing")
 	}
 }

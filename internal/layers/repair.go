@@ -98,7 +98,7 @@ func (s *Layers) repairLayer(ctx context.Context, l *layer, o RepairOptions) (Re
 	}
 	t.mu.Lock()
 	l.named = found.State != storage.StateDamaged
-	l.heals, l.broken = pause{}, nil
+	l.heals, l.broken = idle.Pause{}, nil
 	t.set(l, func(s *storage.StateEntry) { s.Attempts = 0 })
 	t.mu.Unlock()
 	err = s.ensureReady(ctx, entry.Name, true)

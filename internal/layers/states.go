@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -29,17 +30,17 @@ const (
 // checkRoot finds a layer whose directory was removed or replaced.
 func (t *table) checkRoot(ctx context.Context, l *layer) {
 	t.mu.Lock()
-	known, c := l.state.State == storage.StateDamaged || l.work != nil, verify.New(l.entry)
-	c.Order = t.begin()
+	known, e, order := l.state.State == storage.StateDamaged || l.work != nil, l.entry, t.begin()
 	t.mu.Unlock()
 	if known {
 		return
 	}
-	f, damaged := verify.Root(t.root.Tree(c.ID))
+	f, damaged := verify.Root(t.root.Tree(e.ID))
 	if !damaged {
 		return
 	}
-	c.Depth = storage.DepthRoot
+	c := verify.New(e)
+	c.Depth, c.Order = storage.DepthRoot, order
 	c.Damaged(f)
 	t.mu.Lock()
 	t.note(ctx, l, c)
@@ -94,7 +95,7 @@ func (t *table) needsNoWork(l *layer) bool {
 	case l.state.State == storage.StateReady:
 		return true
 	case l.state.State == storage.StateDamaged:
-		return !l.heals.due()
+		return !l.heals.Due()
 	}
 	return l.entry.Digest == ""
 }
@@ -171,7 +172,7 @@ func (t *table) note(ctx context.Context, l *layer, c verify.Result) (taken bool
 		next.Findings, next.Depth = c.Findings, c.Depth
 	case c.State == storage.StateDamaged:
 		next.State, next.Findings, next.Depth, next.Reason = storage.StateDamaged, c.Findings, c.Depth, c.Reason
-		l.heals, l.noBlob = pause{}, false
+		l.heals, l.noBlob = idle.Pause{}, false
 		log.G(ctx).WithFields(log.Fields{"event": "layer_damaged", "name": l.entry.Name, "id": l.entry.ID, "depth": c.Depth, "findings": findingTexts(c.Findings), "reason": c.Reason}).
 			Error("a layer is damaged")
 		t.brake.Found(l.entry.ID, c.Findings)

@@ -100,13 +100,20 @@ var orderEdits = []Edit{
 	{
 		File: "snapshotter/prepare.go",
 		Old: `
-	for _, path := range append(paths, dir, s.root.Snapshots()) {`,
+	if !s.ordered {`,
 		New: `
-	paths = append(paths, dir, s.root.Snapshots())
-	if planted("no-dir-fsync") {
-		paths = nil
+	if !s.ordered && !planted("no-dir-fsync") {`,
+	},
+	{
+		File: "snapshotter/prepare.go",
+		Old: `
+	if err := layout.WriteRecord(dir, layout.RecordOf(id, info)); err != nil {`,
+		New: `
+	write := layout.WriteRecord
+	if planted("no-record-sync") {
+		write = layout.ReplaceRecord
 	}
-	for _, path := range paths {`,
+	if err := write(dir, layout.RecordOf(id, info)); err != nil {`,
 	},
 	{
 		File: "snapshotter/remove.go",
