@@ -7,7 +7,6 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/recorded"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -46,13 +45,8 @@ func (r *Recovery) Add(ctx context.Context, row storage.Row, adopted, there bool
 		r.settled, r.states = append(r.settled, e), append(r.states, l.state)
 	}
 	if l.state.State == storage.StateUnverified {
-		r.Unverified++
-		return // a verification finds out
-	}
-	if there {
-		return
-	}
-	if _, damaged := verify.Root(s.root.Tree(e.ID)); damaged {
+		r.Unverified++ // a verification finds out
+	} else if !there {
 		r.Missing++
 		s.table.checkRoot(ctx, l)
 		log.G(ctx).WithFields(log.Fields{"name": e.Name, "directory": s.root.Dir(e.ID)}).
