@@ -35,19 +35,6 @@ func TestExt4Warnings(t *testing.T) {
 	}
 }
 
-func TestJournaled(t *testing.T) {
-	for options, want := range map[string]bool{
-		"rw\nbarrier\ndata=ordered":              true,
-		"rw\ndata=writeback":                     true,
-		"rw\nbarrier":                            false,
-		"rw\nbarrier\ndata=ordered\nfast_commit": false,
-	} {
-		if got := journaled(strings.Split(options, "\n")); got != want {
-			t.Errorf("%q: %v, want %v", options, got, want)
-		}
-	}
-}
-
 func TestAtLeast(t *testing.T) {
 	for release, want := range map[string]bool{
 		"5.17.0": true, "5.16.20-generic": false, "6.18.44-fc-v657": true, "4.19": false,

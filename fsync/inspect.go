@@ -113,62 +113,36 @@ func SameFilesystem(a, b string) (bool, error) {
 	return sa.Dev == sb.Dev, nil
 }
 
-// KeepsOrder reports whether a file system has one journal for all changes of names and
-// inodes, in the order in which they were made: then the fsync of a new file also makes
-// everything durable that was made before it, its own name among it, but not the content of
-// other files. That is so on ext4 (fsync waits for the transaction in which the inode was
-// changed last, and transactions are committed one after another: fs/ext4/fsync.c,
-// ext4_fsync_journal) and on xfs (fsync forces the log up to the last change of the inode:
-// fs/xfs/xfs_file.c, xfs_file_fsync). It rests on these two implementations, not on a
-// manual page. btrfs writes a log for each inode.
-func KeepsOrder(dir string) bool {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return false
-	}
-	switch int64(st.Type) & 0xffffffff {
-	case magicXFS:
-		return true
-	case magicExt4:
-		options, err := ext4Options(dir)
-		return err == nil && journaled(options)
-	}
-	return false
-}
-
-// journaled reports whether ext4 has a journal of the usual kind. Fast commits are a
-// second one.
-func journaled(options []string) bool {
-	return slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "data=") }) && !slices.Contains(options, "fast_commit")
-}
-
+// inspectExt4 reads the options of the mounted file system in
+// /proc/fs/ext4/<device>/options (fs/ext4/super.c, ext4_seq_options_show):
+// "barrier" or "nobarrier", and "data=..." only if there is a journal. The
+// directory is named after the block device, which sysfs knows by number.
 func inspectExt4(root string) []Warning {
-	options, err := ext4Options(root)
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return nil
+	}
+	dev := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+	link, err := os.Readlink("/sys/dev/block/" + dev)
 	if err != nil {
 		return []Warning{{
 			About:   AboutUnknown,
 			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
-			Cure:    "make /sys and /proc/fs visible to the program, or check with dumpe2fs -h and /proc/mounts",
+			Cure:    "make /sys visible to the program, or check with dumpe2fs -h and /proc/mounts",
+		}}
+	}
+	file := filepath.Join("/proc/fs/ext4", filepath.Base(link), "options")
+	options, err := readLines(file)
+	if err != nil {
+		// ext2 and ext3 file systems driven by ext4 are listed too; a masked
+		// /proc (a container) is not.
+		return []Warning{{
+			About:   AboutUnknown,
+			Problem: fmt.Sprintf("cannot determine the journal mode of ext4 below %s: %v", root, err),
+			Cure:    "make /proc/fs visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
 	}
 	return ext4Warnings(root, options)
-}
-
-// ext4Options reads the options of the mounted file system in
-// /proc/fs/ext4/<device>/options (fs/ext4/super.c, ext4_seq_options_show):
-// "barrier" or "nobarrier", and "data=..." only if there is a journal. The
-// directory is named after the block device, which sysfs knows by number. ext2 and ext3
-// file systems driven by ext4 are listed, too; a masked /proc (a container) is not.
-func ext4Options(root string) ([]string, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(root, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: root, Err: err}
-	}
-	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev))))
-	if err != nil {
-		return nil, err
-	}
-	return readLines(filepath.Join("/proc/fs/ext4", filepath.Base(link), "options"))
 }
 
 func ext4Warnings(root string, options []string) []Warning {

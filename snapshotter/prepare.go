@@ -155,16 +155,13 @@ func (s *Snapshotter) makeDurable(id uint64, info snapshots.Info) (a *active.Sna
 		return a, err
 	}
 	faults.Point(faults.PrepareRecorded)
-	// Where the order is kept, the sync of the record, which was made last, has done this.
-	if !s.ordered {
-		paths := []string{filepath.Join(dir, "fs")}
-		if info.Kind == snapshots.KindActive {
-			paths = append(paths, filepath.Join(dir, "work"))
-		}
-		for _, path := range append(paths, dir, s.root.Snapshots()) {
-			if err := fsync.Dir(path); err != nil {
-				return a, err
-			}
+	paths := []string{filepath.Join(dir, "fs")}
+	if info.Kind == snapshots.KindActive {
+		paths = append(paths, filepath.Join(dir, "work"))
+	}
+	for _, path := range append(paths, dir, s.root.Snapshots()) {
+		if err := fsync.Dir(path); err != nil {
+			return a, err
 		}
 	}
 	faults.Point(faults.PrepareSynced)

@@ -106,7 +106,6 @@ type Snapshotter struct {
 	options       []string // of overlay mounts
 	selfContained []string // further ones of writable overlay mounts
 	features      *overlayutil.Features
-	ordered       bool // snapshots/ is on a file system that fsync.KeepsOrder of
 
 	keys     *layers.Keys
 	creating sync.Mutex // see "lock order" in doc.go
@@ -173,7 +172,6 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err := s.findAreas(ctx, db.Path()); err != nil {
 		return nil, err
 	}
-	s.ordered = fsync.KeepsOrder(s.root.Snapshots())
 	s.trees = replaced.New(s.root, s.gate, s.bootID, s.warnOnce)
 	if err := s.makeEmpty(ctx); err != nil {
 		return nil, err

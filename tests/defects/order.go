@@ -100,20 +100,13 @@ var orderEdits = []Edit{
 	{
 		File: "snapshotter/prepare.go",
 		Old: `
-	if !s.ordered {`,
+	for _, path := range append(paths, dir, s.root.Snapshots()) {`,
 		New: `
-	if !s.ordered && !planted("no-dir-fsync") {`,
-	},
-	{
-		File: "snapshotter/prepare.go",
-		Old: `
-	if err := layout.WriteRecord(dir, layout.RecordOf(id, info)); err != nil {`,
-		New: `
-	write := layout.WriteRecord
-	if planted("no-record-sync") {
-		write = layout.ReplaceRecord
+	paths = append(paths, dir, s.root.Snapshots())
+	if planted("no-dir-fsync") {
+		paths = nil
 	}
-	if err := write(dir, layout.RecordOf(id, info)); err != nil {`,
+	for _, path := range paths {`,
 	},
 	{
 		File: "snapshotter/remove.go",

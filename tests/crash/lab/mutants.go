@@ -48,9 +48,8 @@ func Mutants() []Mutant {
 		{Name: "ack-before-tx", By: ByPower, Patient: true, Mistake: "Commit answers before its transaction is durable"},
 		{Name: "syncfs-wrong-fs", By: ByPower, Mistake: "the sync is made on another file system"},
 		// On ext4 and xfs the fsync of the record beside the directories brings
-		// the whole journal to the disk, and them with it: Prepare syncs nothing else there.
+		// the whole journal to the disk, and them with it.
 		{Name: "no-dir-fsync", By: ByPower, FS: disk.Btrfs, Mistake: "Prepare does not sync the directories that it has made"},
-		{Name: "no-record-sync", By: ByPower, Mistake: "Prepare does not sync the record, and with it the directories that it has made"},
 		{Name: "bbolt-nosync", By: ByPower, Mistake: "metadata.db is written without fdatasync"},
 		{Name: "db-not-born-safely", By: ByPower, Mistake: "metadata.db is created under its final name"},
 		// Many at a time: somebody's sync must come between the two steps.
