@@ -21,6 +21,15 @@ func TestParse(t *testing.T) {
 	if name != "xfs-250-neighbor" || filepath.Base(out) != "bench" || !filepath.IsAbs(o.Store) {
 		t.Errorf("name %q, out %q, store %q", name, out, o.Store)
 	}
+	calls, _, name, err := parsePaths([]string{"--snapshots", "100,200", "--depths", "1"})
+	if err != nil || !slices.Equal(calls.Snapshots, []int{100, 200}) || calls.Rounds != 200 || name != "paths-ext4" || calls.Command != "bench paths --depths 1 --snapshots 100,200" {
+		t.Errorf("%+v, %q, %v", calls, name, err)
+	}
+	for _, args := range [][]string{{"x"}, {"--snapshots", "3"}, {"--depths", "0"}, {"--rounds", "0"}} {
+		if _, _, _, err := parsePaths(args); err == nil {
+			t.Errorf("%q is accepted", args)
+		}
+	}
 	for _, args := range [][]string{{"x"}, {"--igzip", "maybe"}, {"--unpacks", "0"}, {"--rounds", "0"}, {"--neighbor", "-1"}} {
 		if _, _, _, err := parse(args); err == nil {
 			t.Errorf("%q is accepted", args)
