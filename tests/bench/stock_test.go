@@ -1,10 +1,6 @@
 package bench
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -28,22 +24,6 @@ func builtin(b *testing.B, root string) snapshots.Snapshotter {
 	return sn
 }
 
-// quantile returns the duration below which the part q of them is.
-func quantile(took []time.Duration, q float64) time.Duration {
-	sorted := slices.Sorted(slices.Values(took))
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
-}
-
-func median(took []time.Duration) time.Duration { return quantile(took, 0.5) }
-
-// copyFile copies a file of a stopped snapshotter.
-func copyFile(b *testing.B, from, to string) {
-	b.Helper()
-	data, err := os.ReadFile(from)
-	if err == nil {
-		err = errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, data, 0o600))
-	}
-	if err != nil {
-		b.Fatal(fmt.Errorf("copy %s: %w", from, err))
-	}
+func median(took []time.Duration) time.Duration {
+	return slices.Sorted(slices.Values(took))[len(took)/2]
 }
