@@ -248,8 +248,14 @@ func (s *storm) actKey(ctx context.Context, rng *rand.Rand) (string, error) {
 	}
 	key := keys[rng.IntN(len(keys))]
 	chain := key[strings.LastIndex(key, " ")+1:]
-	defer s.ledger.disturb("key deleted", namespace, with(s.images, chain)...)()
-	return fmt.Sprintf("%s %s: %v", namespace, key, s.node.snapshotter().Remove(in, key)), nil
+	refs := with(s.images, chain)
+	defer s.ledger.disturb("key deleted", namespace, refs...)()
+	if err = s.node.snapshotter().Remove(in, key); err == nil {
+		// A pull that was at work may have seen the layer. Without its blob, as after a prune, the
+		// container that comes next cannot be made.
+		s.ledger.lack("key deleted", namespace, refs...)
+	}
+	return fmt.Sprintf("%s %s: %v", namespace, key, err), nil
 }
 
 // keys lists the snapshots that containerd has in a namespace.

@@ -15,6 +15,7 @@ type disturbance struct {
 	refs      []string // images; all when empty
 	from, to  time.Time
 	open      bool // it is not over
+	pods      bool // it is over for pulls, and not for containers
 }
 
 // ledger knows what was disturbed when, and logs everything.
@@ -53,12 +54,31 @@ func (l *ledger) disturb(what, namespace string, refs ...string) (end func()) {
 	}
 }
 
+// lack notes that the images in the namespace lack something until everything is mended, which
+// a pull brings. A container of them may lack it: one is made without a pull of an image that
+// is known.
+func (l *ledger) lack(what, namespace string, refs ...string) {
+	l.printf("lack: %s, namespace %q, images %q", what, namespace, refs)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, &disturbance{what: what, namespace: namespace, refs: refs, pods: true})
+}
+
 // excuse is what has disturbed a pull since from, "" when nothing has.
 func (l *ledger) excuse(namespace, ref string, from time.Time) string {
+	return l.find(namespace, ref, func(d *disturbance) bool { return d.open || d.to.After(from) })
+}
+
+// excuseOfPod is the same of a container.
+func (l *ledger) excuseOfPod(namespace, ref string, from time.Time) string {
+	return l.find(namespace, ref, func(d *disturbance) bool { return d.open || d.pods || d.to.After(from) })
+}
+
+func (l *ledger) find(namespace, ref string, is func(*disturbance) bool) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, d := range l.all {
-		if (d.open || d.to.After(from)) &&
+		if is(d) &&
 			(d.namespace == "" || d.namespace == namespace) &&
 			(len(d.refs) == 0 || slices.Contains(d.refs, ref)) {
 			return d.what

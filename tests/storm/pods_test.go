@@ -96,7 +96,7 @@ func (s *storm) actContainer(ctx context.Context, rng *rand.Rand) (string, error
 	}
 	text += ": " + strings.ReplaceAll(err.Error(), "\n", " ")
 	for _, ref := range []string{img.Ref, named(s.images, pause).Ref} {
-		if excuse := s.ledger.excuse(k8s, ref, from); excuse != "" {
+		if excuse := s.ledger.excuseOfPod(k8s, ref, from); excuse != "" {
 			time.Sleep(50 * time.Millisecond)
 			return text + " (excused: " + excuse + ")", nil
 		}
