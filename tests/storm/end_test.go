@@ -24,6 +24,7 @@ type image = images.Image
 type usage struct {
 	round, pid           int
 	fds, threads, rssKiB int
+	active               int      // snapshots of pods that run, each of which has a descriptor
 	open                 []string // what the descriptors are, when they are too many
 	database             int64    // bytes of metadata.db
 	unleased             bool     // no lease of a dead client keeps anything
@@ -49,11 +50,21 @@ const closesWithin = 20 * time.Second
 
 // measure notes what the daemon uses, once its descriptors are not more than it may have, or
 // have stayed.
-func (s *storm) measure() {
+func (s *storm) measure(ctx context.Context) {
 	u := usage{round: s.round, pid: s.node.Daemon.PID(), unleased: s.round%unload == 0}
+	found, err := s.node.Daemon.Inspect(ctx)
+	if err != nil {
+		s.violate("storm", "the storm itself: %v", err)
+		return
+	}
+	for _, r := range found.Snapshots {
+		if r.Kind == "active" {
+			u.active++
+		}
+	}
 	dir := filepath.Join("/proc", strconv.Itoa(u.pid))
 	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
-	for until := time.Now().Add(closesWithin); err == nil && u.unleased && len(s.usage) > 0 && len(fds) > s.usage[0].fds+moreFDs && time.Now().Before(until); {
+	for until := time.Now().Add(closesWithin); err == nil && u.unleased && len(s.usage) > 0 && len(fds) > u.active+s.usage[0].fds+moreFDs && time.Now().Before(until); {
 		time.Sleep(100 * time.Millisecond)
 		fds, err = os.ReadDir(filepath.Join(dir, "fd"))
 	}
@@ -64,7 +75,7 @@ func (s *storm) measure() {
 		return
 	}
 	u.fds, u.database = len(fds), db.Size()
-	if len(s.usage) > 0 && u.fds > s.usage[0].fds+moreFDs {
+	if len(s.usage) > 0 && u.fds > u.active+s.usage[0].fds+moreFDs {
 		for _, fd := range fds {
 			link, _ := os.Readlink(filepath.Join(dir, "fd", fd.Name()))
 			u.open = append(u.open, link)
@@ -104,7 +115,7 @@ func (s *storm) leaks() {
 		f, known := first[u.pid]
 		switch {
 		case !u.unleased:
-		case u.fds > s.usage[0].fds+moreFDs:
+		case u.fds > u.active+s.usage[0].fds+moreFDs:
 			s.violate("leak", "a daemon that has done nothing had %v after round %d there were %v%q", s.usage[0], u.round, u, u.open)
 		case u.database > maxDatabase:
 			s.violate("leak", "after round %d: %v", u.round, u)
@@ -146,7 +157,7 @@ func (s *storm) measureIdle(ctx context.Context) {
 	if s.idle, err = s.goroutines(ctx); err != nil {
 		s.violate("start", "%v", err)
 	}
-	s.measure()
+	s.measure(ctx)
 }
 
 // events are those of the daemon's log that show how much of its work the storm has met.
@@ -194,7 +205,7 @@ func (s *storm) finish(ctx context.Context) {
 			s.violate("remove", "collect: %v", err)
 		}
 		if left = s.left(ctx); left == "" {
-			s.measure()
+			s.measure(ctx)
 			fmt.Printf("%s: after %d rounds nothing is left; a daemon that had done nothing: %v and %d goroutines; this one: %v\n", s.node.fs, s.round-1, s.usage[0], s.idle, s.lastUsage())
 			return
 		}

@@ -67,7 +67,7 @@ func (s *storm) rest(ctx context.Context) {
 	s.listable(ctx)
 	if s.node.Daemon != nil {
 		s.whole(ctx)
-		s.measure()
+		s.measure(ctx)
 		if n, err := s.orphans(ctx); err != nil {
 			s.violate("lists", "%v", err)
 		} else {
