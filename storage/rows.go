@@ -42,7 +42,7 @@ func Remove(ctx context.Context, key string) error {
 // Walk visits every row with its id and usage, in the order of the ids: a parent comes
 // before what stands on it.
 func Walk(ctx context.Context, fn func(uint64, snapshots.Info, snapshots.Usage) error) error {
-	// containerd's own walk does not tell the ids, and reads each row whole: with Info
+	// containerd's own walk does not return the ids, and reads each row whole: with Info
 	// for the id, each would be read twice.
 	keys, err := Keys(ctx)
 	if err != nil {
