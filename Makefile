@@ -134,8 +134,8 @@ lint: ## gofmt, go vet, staticcheck; a build for 32 bits
 	$(GO) vet -tags faults ./... && $(STATICCHECK) -tags faults ./...
 	GOARCH=arm GOARM=7 $(GO) build ./...
 
-# It needs the database at vuln.go.dev, and fails without it: what could not be checked is not clean.
-# The database is made of its own module, so that the module proxy is all that is needed.
+# The database is made of its own module, so that the module proxy is all that is needed. Without
+# it this fails: what could not be checked is not clean.
 govulncheck: ## compare what a release and its packaging call with Go's database of vulnerabilities
 	@export GOTOOLCHAIN=$(RELEASE_GO); db=$$(mktemp -d) && trap 'rm -rf "$$db"' EXIT && \
 	source=$$($(GO) mod download -json golang.org/x/vulndb@latest | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && test -n "$$source" && \

@@ -39,8 +39,8 @@ func Remove(ctx context.Context, key string) error {
 	return err
 }
 
-// Walk visits every row with its id and usage, in the order of the ids: a parent comes
-// before what stands on it.
+// Walk visits every row with its id and usage, in the order of the ids, which is that of
+// Prepare. The parent of a layer that was unpacked in parallel may come after it.
 func Walk(ctx context.Context, fn func(uint64, snapshots.Info, snapshots.Usage) error) error {
 	// containerd's own walk does not return the ids, and reads each row whole: with Info
 	// for the id, each would be read twice.
