@@ -145,3 +145,23 @@ func TestOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestPause: each failure doubles the pause, up to the longest.
+func TestPause(t *testing.T) {
+	var p Pause
+	if !p.Due() {
+		t.Error("what has not failed is not due")
+	}
+	for _, want := range []time.Duration{time.Hour, 2 * time.Hour, 4 * time.Hour, 5 * time.Hour, 5 * time.Hour} {
+		if p.Failed(time.Hour, 5*time.Hour); p.next != want || p.Due() {
+			t.Errorf("a pause of %v, want %v; due: %v", p.next, want, p.Due())
+		}
+	}
+	if p.Begin(time.Nanosecond); p.next != time.Nanosecond {
+		t.Errorf("a pause of %v after Begin", p.next)
+	}
+	time.Sleep(time.Millisecond)
+	if !p.Due() {
+		t.Error("a pause that is over is not due")
+	}
+}

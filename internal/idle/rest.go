@@ -36,9 +36,6 @@ type Pause struct {
 // Begin makes the pause one of a length, whatever it was.
 func (p *Pause) Begin(length time.Duration) { p.tried, p.next = time.Now(), length }
 
-// Length is how long the pause is, from its beginning.
-func (p *Pause) Length() time.Duration { return p.next }
-
 // Due reports whether the pause is over.
 func (p *Pause) Due() bool { return p.tried.IsZero() || time.Since(p.tried) >= p.next }
 
