@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
@@ -119,11 +117,5 @@ func upperOf(mounts []mount.Mount) string {
 
 func syncDisk(b *testing.B, disk *kit.Disk) {
 	b.Helper()
-	f, err := os.Open(disk.Path())
-	if err == nil {
-		err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	kittest.Check(b, disk.Sync())
 }

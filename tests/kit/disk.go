@@ -203,6 +203,15 @@ func (d *Disk) Remount() error {
 	return d.Mount()
 }
 
+// Sync writes everything that the file system has in memory.
+func (d *Disk) Sync() error {
+	f, err := os.Open(d.Path())
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
 // Close unmounts the disk, frees the loop device and removes the image.
 func (d *Disk) Close() error {
 	if err := d.Unmount(); err != nil {

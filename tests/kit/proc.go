@@ -266,3 +266,18 @@ func ProcessorTime(pids ...int) (float64, error) {
 	}
 	return float64(sum) / Ticks, nil
 }
+
+// Memory is a figure of a process in /proc/PID/status, such as VmRSS, in bytes.
+func Memory(pid int, field string) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
+			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return n << 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status has no %s", pid, field)
+}

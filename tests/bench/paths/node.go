@@ -114,7 +114,7 @@ func (n *node) fill(ctx context.Context, layers int) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(filepath.Join(n.stock.Root, storage.FileName), data, 0o600), n.sync())
+	return errors.Join(os.WriteFile(filepath.Join(n.stock.Root, storage.FileName), data, 0o600), n.disk.Sync())
 }
 
 // chain is the top of a chain of a length, "" when there is none.
@@ -150,14 +150,6 @@ func (n *node) stop() error {
 	}
 	n.serving = nil
 	return errors.Join(errs...)
-}
-
-func (n *node) sync() error {
-	f, err := os.Open(n.disk.Path())
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 // cold leaves nothing of the disk in memory.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -131,7 +130,7 @@ func (r *Report) cycles(ctx context.Context, n *node, rounds, depth int, parent 
 			return fmt.Errorf("%s: %w", s.variant, err)
 		}
 	}
-	return n.sync()
+	return n.disk.Sync()
 }
 
 // cycle is what a pull, a container and the kubelet call.
@@ -251,7 +250,10 @@ func (r *Report) starts(ctx context.Context, n *node, unclean bool) error {
 			return fmt.Errorf("%s: %w", variant, err)
 		}
 		s.Stat = time.Since(began).Seconds()
-		if s.Memory, s.Private, err = memory(process().PID()); err != nil {
+		if s.Memory, err = kit.Memory(process().PID(), "VmRSS"); err != nil {
+			return err
+		}
+		if s.Private, err = kit.Memory(process().PID(), "RssAnon"); err != nil {
 			return err
 		}
 		r.Starts = append(r.Starts, s)
@@ -260,23 +262,4 @@ func (r *Report) starts(ctx context.Context, n *node, unclean bool) error {
 		}
 	}
 	return nil
-}
-
-// memory is what is resident of a process, and what of it is no page of a file, in bytes.
-func memory(pid int) (resident, private int64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		for field, to := range map[string]*int64{"VmRSS:": &resident, "RssAnon:": &private} {
-			if rest, ok := strings.CutPrefix(line, field); ok {
-				if _, err := fmt.Sscanf(strings.TrimSpace(rest), "%d kB", to); err != nil {
-					return 0, 0, fmt.Errorf("/proc/%d/status: %q: %w", pid, line, err)
-				}
-				*to <<= 10
-			}
-		}
-	}
-	return resident, private, nil
 }

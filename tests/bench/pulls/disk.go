@@ -100,15 +100,6 @@ func (d *machineDisk) Close() error {
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }
 
-// sync writes everything that the file system has in memory.
-func (d *machineDisk) sync() error {
-	f, err := os.Open(d.Path())
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
-}
-
 // proofTime is how long each half of a proof takes. That of a disk without a limit is a figure
 // for the report, and proves nothing.
 func proofTime(limit Limit) time.Duration {
@@ -126,7 +117,7 @@ func (d *machineDisk) prove(kind string) (p Proof, err error) {
 	if err != nil {
 		return p, err
 	}
-	defer func() { err = errors.Join(err, f.Close(), os.Remove(name), d.sync()) }()
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(name), d.Sync()) }()
 	const large, small, most = 1 << 20, 4096, 64
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, most*large); err != nil { // a file that grows has one writer at a time
 		return p, err

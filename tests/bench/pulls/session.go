@@ -81,7 +81,7 @@ func start(ctx context.Context, v Variant, d *machineDisk, bins kit.Binaries, s 
 	if err := x.settle(ctx); err != nil {
 		return nil, err
 	}
-	return x, d.sync()
+	return x, d.Sync()
 }
 
 // stop ends the processes in the orderly way.
@@ -159,7 +159,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		return p, err
 	}
 	began = time.Now()
-	if err := x.disk.sync(); err != nil {
+	if err := x.disk.Sync(); err != nil {
 		return p, err
 	}
 	p.Sync = time.Since(began).Seconds()
@@ -174,11 +174,11 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		return p, err
 	}
 	p.CPU, p.Later = ctr+cpuPulled-cpu, cpuIdle-cpuPulled
-	if p.ContainerdMemory, err = peak(x.pids[0]); err != nil {
+	if p.ContainerdMemory, err = kit.Memory(x.pids[0], "VmHWM"); err != nil {
 		return p, err
 	}
 	if x.variant.daemon {
-		if p.DaemonMemory, err = peak(x.pids[1]); err != nil {
+		if p.DaemonMemory, err = kit.Memory(x.pids[1], "VmHWM"); err != nil {
 			return p, err
 		}
 		m, err := scrape(ctx, x.node.Daemon)
@@ -279,7 +279,7 @@ func (x *session) remove(ctx context.Context, ref string) error {
 		slices.Sort(left)
 		return fmt.Errorf("after the removal of the image containerd still has %v", left)
 	}
-	return x.disk.sync()
+	return x.disk.Sync()
 }
 
 // beside is what runs beside a pull.
