@@ -205,59 +205,69 @@ func (r *Report) walks(ctx context.Context, n *node, rounds int) error {
 	return nil
 }
 
+// program is what both have, a kit.Daemon and a kit.Stock.
+type program interface {
+	Launch() error
+	Snapshotter() (snapshots.Snapshotter, error)
+	WaitReady(context.Context, time.Duration, func(context.Context) error) error
+	Running() bool
+	PID() int
+	LogTail(int64) string
+	Stop() error
+	Kill() error
+}
+
 // starts measures one start of each, with nothing in memory. Unclean: the machine goes down
 // under a daemon that has verified nothing since.
 func (r *Report) starts(ctx context.Context, n *node, unclean bool) error {
 	top := n.layers[n.deep+usual-1]
-	for _, variant := range []string{Durable, Overlayfs} {
-		launch, address, process := n.daemon.Launch, n.daemon.Address, func() *kit.Process { return n.daemon.Process }
-		connect := n.daemon.Snapshotter
-		if variant == Overlayfs {
-			launch, address, process, connect = n.stock.Launch, n.stock.Address, func() *kit.Process { return n.stock.Process }, n.stock.Snapshotter
-		}
+	for _, p := range []struct {
+		variant, address string
+		program
+	}{{Durable, n.daemon.Address, n.daemon}, {Overlayfs, n.stock.Address, n.stock}} {
 		if unclean {
-			if err := launch(); err != nil {
+			if err := p.Launch(); err != nil {
 				return err
 			}
-			if err := process().WaitReady(ctx, 5*time.Minute, func(context.Context) error { return kit.Answers(address) }); err != nil {
+			if err := p.WaitReady(ctx, 5*time.Minute, func(context.Context) error { return kit.Answers(p.address) }); err != nil {
 				return err
 			}
-			if err := errors.Join(process().Kill(), os.Remove(address), kit.NewBoot()); err != nil {
+			if err := errors.Join(p.Kill(), os.Remove(p.address), kit.NewBoot()); err != nil {
 				return err
 			}
 		}
 		if err := n.cold(); err != nil {
 			return err
 		}
-		s := Start{Snapshots: len(n.layers), Variant: variant, Unclean: unclean}
+		s := Start{Snapshots: len(n.layers), Variant: p.variant, Unclean: unclean}
 		began := time.Now()
-		if err := launch(); err != nil {
+		if err := p.Launch(); err != nil {
 			return err
 		}
-		for kit.Answers(address) != nil {
-			if !process().Running() || time.Since(began) > 5*time.Minute {
-				return fmt.Errorf("%s does not answer: %s", variant, process().LogTail(4096))
+		for kit.Answers(p.address) != nil {
+			if !p.Running() || time.Since(began) > 5*time.Minute {
+				return fmt.Errorf("%s does not answer: %s", p.variant, p.LogTail(4096))
 			}
 			time.Sleep(500 * time.Microsecond)
 		}
 		s.Socket = time.Since(began).Seconds()
-		sn, err := connect()
+		sn, err := p.Snapshotter()
 		if err != nil {
 			return err
 		}
 		began = time.Now()
 		if _, err := sn.Stat(ctx, top); err != nil {
-			return fmt.Errorf("%s: %w", variant, err)
+			return fmt.Errorf("%s: %w", p.variant, err)
 		}
 		s.Stat = time.Since(began).Seconds()
-		if s.Memory, err = kit.Memory(process().PID(), "VmRSS"); err != nil {
+		if s.Memory, err = kit.Memory(p.PID(), "VmRSS"); err != nil {
 			return err
 		}
-		if s.Private, err = kit.Memory(process().PID(), "RssAnon"); err != nil {
+		if s.Private, err = kit.Memory(p.PID(), "RssAnon"); err != nil {
 			return err
 		}
 		r.Starts = append(r.Starts, s)
-		if err := errors.Join(sn.Close(), process().Stop()); err != nil {
+		if err := errors.Join(sn.Close(), p.Stop()); err != nil {
 			return err
 		}
 	}
