@@ -44,7 +44,7 @@ func (s *Layers) verifyAll(ctx context.Context) {
 	if len(names) > 0 {
 		p.Log(ctx, "all layers were verified")
 	}
-	if !s.checkRoots(ctx) {
+	if !s.checkRoots(ctx, idle.RestAfter) {
 		return
 	}
 	for compared := false; ; compared = true {
@@ -62,7 +62,7 @@ func (s *Layers) verifyAll(ctx context.Context) {
 
 // checkRoots finds, of the layers that are ready, those that have no tree any more. It
 // reports false when ctx has ended.
-func (s *Layers) checkRoots(ctx context.Context) bool {
+func (s *Layers) checkRoots(ctx context.Context, rest func(context.Context, time.Time) bool) bool {
 	for names := range slices.Chunk(s.table.in(storage.StateReady), 100) {
 		began := time.Now()
 		for _, name := range names {
@@ -70,7 +70,7 @@ func (s *Layers) checkRoots(ctx context.Context) bool {
 				s.table.checkRoot(ctx, l)
 			}
 		}
-		if !idle.RestAfter(ctx, began) {
+		if !rest(ctx, began) {
 			return false
 		}
 	}

@@ -62,6 +62,7 @@ type Layers struct {
 	stop       context.CancelFunc
 	running    sync.WaitGroup
 	closing    sync.Once
+	examined   sync.Once // before anything is dropped
 }
 
 // New returns the layers of a root, of which nothing is known before Recover.

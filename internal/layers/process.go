@@ -331,6 +331,8 @@ func (s *Layers) notHealed(ctx context.Context, l *layer, err error) {
 // explains why nothing may be dropped.
 func (s *Layers) ConfirmDamaged(ctx context.Context, namespace, chainID string) error {
 	t := s.table
+	// How much is damaged must be known before anything is dropped: a start has not examined all.
+	s.examined.Do(func() { s.checkRoots(ctx, func(context.Context, time.Time) bool { return true }) })
 	t.mu.Lock()
 	found := t.named(namespace, chainID)
 	why, _ := s.table.brake.Stopped(ctx)

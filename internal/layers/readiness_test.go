@@ -423,6 +423,26 @@ func TestBackgroundTreeGone(t *testing.T) {
 	m.wantWhole(s)
 }
 
+// TestNothingIsDroppedBeforeAllIsExamined: the trees of all layers are gone at a start, and
+// their blobs. The first one that a caller meets is not dropped: that is mass damage.
+func TestNothingIsDroppedBeforeAllIsExamined(t *testing.T) {
+	m := newMachine(t, 12)
+	s := m.boot(false)
+	m.pull(s)
+	crash(t, s)
+	for i := range 12 {
+		treetest.Check(t, errors.Join(os.RemoveAll(m.tree(s, i)), os.Remove(m.Blob(m.Blobs[i]))))
+	}
+	s = m.boot(true)
+	if err := s.layers.Wait(t.Context(), m.name(0), false); err == nil {
+		t.Fatal("a layer without a tree and a blob is ready")
+	}
+	e := m.layer(s, 0).entry
+	if err := s.layers.ConfirmDamaged(t.Context(), e.Namespace, e.ChainID); err == nil || !strings.Contains(err.Error(), "mending is stopped") {
+		t.Errorf("its image may be dropped: %v", err)
+	}
+}
+
 // TestPrepareDoesNotWait: a Prepare on a layer whose verification lasts is answered
 // within seconds, as containerd holds its lock meanwhile; a Stat waits.
 func TestPrepareDoesNotWait(t *testing.T) {
