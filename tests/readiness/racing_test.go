@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // TestDropWhilePulling: the kubelet pulls again and again while two drops run side
@@ -174,8 +175,13 @@ func TestDropDiscarded(t *testing.T) {
 // collect has containerd collect its garbage.
 func (n *node) collect(t *testing.T) {
 	t.Helper()
-	must[string](t)(n.ctr(t, "leases", "create", "--id", "collect"))
-	must[string](t)(n.ctr(t, "leases", "rm", "--sync", "collect"))
+	collect(t, n.Node)
+}
+
+func collect(t *testing.T, n *kit.Node) {
+	t.Helper()
+	must[string](t)(n.Ctr(t.Context(), "leases", "create", "--id", "collect"))
+	must[string](t)(n.Ctr(t.Context(), "leases", "rm", "--sync", "collect"))
 }
 
 // TestDropSparesPull: a pull has written the name of its image, and has not unpacked yet,
