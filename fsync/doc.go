@@ -5,6 +5,8 @@
 //   - [Cursor] is one descriptor on the file system of a snapshot. Its Sync is
 //     syncfs(2). It is opened before the first byte of the snapshot is written,
 //     belongs to that snapshot alone, and fails for good after the first error.
+//   - [Files] are files of one extraction, to be made durable without what others
+//     have written, where [OneJournal] allows it.
 //   - [Dir], [File], [Rename] and [WriteFile] make single files and directories
 //     durable, those that the program writes itself.
 //   - [Inspect] checks the file system below a directory. It refuses one that cannot

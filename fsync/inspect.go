@@ -113,17 +113,9 @@ func SameFilesystem(a, b string) (bool, error) {
 	return sa.Dev == sb.Dev, nil
 }
 
-// inspectExt4 reads the options of the mounted file system in
-// /proc/fs/ext4/<device>/options (fs/ext4/super.c, ext4_seq_options_show):
-// "barrier" or "nobarrier", and "data=..." only if there is a journal. The
-// directory is named after the block device, which sysfs knows by number.
+// inspectExt4 checks how an ext4 is mounted.
 func inspectExt4(root string) []Warning {
-	var st unix.Stat_t
-	if err := unix.Stat(root, &st); err != nil {
-		return nil
-	}
-	dev := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
-	link, err := os.Readlink("/sys/dev/block/" + dev)
+	device, err := deviceOf(root)
 	if err != nil {
 		return []Warning{{
 			About:   AboutUnknown,
@@ -131,8 +123,7 @@ func inspectExt4(root string) []Warning {
 			Cure:    "make /sys visible to the program, or check with dumpe2fs -h and /proc/mounts",
 		}}
 	}
-	file := filepath.Join("/proc/fs/ext4", filepath.Base(link), "options")
-	options, err := readLines(file)
+	options, err := ext4Options(device)
 	if err != nil {
 		// ext2 and ext3 file systems driven by ext4 are listed too; a masked
 		// /proc (a container) is not.
@@ -143,6 +134,24 @@ func inspectExt4(root string) []Warning {
 		}}
 	}
 	return ext4Warnings(root, options)
+}
+
+// deviceOf returns the name of the block device of a file system, as in /dev and
+// /proc/fs/ext4. sysfs knows it by number.
+func deviceOf(dir string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev))))
+	return filepath.Base(link), err
+}
+
+// ext4Options returns the options with which the ext4 of a device is mounted
+// (fs/ext4/super.c, ext4_seq_options_show): "barrier" or "nobarrier", and "data=..."
+// only if there is a journal.
+func ext4Options(device string) ([]string, error) {
+	return readLines(filepath.Join("/proc/fs/ext4", device, "options"))
 }
 
 func ext4Warnings(root string, options []string) []Warning {
