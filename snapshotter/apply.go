@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	applier "github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
@@ -34,8 +35,8 @@ import (
 var ErrNotOurs = errors.New("not an extraction of this snapshotter")
 
 // Extract writes a layer into the directory root, which is empty, as extract.Apply does, and
-// returns what is known of it then.
-type Extract func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*unpack.Extracted, error)
+// returns what is known of it then. files, which may be nil, get all regular files.
+type Extract func(ctx context.Context, root string, whiteouts applier.Whiteouts, files *fsync.Files) (*unpack.Extracted, error)
 
 // Apply extracts a layer into the snapshot that the mounts belong to, seals it, and
 // makes it durable, outside of all locks. The Commit that follows only has to put the
@@ -93,7 +94,14 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 		metrics.Since(metrics.ApplyPhaseSeconds.WithLabelValues(name), began)
 		began = time.Now()
 	}
-	x, err := write(ctx, place, whiteouts)
+	files := s.gate.Files()
+	synced := false
+	defer func() {
+		if !synced {
+			files.Close()
+		}
+	}()
+	x, err := write(ctx, place, whiteouts, files)
 	if err != nil {
 		return nil, err
 	}
@@ -114,17 +122,18 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 		if err != nil {
 			return nil, err
 		}
-		if made.Sum, err = seal.ChangeAndWrite(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.SealFile), n.Normalize); err != nil {
+		if made.Sum, err = seal.ChangeAndWrite(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.SealFile), n.Normalize, files); err != nil {
 			return nil, err
 		}
 		made.Sealed, made.Found = true, n.Found()
-		if made.Contents, err = x.Contents(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.ContentsFile)); err != nil {
+		if made.Contents, err = x.Contents(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.ContentsFile), files); err != nil {
 			return nil, err
 		}
 	}
 	phase(metrics.PhaseSeal)
 	faults.Point(faults.ApplySealed)
-	if err := s.gate.SyncApart(ctx, a.Writer); err != nil {
+	synced = true
+	if err := s.gate.SyncApart(ctx, a.Writer, files); err != nil {
 		return nil, err
 	}
 	phase(metrics.PhaseSync)

@@ -30,9 +30,9 @@ var throughApply bool
 // apply applies entries to the snapshot by Apply.
 func (e *extraction) apply(t *testing.T, entries ...tar.Header) error {
 	t.Helper()
-	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts) (*unpack.Extracted, error) {
+	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts, files *fsync.Files) (*unpack.Extracted, error) {
 		dirs := marks.NewTarDirs(root)
-		r, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Digests: true, Directory: dirs.Add})
+		r, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Digests: true, Directory: dirs.Add, Files: files})
 		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
 	})
 }
@@ -202,7 +202,7 @@ func TestApplyFails(t *testing.T) {
 	s := start(t, t.TempDir())
 	e := prepare(t, s, 1, false)
 	broken := errors.New("broken")
-	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ applier.Whiteouts) (*unpack.Extracted, error) {
+	if err := s.Apply(t.Context(), e.mounts, func(_ context.Context, root string, _ applier.Whiteouts, _ *fsync.Files) (*unpack.Extracted, error) {
 		return nil, errors.Join(broken, os.WriteFile(filepath.Join(root, "part"), nil, 0o600))
 	}); !errors.Is(err, broken) {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	started, ended := make(chan struct{}), make(chan error)
 	go func() {
-		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ applier.Whiteouts) (*unpack.Extracted, error) {
+		ended <- s.Apply(context.WithoutCancel(t.Context()), e.mounts, func(ctx context.Context, _ string, _ applier.Whiteouts, _ *fsync.Files) (*unpack.Extracted, error) {
 			close(started)
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -247,7 +247,9 @@ func TestApplyFails(t *testing.T) {
 	e = prepare(t, s, 1, false)
 	func() {
 		defer func() { _ = recover() }()
-		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, applier.Whiteouts) (*unpack.Extracted, error) { panic("tar") })
+		_ = s.Apply(t.Context(), e.mounts, func(context.Context, string, applier.Whiteouts, *fsync.Files) (*unpack.Extracted, error) {
+			panic("tar")
+		})
 	}()
 	if err := e.commit(t); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("commit after a panic: %v", err)
@@ -292,7 +294,7 @@ func TestNotOurs(t *testing.T) {
 		"foreign": {{Type: "bind", Source: t.TempDir(), Options: []string{"rw"}}}, "begun": begun.mounts,
 		"parent": {{Type: "bind", Source: s.root.Tree(1), Options: []string{"rw", "rbind"}}},
 	} {
-		if err := s.Apply(t.Context(), mounts, func(context.Context, string, applier.Whiteouts) (*unpack.Extracted, error) {
+		if err := s.Apply(t.Context(), mounts, func(context.Context, string, applier.Whiteouts, *fsync.Files) (*unpack.Extracted, error) {
 			t.Errorf("%s: something is extracted", what)
 			return nil, nil
 		}); !errors.Is(err, ErrNotOurs) {

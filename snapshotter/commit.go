@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
@@ -117,13 +118,19 @@ func (c *commit) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return c.commitTree(ctx, made)
+	return c.commitTree(ctx, made, beside)
 }
 
 // commitTree seals and syncs what is in fs/. made is what Apply has made of it, nil if
-// nothing.
-func (c *commit) commitTree(ctx context.Context, made *active.Layer) error {
+// nothing. placed: it was durable, and beside fs/ until now, so only what is done here is
+// new.
+func (c *commit) commitTree(ctx context.Context, made *active.Layer, placed bool) error {
 	dir := c.root.Dir(c.active.ID)
+	var files *fsync.Files // is nil when all must be synced
+	if placed {
+		files = c.gate.Files()
+		defer files.Close()
+	}
 	n, err := c.normalizerOf(ctx, c.active, c.info, c.committed.Parent, made)
 	if err != nil {
 		return err
@@ -134,7 +141,7 @@ func (c *commit) commitTree(ctx context.Context, made *active.Layer) error {
 		}
 	}()
 	began := time.Now()
-	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize)
+	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize, files)
 	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {
 		c.active.Writer.Poison(err)
 	}
@@ -150,7 +157,12 @@ func (c *commit) commitTree(ctx context.Context, made *active.Layer) error {
 			c.restoreRecord(ctx)
 		}
 	}()
-	if err = layout.ReplaceRecord(dir, unpack.CommittedRecord(c.active.ID, c.committed, sum, n.Found())); err != nil {
+	record := unpack.CommittedRecord(c.active.ID, c.committed, sum, n.Found())
+	if files.Complete() {
+		err = c.record(ctx, sum, &rest{files: files, record: record})
+		return err
+	}
+	if err = layout.ReplaceRecord(dir, record); err != nil {
 		return err
 	}
 	faults.Point(faults.CommitRecorded)
@@ -172,25 +184,35 @@ func (c *commit) sealedByApply(ctx context.Context, made *active.Layer) (bool, e
 
 // commitApplied commits what Apply has made.
 func (c *commit) commitApplied(ctx context.Context, made *active.Layer) error {
-	err := c.record(ctx, made.Sum, made)
-	if err != nil {
-		c.restoreRecord(ctx)
-		return err
-	}
-	metrics.QuickCommits.Inc()
-	return nil
-}
-
-// rest puts what Apply has made into its place, durably. Only that, and the record, is new
-// since the sync of Apply.
-func (c *commit) rest(made *active.Layer) error {
-	if err := c.place(c.active); err != nil {
-		return err
-	}
 	record := unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)
 	record.Contents = made.Contents
-	// Its sync of the directory covers the new place of the tree.
-	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), record); err != nil {
+	err := c.record(ctx, made.Sum, &rest{beside: true, record: record})
+	if err != nil {
+		c.restoreRecord(ctx)
+	}
+	return err
+}
+
+// rest is what is new of a layer since Apply has made it durable.
+type rest struct {
+	beside bool         // its tree is not in its place yet
+	files  *fsync.Files // that were written since; nil if there are none
+	record layout.Record
+}
+
+// syncRest makes the rest of a layer durable.
+func (c *commit) syncRest(r *rest) error {
+	if r.beside {
+		if err := c.place(c.active); err != nil {
+			return err
+		}
+	}
+	if err := r.files.Wait(); err != nil {
+		return err
+	}
+	// Its syncs are those that Wait needs, and that of the directory covers the new place of
+	// the tree.
+	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), r.record); err != nil {
 		return err
 	}
 	faults.Point(faults.CommitPlaced)
@@ -205,11 +227,11 @@ func (c *commit) restoreRecord(ctx context.Context) {
 	}
 }
 
-// record makes the layer durable, and then writes its row and its journal entry. made
-// is what Apply has made durable but for its place, nil if everything must be synced.
-func (c *commit) record(ctx context.Context, sum seal.Summary, made *active.Layer) (err error) {
+// record makes the layer durable, and then writes its row and its journal entry. rest is
+// nil if everything must be synced.
+func (c *commit) record(ctx context.Context, sum seal.Summary, rest *rest) (err error) {
 	entry := c.commitEntry(c.active, c.committed, sum)
-	if made != nil {
+	if rest != nil {
 		entry.Strategy = storage.StrategyApplied
 	}
 	var (
@@ -245,13 +267,16 @@ func (c *commit) record(ctx context.Context, sum seal.Summary, made *active.Laye
 			added.TakeBack()
 		}
 	}}
-	if made == nil {
+	if rest == nil {
 		err = c.gate.Commit(ctx, c.active.Writer, &undo, inTx)
 	} else {
-		err = c.gate.CommitRest(ctx, c.active.Writer, &undo, func() error { return c.rest(made) }, inTx)
+		err = c.gate.CommitRest(ctx, c.active.Writer, &undo, func() error { return c.syncRest(rest) }, inTx)
 	}
 	if err != nil {
 		return err
+	}
+	if rest != nil {
+		metrics.QuickCommits.Inc()
 	}
 	metrics.Since(metrics.CommitPhaseSeconds.WithLabelValues(metrics.PhaseTransaction), began)
 	metrics.CommitBytes.Add(float64(sum.Bytes))

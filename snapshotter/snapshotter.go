@@ -42,6 +42,8 @@ type Config struct {
 	// ContentRoot is the directory of containerd's content store, out of whose
 	// blobs damaged layers are healed; "" when there is none.
 	ContentRoot string
+	// Sync is how Apply makes a layer durable. "" is Syncfs.
+	Sync fsync.Mode
 	// Archives are image archives, and directories of them, out of which layers are healed
 	// that have no good blob in the content store.
 	Archives []string
@@ -160,7 +162,6 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(),
 		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: cfg.Sources(),
 	}
-	s.gate = gate.New(db, gate.Config{Root: cfg.Root, Dir: s.root.Snapshots(), OnHealth: cfg.OnHealth})
 	if s.bootID = cfg.BootID; s.bootID == "" {
 		if s.bootID, err = layout.BootID(); err != nil {
 			return nil, err
@@ -169,6 +170,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 	if err := fsync.MkdirAll(s.root.Snapshots(), 0o700); err != nil {
 		return nil, err
 	}
+	s.gate = gate.New(db, gate.Config{Root: cfg.Root, Dir: s.root.Snapshots(), Sync: cfg.Sync, OnHealth: cfg.OnHealth})
 	if err := s.findAreas(ctx, db.Path()); err != nil {
 		return nil, err
 	}

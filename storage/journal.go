@@ -74,8 +74,8 @@ const (
 	// StrategySyncfsCursorLost: the same, but the daemon had been restarted
 	// since Prepare, so a writeback error of the time before is not known.
 	StrategySyncfsCursorLost Strategy = "syncfs, cursor lost"
-	// StrategyApplied: the same descriptor, at the end of an Apply of ours; Commit has
-	// synced what it has changed since.
+	// StrategyApplied: at the end of an Apply of ours, on the same descriptor or file by
+	// file; Commit has synced what it has changed since.
 	StrategyApplied Strategy = "syncfs, in Apply"
 	// StrategyRebuilt: found by repair --rebuild, equal to its record, synced.
 	StrategyRebuilt Strategy = "rebuilt"

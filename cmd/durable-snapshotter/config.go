@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/imagecheck"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/notify"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/scrub"
@@ -51,6 +53,7 @@ type SnapshotterConfig struct {
 type DiffConfig struct {
 	Enabled      bool   `toml:"enabled" comment:"Extract the layers of this snapshotter in the daemon, and make them durable before their Commit.\nfalse: containerd's own differ does it, and Commit syncs. Layers of others, and encrypted ones, are always handed to it."`
 	Decompressor string `toml:"decompressor" comment:"auto: igzip, of the package isal, for gzip where it is installed; it needs half of the time. internal: never another program."`
+	Sync         string `toml:"sync" comment:"How an extracted layer is made durable before its Commit, on ext4 and xfs.\nauto: while other processes have much to be written to disks, only the files of the layer are synced, else the file system.\nsyncfs: always the file system. files: always only the files."`
 }
 
 // JournalConfig bounds the commit journal.
@@ -109,7 +112,7 @@ func Default() Config {
 		ContentRoot: "/var/lib/containerd/io.containerd.content.v1.content",
 		LogLevel:    "info",
 		Snapshotter: SnapshotterConfig{MountOptions: []string{}},
-		Diff:        DiffConfig{Enabled: true, Decompressor: "auto"},
+		Diff:        DiffConfig{Enabled: true, Decompressor: "auto", Sync: string(fsync.Auto)},
 		Journal:     JournalConfig{History: 1000},
 		Heal:        HealConfig{Archives: []string{}, Registry: true, Hosts: "/etc/containerd/certs.d"},
 		Images:      ImagesConfig{Repair: imagecheck.Fetch},
@@ -175,6 +178,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Diff.Decompressor != "auto" && c.Diff.Decompressor != "internal":
 		return fmt.Errorf("diff.decompressor %q: not auto or internal", c.Diff.Decompressor)
+	case !slices.Contains([]fsync.Mode{fsync.Auto, fsync.Syncfs, fsync.OwnFiles}, fsync.Mode(c.Diff.Sync)):
+		return fmt.Errorf("diff.sync %q: not auto, syncfs or files", c.Diff.Sync)
 	case c.Scrub.Interval < 0:
 		return fmt.Errorf("scrub.interval %q: must not be negative", time.Duration(c.Scrub.Interval))
 	case c.Scrub.Rate < 0:
@@ -210,6 +215,7 @@ func (c Config) snapshotter() snapshotter.Config {
 		SlowChown:      c.Snapshotter.SlowChown,
 		JournalHistory: c.Journal.History,
 		ContentRoot:    c.ContentRoot,
+		Sync:           fsync.Mode(c.Diff.Sync),
 		Archives:       c.Heal.Archives,
 		Scrub: scrub.Config{
 			Interval: time.Duration(c.Scrub.Interval), Depth: storage.Depth(c.Scrub.Depth), Rate: c.Scrub.Rate,

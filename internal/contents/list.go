@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
@@ -23,7 +24,7 @@ import (
 // tree.ErrMounted.
 func Write(ctx context.Context, root, path string, how Reading) (digest string, err error) {
 	err = how.run(func() error {
-		digest, err = write(ctx, root, path, how, nil)
+		digest, err = write(ctx, root, path, how, nil, nil)
 		return err
 	})
 	if err != nil {
@@ -36,18 +37,19 @@ func Write(ctx context.Context, root, path string, how Reading) (digest string, 
 // knows it: it has written the file, and nothing has changed it since.
 type Known func(inode uint64, size int64) (sum [sha256.Size]byte, ok bool)
 
-// WriteKnown is Write, but does not read files that are known.
-func WriteKnown(ctx context.Context, root, path string, known Known) (digest string, err error) {
-	return write(ctx, root, path, Reading{}, known)
+// WriteKnown is Write, but does not read files that are known. files, which may be nil, get
+// the file.
+func WriteKnown(ctx context.Context, root, path string, known Known, files *fsync.Files) (digest string, err error) {
+	return write(ctx, root, path, Reading{}, known, files)
 }
 
-func write(ctx context.Context, root, path string, how Reading, known Known) (string, error) {
+func write(ctx context.Context, root, path string, how Reading, known Known, files *fsync.Files) (string, error) {
 	r, err := newContentReader(root, how)
 	if err != nil {
 		return "", err
 	}
 	defer r.close()
-	out, err := mtree.Create(path)
+	out, err := mtree.Create(path, files)
 	if err != nil {
 		return "", err
 	}

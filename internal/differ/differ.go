@@ -28,6 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
@@ -108,9 +109,9 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err := blobs.Extractable(desc.MediaType); err != nil {
 		return tar, &notHere{err}
 	}
-	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts extract.Whiteouts) (*unpack.Extracted, error) {
+	err = d.cfg.Snapshots.Apply(ctx, mounts, func(ctx context.Context, root string, whiteouts extract.Whiteouts, files *fsync.Files) (*unpack.Extracted, error) {
 		dirs := marks.NewTarDirs(root)
-		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Digests: true, Directory: dirs.Add})
+		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Digests: true, Directory: dirs.Add, Files: files})
 		tar = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: r.DiffID, Size: r.Size}
 		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
 	})

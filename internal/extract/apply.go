@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
 )
 
@@ -38,6 +39,8 @@ type Options struct {
 	Whiteouts Whiteouts
 	// Digests takes digests of the content of regular files on the way.
 	Digests bool
+	// Files gets the regular files that were written, in place of closing them. May be nil.
+	Files *fsync.Files
 	// Directory is called for each directory that has an entry in the tar, with its path
 	// in Dir, in the order of the tar. May be nil.
 	Directory func(rel string)
@@ -73,7 +76,7 @@ const (
 	Memory = (streamBlocks + fileBlocks) * blockSize
 	// Layers is how many layers are extracted at a time. Further ones wait.
 	Layers = 8
-	// Descriptors is how many files one layer has open at most.
+	// Descriptors is how many files one layer has open at most, beside Options.Files.
 	Descriptors = openDirs + fileBlocks*batchFiles + 8
 )
 
@@ -106,7 +109,7 @@ func Apply(ctx context.Context, o Options) (Result, error) {
 
 	var (
 		s     = newStream(o.Tar)
-		x     = &extraction{Options: o, ctx: ctx, tree: root, files: newFiles(ctx, cancel, o.Digests)}
+		x     = &extraction{Options: o, ctx: ctx, tree: root, files: newFiles(ctx, cancel, o)}
 		sum   = digest.Canonical.Digester()
 		stage sync.WaitGroup
 	)

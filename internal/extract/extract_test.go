@@ -519,7 +519,7 @@ func TestContentDigests(t *testing.T) {
 				t.Errorf("%s: a file of %d bytes has no digest", name, size)
 			}
 			return sum.SHA256, ok
-		})
+		}, nil)
 		treetest.Check(t, err)
 		if read != known {
 			t.Errorf("%s: the lists of digests differ", name)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	filetree "github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 )
 
@@ -29,6 +30,7 @@ type files struct {
 	ctx  context.Context
 	fail context.CancelCauseFunc
 
+	written *fsync.Files  // gets those that are complete
 	room    chan struct{} // a token for each block in use
 	small   chan *batch
 	big     chan chunk
@@ -68,13 +70,13 @@ type chunk struct {
 	last   bool
 }
 
-func newFiles(ctx context.Context, fail context.CancelCauseFunc, digests bool) *files {
+func newFiles(ctx context.Context, fail context.CancelCauseFunc, o Options) *files {
 	f := &files{
-		ctx: ctx, fail: fail, room: make(chan struct{}, fileBlocks),
+		ctx: ctx, fail: fail, written: o.Files, room: make(chan struct{}, fileBlocks),
 		// Every block has its place: who sends does not wait.
 		small: make(chan *batch, fileBlocks), big: make(chan chunk, fileBlocks),
 	}
-	if digests {
+	if o.Digests {
 		f.sums = map[uint64]Sum{}
 	}
 	for range min(4, max(2, runtime.GOMAXPROCS(0))) {
@@ -284,7 +286,7 @@ func (f *file) start(off, n int64) error {
 	return nil
 }
 
-// finish gives a written file its attributes, and closes it. sum is called if digests are
+// finish gives a written file its attributes, and hands it over or closes it. sum is called if digests are
 // wanted.
 func (f *files) finish(file *file, sum func() [sha256.Size]byte) error {
 	var st unix.Stat_t
@@ -324,6 +326,9 @@ func (f *files) finish(file *file, sum func() [sha256.Size]byte) error {
 	}
 	fd := file.fd
 	file.fd = closed
+	if f.written.Add(fd, file.size, file.size >= early) {
+		return nil
+	}
 	if err := unix.Close(fd); err != nil {
 		return failed("close", file.name, err)
 	}

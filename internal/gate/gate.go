@@ -7,17 +7,21 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
 // Config of a Gate.
 type Config struct {
 	Root string // of the snapshotter
-	// Dir is the directory of the snapshots. It may be on another file system than
+	// Dir is the directory of the snapshots, which exists. It may be on another file system than
 	// the database, and the errors of its writes are the ones that count.
 	Dir string
+	// Sync is how SyncApart makes a tree durable. "" is Syncfs.
+	Sync fsync.Mode
 	// OnHealth is called with an error when the file system stops accepting writes,
 	// and with nil when it accepts them again. It must not call back. May be nil.
 	OnHealth func(error)
@@ -25,8 +29,9 @@ type Config struct {
 
 // Gate is the writable side of a root. It may be used from many goroutines.
 type Gate struct {
-	cfg Config
-	db  *storage.DB
+	cfg  Config
+	db   *storage.DB
+	once bool // one fsync on the file system is one of all that was done before
 
 	apart   chan struct{} // room for one; see "Lock order" in doc.go
 	syncing sync.Mutex
@@ -36,7 +41,10 @@ type Gate struct {
 
 // New returns the gate of an opened database. The caller closes the database.
 func New(db *storage.DB, cfg Config) *Gate {
-	return &Gate{cfg: cfg, db: db, apart: make(chan struct{}, 1), writers: writers{open: map[*Writer]struct{}{}}}
+	return &Gate{
+		cfg: cfg, db: db, once: (cfg.Sync == fsync.Auto || cfg.Sync == fsync.OwnFiles) && fsync.OneJournal(cfg.Dir),
+		apart: make(chan struct{}, 1), writers: writers{open: map[*Writer]struct{}{}},
+	}
 }
 
 // Undo describes what a failed commit of a transaction may leave: its row may have
@@ -113,29 +121,29 @@ func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func
 	return fn(context.WithoutCancel(ctx))
 }
 
+// Files returns what collects the files of a tree for SyncApart, or nil where only
+// everything on the file system can be synced.
+func (g *Gate) Files() *fsync.Files {
+	if !g.once {
+		return nil
+	}
+	return fsync.NewFiles(g.cfg.Dir)
+}
+
 // SyncApart makes everything that w has written durable. It is for the heavy part of
-// the work: no Commit waits for it. Commit, CommitRest or Synced must follow.
+// the work: no Commit waits for it. Commit, CommitRest or Synced must follow. files, which
+// may be nil, are all regular files that w has written; SyncApart closes them.
 //
-// One caller at a time: what the first has written, the second need not. The error of
-// a sync beside this one may be about our pages, see Synced. All of them have ended,
-// and w is poisoned by those that have failed, when both locks were held.
+// The error of a sync beside this one may be about our pages, see Synced. All of them have
+// ended, and w is poisoned by those that have failed, when all locks were held.
 //
 // It ends with ctx; the sync itself, which nothing can end, goes on.
-func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
+func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) error {
 	// A Remove waits for an Apply that it has ended, and containerd, in its lock, for Remove.
-	select {
-	case g.apart <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	synced := make(chan error, 1)
-	if err := ctx.Err(); err != nil { // both cases were ready
-		<-g.apart
-		return err
-	}
 	go func() {
-		defer func() { <-g.apart }()
-		synced <- g.sync(context.WithoutCancel(ctx), w)
+		defer files.Close()
+		synced <- g.syncApart(ctx, w, files)
 	}()
 	select {
 	case err := <-synced:
@@ -148,6 +156,49 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
 	g.syncing.Lock()
 	defer g.syncing.Unlock()
 	return w.Poisoned()
+}
+
+func (g *Gate) syncApart(ctx context.Context, w *Writer, files *fsync.Files) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if done, err := g.syncFiles(context.WithoutCancel(ctx), files); done || err != nil {
+		return err
+	}
+	// One at a time: what the first has written, the second need not.
+	select {
+	case g.apart <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-g.apart }()
+	metrics.ApplySyncs.WithLabelValues(string(fsync.Syncfs)).Inc()
+	return g.sync(context.WithoutCancel(ctx), w)
+}
+
+// syncFiles syncs files alone, if they are all that is to be synced and it is better.
+func (g *Gate) syncFiles(ctx context.Context, files *fsync.Files) (done bool, err error) {
+	if !files.Complete() {
+		return false, nil
+	}
+	err = g.Do(ctx, func() error {
+		if g.cfg.Sync != fsync.OwnFiles {
+			if busy, err := files.Busy(); !busy || err != nil {
+				return err
+			}
+		}
+		err := files.Sync()
+		done = err == nil
+		return err
+	})
+	if err != nil && !IsWriteFailure(err) {
+		log.G(ctx).WithError(err).Warn("files cannot be synced alone: the file system is synced")
+		err = nil
+	}
+	if done {
+		metrics.ApplySyncs.WithLabelValues(string(fsync.OwnFiles)).Inc()
+	}
+	return done, err
 }
 
 func (g *Gate) sync(ctx context.Context, w *Writer) error {

@@ -198,7 +198,7 @@ func TestSyncApart(t *testing.T) {
 		})
 	}()
 	<-inside
-	go func() { synced <- g.SyncApart(t.Context(), w) }()
+	go func() { synced <- g.SyncApart(t.Context(), w, nil) }()
 	select {
 	case err := <-synced:
 		t.Fatalf("it did not wait: %v", err)
@@ -213,7 +213,7 @@ func TestSyncApart(t *testing.T) {
 		t.Error(err)
 	}
 	next := g.writer(t, 3)
-	if err := g.SyncApart(t.Context(), next); err != nil {
+	if err := g.SyncApart(t.Context(), next, nil); err != nil {
 		t.Error(err)
 	}
 	if err := g.CommitRest(t.Context(), next, nil, func() error { return errDisk }, row); !errors.Is(err, unix.EIO) {
@@ -221,7 +221,7 @@ func TestSyncApart(t *testing.T) {
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := g.SyncApart(canceled, g.writer(t, 4)); !errors.Is(err, context.Canceled) {
+	if err := g.SyncApart(canceled, g.writer(t, 4), nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
@@ -266,7 +266,7 @@ func TestSyncApartEnds(t *testing.T) {
 	g.apart <- struct{}{} // the sync of another layer
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := g.SyncApart(ctx, nil); !errors.Is(err, context.Canceled) {
+	if err := g.SyncApart(ctx, nil, nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

@@ -126,7 +126,7 @@ func (h *healer) extractFrom(ctx context.Context, entry storage.CommitEntry, b b
 		return healed, err
 	}
 	// The heavy part of the sync happens outside the locks.
-	if err := h.gate.SyncApart(ctx, writer); err != nil {
+	if err := h.gate.SyncApart(ctx, writer, nil); err != nil {
 		return healed, err
 	}
 	exchanged, err = h.swap(ctx, dir, writer, healed)

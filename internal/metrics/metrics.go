@@ -67,6 +67,8 @@ var (
 	ApplyPhaseSeconds = factory.NewHistogramVec(histogram("apply_phase_duration_seconds", "Duration of the phases of extractions: extract, seal, sync."), []string{"phase"})
 	// ApplyBytes counts the bytes of the tars that were extracted.
 	ApplyBytes = factory.NewCounterVec(counter("apply_bytes_total", "Bytes of the tars of extracted layers, by decompressor: igzip, internal."), []string{"decompressor"})
+	// ApplySyncs counts how extracted layers, and those of heals, were made durable.
+	ApplySyncs = factory.NewCounterVec(counter("apply_syncs_total", "Syncs of extracted and healed layers: syncfs, of the file system, or files, of their own files alone."), []string{"sync"})
 	// SyncErrors counts the writes that the kernel could not make durable.
 	SyncErrors = factory.NewCounter(counter("sync_errors_total", "Syncs and database transactions that failed."))
 	// Writable is whether the file system of the root accepts writes.

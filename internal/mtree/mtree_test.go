@@ -29,7 +29,7 @@ func TestVis(t *testing.T) {
 
 func TestTextDigest(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "text")
-	w, err := Create(path)
+	w, err := Create(path, nil)
 	treetest.Check(t, err)
 	_, err = io.WriteString(w, ". type=dir\n./a type=dir\n./a/b type=file\n./a- type=file\n")
 	treetest.Check(t, errors.Join(err, w.Close()))

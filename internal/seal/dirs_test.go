@@ -337,7 +337,7 @@ func TestCompareDirs(t *testing.T) {
 func writeSeal(t testing.TB, lines func(write func(e Entry))) (file, digest string) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "seal")
-	w, err := mtree.Create(file)
+	w, err := mtree.Create(file, nil)
 	check(t, err)
 	var line []byte
 	lines(func(e Entry) {

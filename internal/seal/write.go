@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
 )
 
@@ -21,18 +22,18 @@ type Summary struct {
 // Write walks the tree below root and writes its seal to path. It does not change the
 // tree. The file is not synced.
 func Write(ctx context.Context, root, path string) (Summary, error) {
-	return write(ctx, root, path, nil)
+	return write(ctx, root, path, nil, nil)
 }
 
 // ChangeAndWrite is Write, but calls change for every entry first: what is counted and
 // sealed is the entry as change leaves it. After an error the tree may be changed in
-// part, and there is no seal of it.
-func ChangeAndWrite(ctx context.Context, root, path string, change Change) (Summary, error) {
-	return write(ctx, root, path, change)
+// part, and there is no seal of it. files, which may be nil, get the file.
+func ChangeAndWrite(ctx context.Context, root, path string, change Change, files *fsync.Files) (Summary, error) {
+	return write(ctx, root, path, change, files)
 }
 
-func write(ctx context.Context, root, path string, change Change) (_ Summary, err error) {
-	out, err := mtree.Create(path)
+func write(ctx context.Context, root, path string, change Change, files *fsync.Files) (_ Summary, err error) {
+	out, err := mtree.Create(path, files)
 	if err != nil {
 		return Summary{}, err
 	}

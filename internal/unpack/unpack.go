@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/blobs"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/extract"
@@ -83,12 +84,12 @@ type Extracted struct {
 }
 
 // Contents writes the digests of the content of the tree to a file, and returns the digest of
-// that, "" when they are not known.
-func (x *Extracted) Contents(ctx context.Context, tree, path string) (string, error) {
+// that, "" when they are not known. files, which may be nil, get the file.
+func (x *Extracted) Contents(ctx context.Context, tree, path string, files *fsync.Files) (string, error) {
 	if x.Sums == nil {
 		return "", nil
 	}
-	return contents.WriteKnown(ctx, tree, path, x.known)
+	return contents.WriteKnown(ctx, tree, path, x.known, files)
 }
 
 // known is a contents.Known.
@@ -158,13 +159,13 @@ func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitE
 	o := u.options(tree, info.Parent, lower, marks.Origin{Dirs: x.Dirs})
 	o.Direct, o.Rebased = !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0
 	n := marks.New(o)
-	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize)
+	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize, nil)
 	if err != nil {
 		return entry, err
 	}
 	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
 	record := CommittedRecord(entry.ID, info, c, n.Found())
-	if record.Contents, err = x.Contents(ctx, tree, filepath.Join(dir, layout.ContentsFile)); err != nil {
+	if record.Contents, err = x.Contents(ctx, tree, filepath.Join(dir, layout.ContentsFile), nil); err != nil {
 		return entry, err
 	}
 	return entry, layout.ReplaceRecord(dir, record)

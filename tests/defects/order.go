@@ -123,12 +123,42 @@ var orderEdits = []Edit{
 	{
 		File: "internal/gate/gate.go",
 		Old: `
-func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {`,
+func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) error {`,
 		New: `
-func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
+func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) error {
 	if planted("apply-no-sync") && w.id != 0 {
 		return nil
 	}`,
+	},
+	{
+		File: "fsync/files.go",
+		Old: `
+	if err := f.Wait(); err != nil {`,
+		New: `
+	if planted("files-not-waited-for") {
+		return barrier(f.dir)
+	}
+	if err := f.Wait(); err != nil {`,
+	},
+	{
+		File: "fsync/files.go",
+		Old: `
+	return syncRange(fd, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)`,
+		New: `
+	if planted("files-begun-only") {
+		return start(fd)
+	}
+	return syncRange(fd, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)`,
+	},
+	{
+		File: "fsync/files.go",
+		Old: `
+		path, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))`,
+		New: `
+		if planted("files-error-swallowed") {
+			return nil
+		}
+		path, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))`,
 	},
 	{
 		File: "snapshotter/commit.go",
@@ -140,15 +170,19 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer) error {
 	{
 		File: "snapshotter/commit.go",
 		Old: `
-	if err := c.place(c.active); err != nil {
-		return err
-	}`,
-		New: `
-	if err := c.place(c.active); err != nil && !planted("apply-trusted") {
-		return err
+		if err := c.place(c.active); err != nil {
+			return err
+		}
 	}
-	if planted("apply-place-no-sync") {
-		return layout.ReplaceRecord(c.root.Dir(c.active.ID), unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)) // and no contents
-	}`,
+	if err := r.files.Wait(); err != nil {`,
+		New: `
+		if err := c.place(c.active); err != nil && !planted("apply-trusted") {
+			return err
+		}
+		if planted("apply-place-no-sync") {
+			return layout.ReplaceRecord(c.root.Dir(c.active.ID), r.record)
+		}
+	}
+	if err := r.files.Wait(); err != nil {`,
 	},
 }

@@ -47,6 +47,7 @@ mount_options = ['volatile']
 [diff]
 enabled = false
 decompressor = 'internal'
+sync = 'files'
 [journal]
 history = 7
 [scrub]

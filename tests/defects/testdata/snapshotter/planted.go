@@ -19,7 +19,7 @@ func (s *Snapshotter) plantedPrepared(a *active.Snapshot) {
 	go func() {
 		for range 10_000 {
 			if entries, err := os.ReadDir(s.root.Tree(a.ID)); err != nil || len(entries) > 0 {
-				_ = s.gate.SyncApart(s.background, a.Writer)
+				_ = s.gate.SyncApart(s.background, a.Writer, nil)
 				return
 			}
 			time.Sleep(time.Millisecond)
