@@ -322,7 +322,10 @@ func TestDifferDown(t *testing.T) {
 // syncing, under its write lock. Remove does not wait for the disk.
 func TestRemoveDuringSync(t *testing.T) {
 	img := images.Get(t, "large")
-	s := newStack(t, kit.NodeOptions{Heals: true, Notifies: true, Containerd: kit.ContainerdOptions{Differ: []string{"durable"}}})
+	s := newStack(t, kit.NodeOptions{
+		Heals: true, Notifies: true, Daemon: kit.DaemonOptions{Config: "[diff]\nsync = 'syncfs'\n"},
+		Containerd: kit.ContainerdOptions{Differ: []string{"durable"}},
+	})
 	sn := kittest.Connect(t, s.Daemon)
 	syncs := kittest.HoldSyncs(t, s.Daemon.PID())
 	pulled := make(chan error, 1)

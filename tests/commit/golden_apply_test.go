@@ -13,6 +13,7 @@ import (
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	"github.com/containerd/containerd/v2/core/diff"
 	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
@@ -46,39 +47,80 @@ func TestGoldenApplied(t *testing.T) {
 // recordApplied returns what a Commit after an Apply took of the disk.
 func recordApplied(t *testing.T, dir string) (seen []string) {
 	t.Helper()
+	a := newApplier(t, kit.DaemonOptions{Dir: dir})
+	var entries []tarEntry
+	for n := range 200 {
+		entries = append(entries, entry(fmt.Sprint("file", n), strings.Repeat("x", 5000)))
+	}
+	layer := a.blob(t, entries...)
+	for round := range 3 { // twice for warmth, as in recordOnce
+		l := chain(1, fmt.Sprint("round", round))[0]
+		a.apply(t, l, "", layer)
+		a.take(t)
+		check(t, l.commit(t.Context(), a.sn))
+		seen = a.take(t)
+		check(t, a.sn.Remove(t.Context(), l.name))
+		cleanUp(t, a.sn)
+		a.take(t)
+	}
+	check(t, a.daemon.Stop())
+	return seen
+}
+
+// applier is a daemon whose differ extracts layers, and what the kernel saw of it.
+type applier struct {
+	*trace
+	daemon  *kit.Daemon
+	sn      snapshots.Snapshotter
+	differ  diff.Applier
+	content string // store
+}
+
+func newApplier(t *testing.T, o kit.DaemonOptions) *applier {
+	t.Helper()
+	a := &applier{content: t.TempDir()}
+	o.ContentRoot = a.content
+	a.daemon, a.trace = traced(t, o)
+	a.sn = start(t, a.daemon)
+	conn := must[*grpc.ClientConn](t)(grpc.NewClient("unix://"+a.daemon.Address, grpc.WithTransportCredentials(insecure.NewCredentials())))
+	t.Cleanup(func() { _ = conn.Close() })
+	a.differ = diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(diff.Applier)
+	return a
+}
+
+type tarEntry struct {
+	tar.Header
+	content string
+}
+
+// blob puts a layer into the content store.
+func (a *applier) blob(t *testing.T, entries ...tarEntry) ocispec.Descriptor {
+	t.Helper()
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	for n := range 200 {
-		check(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint("file", n), Mode: 0o644, Size: 5000}))
-		must[int](t)(w.Write(make([]byte, 5000)))
+	for _, e := range entries {
+		check(t, w.WriteHeader(&e.Header))
+		must[int](t)(w.Write([]byte(e.content)))
 	}
 	check(t, w.Close())
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(layer.Bytes()), Size: int64(layer.Len())}
-	content := t.TempDir()
-	blob := filepath.Join(content, "blobs/sha256", desc.Digest.Encoded())
+	blob := filepath.Join(a.content, "blobs/sha256", desc.Digest.Encoded())
 	check(t, os.MkdirAll(filepath.Dir(blob), 0o755))
 	check(t, os.WriteFile(blob, layer.Bytes(), 0o444))
+	return desc
+}
 
-	d, tr := traced(t, kit.DaemonOptions{Dir: dir, ContentRoot: content})
-	sn := start(t, d)
-	conn, err := grpc.NewClient("unix://"+d.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	check(t, err)
-	defer conn.Close()
-	differ := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(diff.Applier)
-	for round := range 3 { // twice for warmth, as in recordOnce
-		l := chain(1, fmt.Sprint("round", round))[0]
-		mounts, err := sn.Prepare(t.Context(), l.key, "", l.labels())
-		check(t, err)
-		if _, err := differ.Apply(t.Context(), desc, mounts); err != nil {
-			t.Fatal(err)
-		}
-		tr.take(t)
-		check(t, l.commit(t.Context(), sn))
-		seen = tr.take(t)
-		check(t, sn.Remove(t.Context(), l.name))
-		cleanUp(t, sn)
-		tr.take(t)
+// apply prepares a snapshot and extracts a layer into it. parent is the chain ID of a parent that becomes
+// known at Commit, or empty.
+func (a *applier) apply(t *testing.T, l link, parent string, layer ocispec.Descriptor) {
+	t.Helper()
+	labels := map[string]string{"containerd.io/snapshot.ref": l.chainID}
+	if parent != "" {
+		labels["containerd.io/snapshot/parent-chain-id"] = parent
 	}
-	check(t, d.Stop())
-	return seen
+	mounts, err := a.sn.Prepare(t.Context(), l.key, l.parentName, snapshots.WithLabels(labels))
+	check(t, err)
+	if _, err := a.differ.Apply(t.Context(), layer, mounts); err != nil {
+		t.Fatal(err)
+	}
 }
