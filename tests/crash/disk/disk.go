@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,8 +34,18 @@ type Disk struct {
 }
 
 // Start makes an empty disk of the given size, a multiple of 4096, and attaches
-// a loop device to it. The disk records from the beginning.
-func Start(size int64) (_ *Disk, err error) {
+// a loop device to it. The disk records from the beginning. It does one request after
+// another.
+func Start(size int64) (*Disk, error) { return newDisk(size, 0) }
+
+// queue is how many requests a disk with a queue does at a time.
+const queue = 32
+
+// StartQueued is Start for a disk that does several requests at a time: one that a Fault
+// stalls is overtaken by those that came later, flushes among them.
+func StartQueued(size int64) (*Disk, error) { return newDisk(size, queue) }
+
+func newDisk(size int64, requests int) (_ *Disk, err error) {
 	if size <= 0 || size%4096 != 0 {
 		return nil, fmt.Errorf("start disk: size %d is not a multiple of 4096", size)
 	}
@@ -52,20 +63,20 @@ func Start(size int64) (_ *Disk, err error) {
 	if err = os.Mkdir(filepath.Join(d.dir, mountName), 0o700); err != nil {
 		return d, err
 	}
-	if err = d.startServer(size); err != nil {
+	if err = d.startServer(size, requests); err != nil {
 		return d, err
 	}
 	if d.Control, err = Dial(d.Socket()); err != nil {
 		return d, err
 	}
-	if d.loop, err = attach(filepath.Join(d.dir, mountName, blockfile.Name)); err != nil {
+	if d.loop, err = attach(filepath.Join(d.dir, mountName, blockfile.Name), requests > 0); err != nil {
 		return d, err
 	}
 	return d, nil
 }
 
 // startServer starts this binary again; Init takes over there.
-func (d *Disk) startServer(size int64) error {
+func (d *Disk) startServer(size int64, requests int) error {
 	if err := d.allocate("recording-disk", size); err != nil {
 		return err
 	}
@@ -78,7 +89,7 @@ func (d *Disk) startServer(size int64) error {
 
 	d.server = exec.Command("/proc/self/exe")
 	d.server.Args[0] = "recording-disk"
-	d.server.Env = append(os.Environ(), envDir+"="+d.dir)
+	d.server.Env = append(os.Environ(), envDir+"="+d.dir, envRequests+"="+strconv.Itoa(requests))
 	d.server.Dir = "/" // never the file system under test
 	d.server.ExtraFiles = []*os.File{d.memory, alive}
 	d.server.Stderr = &d.stderr

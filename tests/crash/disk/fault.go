@@ -19,6 +19,8 @@ type Fault struct {
 	// Skip is the number of matching requests that pass before the first hit:
 	// the k of "the k-th write".
 	Skip int `json:"skip,omitempty"`
+	// Every hits only each such request of those, the first among them. Zero means all.
+	Every int `json:"every,omitempty"`
 	// Times is the number of hits. Zero means for ever.
 	Times int `json:"times,omitempty"`
 
@@ -65,6 +67,9 @@ func (f Fault) String() string {
 		fmt.Fprintf(&b, " in %d ranges", len(f.Ranges))
 	}
 	fmt.Fprintf(&b, " after %d", f.Skip)
+	if f.Every > 0 {
+		fmt.Fprintf(&b, ", each %d", f.Every)
+	}
 	if f.Times > 0 {
 		fmt.Fprintf(&b, ", %d times", f.Times)
 	}
@@ -84,7 +89,7 @@ func (f Fault) valid() error {
 	switch {
 	case f.Op == 0:
 		return fmt.Errorf("fault %q: no kind of request", f)
-	case f.Skip < 0 || f.Times < 0 || f.Short < 0 || f.Stall < 0:
+	case f.Skip < 0 || f.Every < 0 || f.Times < 0 || f.Short < 0 || f.Stall < 0:
 		return fmt.Errorf("fault %q: a negative number", f)
 	case f.Errno == 0 && f.Stall == 0:
 		return fmt.Errorf("fault %q: does nothing", f)
@@ -125,7 +130,7 @@ func (a *armed) strikes(op Op, r Range) bool {
 		}
 	}
 	a.Matched++
-	if a.Matched <= a.Skip || a.Times > 0 && a.Hits >= a.Times {
+	if a.Matched <= a.Skip || (a.Matched-a.Skip-1)%max(1, a.Every) != 0 || a.Times > 0 && a.Hits >= a.Times {
 		return false
 	}
 	a.Hits++

@@ -15,10 +15,11 @@ type loop struct {
 	device *os.File
 }
 
-// attach gives a file a loop device. LO_FLAGS_AUTOCLEAR with the descriptor
+// attach gives a file a loop device, which does requests to it one after another, or side by
+// side. LO_FLAGS_AUTOCLEAR with the descriptor
 // kept open: the device goes when the descriptor and the last mount are gone,
 // also when this process is killed.
-func attach(path string) (*loop, error) {
+func attach(path string, queued bool) (*loop, error) {
 	backing, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -32,6 +33,10 @@ func attach(path string) (*loop, error) {
 
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: SectorSize}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	if queued {
+		// Direct I/O is asynchronous.
+		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
+	}
 	copy(config.Info.File_name[:], "recording-disk")
 	deadline := time.Now().Add(30 * time.Second)
 	for {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,8 @@ import (
 
 const (
 	envDir      = "RECORDING_DISK_DIR" // set in the environment of the server
-	mountName   = "fuse"               // directory of the mount, below the disk's
+	envRequests = "RECORDING_DISK_REQUESTS"
+	mountName   = "fuse" // directory of the mount, below the disk's
 	controlName = "control.sock"
 
 	fdImage = 3 // inherited: the memfd
@@ -42,9 +44,13 @@ func serve(dir string) error {
 		return err
 	}
 	rec := &recorder{image: image, limit: logLimit}
+	requests, err := strconv.Atoi(os.Getenv(envRequests))
+	if err != nil {
+		return fmt.Errorf("%s: %w", envRequests, err)
+	}
 
 	mountpoint := filepath.Join(dir, mountName)
-	unmount, err := blockfile.Mount(mountpoint, rec, blockfile.Options{Name: "recording-disk"})
+	unmount, err := blockfile.Mount(mountpoint, rec, blockfile.Options{Name: "recording-disk", Requests: requests})
 	if err != nil {
 		return err
 	}

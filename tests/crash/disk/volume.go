@@ -119,7 +119,7 @@ func StartPlain(size int64) (_ *Plain, err error) {
 	if err = d.allocate("plain-disk", size); err != nil {
 		return d, err
 	}
-	d.loop, err = attach(fmt.Sprintf("/proc/self/fd/%d", d.memory.Fd()))
+	d.loop, err = attach(fmt.Sprintf("/proc/self/fd/%d", d.memory.Fd()), false)
 	return d, err
 }
 

@@ -21,6 +21,8 @@ type Mutant struct {
 	By       Method
 	Patient  bool          // its acknowledged parents appear late
 	Differs  bool          // it shows when the daemon's diff service extracts the layers
+	Files    bool          // and syncs their files alone
+	Lazy     bool          // on a disk that takes its time for data
 	Late     bool          // and something is written to them after that
 	Heals    bool          // it shows when damaged layers heal
 	Harm     workload.Harm // with which damage, if it does
@@ -62,6 +64,9 @@ func Mutants() []Mutant {
 		{Name: "apply-no-sync", By: ByPower, Differs: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not sync what it has extracted"},
 		{Name: "apply-trusted", By: ByPower, Differs: true, Late: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync what was written after Apply"},
 		{Name: "apply-place-no-sync", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync the place of the tree that Apply has made"},
+		{Name: "files-not-waited-for", By: ByPower, Differs: true, Files: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not wait for the data of the files that it syncs alone"},
+		{Name: "files-begun-only", By: ByPower, Differs: true, Files: true, Lazy: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply has the kernel begin to write files, and does not wait (sync_file_range, 2 and not 7)"},
+		{Name: "files-error-swallowed", By: ByErrors, Differs: true, Files: true, Mistake: "the error of a file that is synced alone is not looked at"},
 		{Name: "heal-no-sync", By: ByPower, Heals: true, Mistake: "the tree of a healed layer is not synced before it takes its place"},
 		// On ext4 and xfs the journal of the file system keeps the order.
 		{Name: "heal-ready-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
@@ -79,6 +84,7 @@ func NoMutants() []Mutant {
 	return []Mutant{
 		{By: ByPower, Mistake: "none: " + string(ByPower)},
 		{By: ByPower, Differs: true, Late: true, Mistake: "none: Apply"},
+		{By: ByPower, Differs: true, Files: true, Lazy: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "none: Apply, files alone"},
 		{By: ByErrors, Mistake: "none: " + string(ByErrors)},
 		{By: ByErrors, Differs: true, Mistake: "none: Apply, " + string(ByErrors)},
 		{By: ByPower, Heals: true, Recovers: true, Mistake: "none: healing"},
@@ -143,7 +149,11 @@ func (b *Bench) Hunt(ctx context.Context, m Mutant, seed uint64) (Catch, error) 
 
 // Mutation is the daemon with the defect awake.
 func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
-	return b.Daemon(b.Faulty, who, defects.Activate(m.Name))
+	p := b.Daemon(b.Faulty, who, defects.Activate(m.Name))
+	if m.Files {
+		p = OwnFiles(p)
+	}
+	return p
 }
 
 func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
@@ -151,7 +161,7 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	setup := Setup{
 		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
 		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient, Layers: c.Mutant.Layers,
-		Differ: c.Mutant.Differs, Late: c.Mutant.Late,
+		Differ: c.Mutant.Differs, Late: c.Mutant.Late, Lazy: c.Mutant.Lazy,
 	}
 	if c.Mutant.Heals {
 		// Alone: the syncs of others would hide that one is missing.

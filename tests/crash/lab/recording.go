@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
@@ -33,10 +34,20 @@ type Setup struct {
 	// Differ has the snapshotter's own diff service extract the layers. With Late, something
 	// is written to each of them after that.
 	Differ, Late bool
+	// Lazy is a disk that takes its time for some writes of data, and does what comes later
+	// meanwhile: what is not waited for is not there yet when the journal is.
+	Lazy bool
 
 	Heal *Heal  // layers are damaged from the beginning, and heal
 	Name string // of the subject, for names of states
 }
+
+// laziness is how long a lazy disk takes for each lazyEvery-th write of data. The others, of
+// which some belong to a Commit, do not wait for them.
+const (
+	laziness  = 500 * time.Millisecond
+	lazyEvery = 12
+)
 
 // mark of the first point at which the power may go: the file system is mounted
 // and the snapshotter is about to start for the first time.
@@ -88,7 +99,11 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 			l.Late = s.Late
 		}
 	}
-	d, err := newSite(s.FS, s.Size)
+	start := disk.Start
+	if s.Lazy {
+		start = disk.StartQueued
+	}
+	d, err := makeSite(s.FS, s.Size, start)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +119,15 @@ func Record(ctx context.Context, s Setup) (_ *Recording, err error) {
 	}
 	if s.Heal != nil {
 		if err := h.runner.Remind(h.bare()); err != nil {
+			return nil, err
+		}
+	}
+	if s.Lazy {
+		journal, err := d.Journal(s.FS)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := d.Inject(disk.Fault{Op: disk.OpWrite, Ranges: d.Outside(journal), Every: lazyEvery, Stall: laziness}); err != nil {
 			return nil, err
 		}
 	}
@@ -154,7 +178,7 @@ func (r *Recording) work(ctx context.Context, s Setup, d *site) (err error) {
 // useStore gives a daemon a content store with all layers of a plan, which is not on the
 // disk under test.
 func useStore(daemon *oracle.Process, plan *workload.Plan, store string) error {
-	daemon.Config = fmt.Sprintf("content_root = %q\n", store)
+	daemon.Content = store
 	for _, c := range plan.Chains {
 		for _, l := range c.Layers {
 			if err := l.PutBlob(store); err != nil {

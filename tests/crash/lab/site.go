@@ -19,7 +19,9 @@ type site struct {
 }
 
 // newSite makes a site whose disk is not mounted.
-func newSite(fs disk.FS, size int64) (s *site, err error) {
+func newSite(fs disk.FS, size int64) (*site, error) { return makeSite(fs, size, disk.Start) }
+
+func makeSite(fs disk.FS, size int64, start func(size int64) (*disk.Disk, error)) (s *site, err error) {
 	s = &site{}
 	defer func() {
 		if err != nil {
@@ -33,7 +35,7 @@ func newSite(fs disk.FS, size int64) (s *site, err error) {
 	if err := os.Mkdir(s.mountpoint, 0o700); err != nil {
 		return s, err
 	}
-	if s.Disk, err = disk.Start(size); err != nil {
+	if s.Disk, err = start(size); err != nil {
 		return s, err
 	}
 	return s, s.Format(fs)

@@ -56,11 +56,18 @@ func (b *Bench) Close() error { return os.RemoveAll(b.Dir) }
 func (b *Bench) Daemon(binary, who string, env ...string) oracle.Process {
 	return oracle.Process{
 		Command: []string{binary, "serve", "--config", "{config}", "--root", "{root}", "--address", "{address}", "--log-level", "info"},
-		Config:  fmt.Sprintf("content_root = %q\n", "{root}/../"+oracle.ContentName),
+		Content: "{root}/../" + oracle.ContentName,
 		Env:     env,
 		Address: filepath.Join(b.Dir, who, "s"),
 		Log:     filepath.Join(b.Dir, who+".log"),
 	}
+}
+
+// OwnFiles is a daemon that syncs the files of an extraction alone, where the file system
+// allows it, whatever others have to be written.
+func OwnFiles(p oracle.Process) oracle.Process {
+	p.Config += "[diff]\nsync = \"files\"\n"
+	return p
 }
 
 // StockDaemon is containerd's overlay snapshotter as a process, or ours in its

@@ -99,7 +99,8 @@ func quiet(ctx context.Context) context.Context {
 // socket. It is started for every examination, because only a start recovers.
 type Process struct {
 	Command []string // {root} and {address} stand for what Start is given, {config} for a file with Config in it
-	Config  string   // with {root} for the same
+	Config  string   // with {root} for the same; after the line for Content
+	Content string   // content_root in that file, "" for none
 	Env     []string
 	Address string // of the socket
 	Log     string // file
@@ -127,8 +128,9 @@ func (p Process) Launch(ctx context.Context, root string) (*Running, error) {
 	if err := os.MkdirAll(filepath.Dir(p.Address), 0o700); err != nil {
 		return nil, err
 	}
-	if p.Config != "" {
-		if err := os.WriteFile(config, []byte(names.Replace(p.Config)), 0o600); err != nil {
+	if p.Content != "" {
+		text := fmt.Sprintf("content_root = %q\n%s", p.Content, p.Config)
+		if err := os.WriteFile(config, []byte(names.Replace(text)), 0o600); err != nil {
 			return nil, err
 		}
 	}
