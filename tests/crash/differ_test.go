@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
@@ -36,7 +37,7 @@ func TestDiffer(t *testing.T) {
 			t.Run(s.Name+"/"+string(fs), func(t *testing.T) {
 				s.FS, s.Seed, s.Differ, s.Daemon = fs, seed, true, b.Daemon(b.Ours, s.Name+"-"+string(fs))
 				if alone {
-					s.Daemon = lab.OwnFiles(s.Daemon)
+					s.Daemon = lab.WithSync(s.Daemon, fsync.OwnFiles)
 				}
 				r, err := lab.Record(t.Context(), s)
 				if err != nil {
@@ -82,7 +83,7 @@ func TestDifferOnFailingDisk(t *testing.T) {
 		for _, place := range []lab.Place{lab.Data, lab.Flush} {
 			t.Run(string(fs)+"/"+string(place), func(t *testing.T) { failDiffer(t, fs, place, daemon) })
 			if fs != disk.Btrfs {
-				t.Run("files/"+string(fs)+"/"+string(place), func(t *testing.T) { failDiffer(t, fs, place, lab.OwnFiles(daemon)) })
+				t.Run("files/"+string(fs)+"/"+string(place), func(t *testing.T) { failDiffer(t, fs, place, lab.WithSync(daemon, fsync.OwnFiles)) })
 			}
 		}
 	}

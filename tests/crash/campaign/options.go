@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
@@ -17,9 +18,10 @@ type Workload string
 
 // The workloads.
 const (
-	API  Workload = "api"  // calls to the snapshotter
-	Heal Workload = "heal" // the same, on layers that are damaged and heal
-	Full Workload = "full" // a containerd that pulls, removes and collects
+	API    Workload = "api"    // calls to the snapshotter
+	Differ Workload = "differ" // the same, and its diff service extracts the layers
+	Heal   Workload = "heal"   // the first, on layers that are damaged and heal
+	Full   Workload = "full"   // a containerd that pulls, removes and collects
 )
 
 // Options of a campaign.
@@ -50,8 +52,8 @@ type Foreign struct {
 // Validate returns an error for what cannot be done.
 func (o *Options) Validate() error {
 	switch {
-	case !slices.Contains([]Workload{API, Heal, Full}, o.Workload):
-		return fmt.Errorf("workload %q: want %s, %s or %s", o.Workload, API, Heal, Full)
+	case !slices.Contains([]Workload{API, Differ, Heal, Full}, o.Workload):
+		return fmt.Errorf("workload %q: want %s, %s, %s or %s", o.Workload, API, Differ, Heal, Full)
 	case o.States <= 0:
 		return fmt.Errorf("%d states: want more than none", o.States)
 	case len(o.FS) == 0:
@@ -109,7 +111,34 @@ func (o *Options) plan(fs disk.FS, round int) (options []string, size workload.S
 	if o.Workload == Heal {
 		return all[round%len(all)], healSizes[round%len(healSizes)]
 	}
+	if o.Workload == Differ {
+		// Each way meets each option: their numbers have no common divisor.
+		return all[round%len(all)], sizes[round/2%len(sizes)]
+	}
 	return all[round%len(all)], sizes[round%len(sizes)]
+}
+
+// ways are how the diff service extracts layers.
+var ways = []struct {
+	sync                 fsync.Mode
+	parallel, late, lazy bool
+}{
+	{sync: fsync.OwnFiles},
+	{sync: fsync.Syncfs},
+	{sync: fsync.OwnFiles, parallel: true},
+	{sync: fsync.Syncfs, parallel: true},
+	{sync: fsync.OwnFiles, lazy: true},
+	{sync: fsync.OwnFiles, late: true},
+	{sync: fsync.OwnFiles, parallel: true, lazy: true},
+}
+
+// differ has a recording of the workload differ made in the way of its round.
+func (o *Options) differ(s *lab.Setup, round int) {
+	if o.Workload != Differ {
+		return
+	}
+	way := ways[round%len(ways)]
+	s.Differ, s.Parallel, s.Late, s.Lazy, s.Daemon = true, way.parallel, way.late, way.lazy, lab.WithSync(s.Daemon, way.sync)
 }
 
 // heal is how a recording of the workload heal begins: every third time with
@@ -124,7 +153,7 @@ func (o *Options) heal(round int) *lab.Heal {
 // share is how many states of a first cut one recording gives. More recordings
 // are better than more states of one, and cost a few seconds each.
 func (o *Options) share() int {
-	most := map[Workload]int{API: 1500, Heal: 500, Full: 150}[o.Workload]
+	most := map[Workload]int{API: 1500, Differ: 1500, Heal: 500, Full: 150}[o.Workload]
 	return max(1, min(most, (o.States+len(o.FS)-1)/len(o.FS)))
 }
 

@@ -135,6 +135,7 @@ func (c *campaign) recording(ctx context.Context, s subject, fs disk.FS, round i
 		FS: fs, Seed: c.Options.Seed + uint64(round), Options: options, Layers: size, Idle: true,
 		Name: s.name, Generic: s.generic, Daemon: s.daemon("record"), Heal: c.Options.heal(round),
 	}
+	c.Options.differ(&setup, round)
 	dir := c.RecordingDir((&lab.Recording{FS: fs, Seed: setup.Seed, Subject: s.name}).ID())
 	r, err := lab.Load(dir)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {

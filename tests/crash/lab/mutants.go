@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
@@ -151,7 +152,7 @@ func (b *Bench) Hunt(ctx context.Context, m Mutant, seed uint64) (Catch, error) 
 func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
 	p := b.Daemon(b.Faulty, who, defects.Activate(m.Name))
 	if m.Files {
-		p = OwnFiles(p)
+		p = WithSync(p, fsync.OwnFiles)
 	}
 	return p
 }

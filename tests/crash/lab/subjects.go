@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -63,10 +64,10 @@ func (b *Bench) Daemon(binary, who string, env ...string) oracle.Process {
 	}
 }
 
-// OwnFiles is a daemon that syncs the files of an extraction alone, where the file system
-// allows it, whatever others have to be written.
-func OwnFiles(p oracle.Process) oracle.Process {
-	p.Config += "[diff]\nsync = \"files\"\n"
+// WithSync is a daemon that makes its extractions durable in one way, whatever others have
+// to be written.
+func WithSync(p oracle.Process, mode fsync.Mode) oracle.Process {
+	p.Config += fmt.Sprintf("[diff]\nsync = %q\n", mode)
 	return p
 }
 

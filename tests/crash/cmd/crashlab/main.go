@@ -26,8 +26,9 @@ const usage = `usage: crashlab VERB [FLAGS]
 
   run             cut the power in many states of a workload
     --states N      how many, at least (2000)
-    --workload W    api: calls to the snapshotter; heal: the same, on layers that
-                    are damaged and heal; full: a whole containerd (api)
+    --workload W    api: calls to the snapshotter; differ: the same, and its diff
+                    service extracts the layers; heal: api on layers that are
+                    damaged and heal; full: a whole containerd (api)
     --seed N        of workloads and states (1)
     --fs LIST       file systems: ext4,xfs,btrfs (all three)
     --state-dir D   where to keep logs and results (below /var/tmp/crashlab)
