@@ -193,7 +193,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("panel %d %q of type %q has %d queries, or a number that is taken", p.ID, p.Title, p.Type, len(p.Targets))
 		}
 		ids[p.ID] = true
-		if p.GridPos.X+p.GridPos.W > 24 || p.GridPos.Y+p.GridPos.H > 36 {
+		if p.GridPos.X+p.GridPos.W > 24 || p.GridPos.Y+p.GridPos.H > 40 {
 			t.Errorf("%s does not fit the page: %+v", p.Title, p.GridPos)
 		}
 		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
