@@ -15,6 +15,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // verbLimit is how long a verb may take; one that hangs is an error.
@@ -117,6 +121,21 @@ func (d *Daemon) Get(ctx context.Context, path string) (*http.Response, error) {
 		err = ErrNotServed
 	}
 	return nil, fmt.Errorf("%s of the daemon: %w", path, err)
+}
+
+// Metrics are the daemon's metrics by name.
+func (d *Daemon) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	resp, err := d.Get(ctx, "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	all, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of the daemon: %w", err)
+	}
+	return all, nil
 }
 
 // SnapshotDir is the directory of a snapshot: its tree, record and seal.

@@ -1,7 +1,6 @@
 package pulls
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"os"
@@ -10,11 +9,8 @@ import (
 	"strings"
 
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
-	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
 // resetPeak sets the most resident memory of a process to what it has now (proc_pid_clear_refs(5)).
@@ -64,20 +60,6 @@ func parseStat(text string) (traffic, error) {
 
 // daemonMetrics are the daemon's, by name.
 type daemonMetrics map[string]*dto.MetricFamily
-
-func scrape(ctx context.Context, d *kit.Daemon) (daemonMetrics, error) {
-	resp, err := d.Get(ctx, "/metrics")
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
-	if err != nil {
-		return nil, fmt.Errorf("metrics of the daemon: %w", err)
-	}
-	return families, nil
-}
 
 // commits is the histogram of Commits.
 func (m daemonMetrics) commits() (*Histogram, error) {

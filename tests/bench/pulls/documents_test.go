@@ -14,7 +14,10 @@ import (
 
 const product = "../../.."
 
-// committed are the reports on pulls in docs/bench, by name. Those on calls are paths-*.json.
+// others are the names of reports that are not on pulls.
+var others = regexp.MustCompile(`^(paths|layers)-`)
+
+// committed are the reports on pulls in docs/bench, by name.
 func committed(t *testing.T) map[string]*Report {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(product, "docs/bench/*.json"))
@@ -23,7 +26,7 @@ func committed(t *testing.T) map[string]*Report {
 	}
 	all := map[string]*Report{}
 	for _, file := range files {
-		if strings.HasPrefix(filepath.Base(file), "paths-") {
+		if others.MatchString(filepath.Base(file)) {
 			continue
 		}
 		r, err := Load(file)
@@ -44,7 +47,7 @@ func TestDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range regexp.MustCompile(`<!-- bench table (\S+\.json) -->`).FindAllSubmatch(document, -1) {
-		if reports[string(m[1])] == nil && !strings.HasPrefix(string(m[1]), "paths-") {
+		if reports[string(m[1])] == nil && !others.Match(m[1]) {
 			t.Errorf("docs/performance.md has the table of %s, which is not in docs/bench", m[1])
 		}
 	}

@@ -17,6 +17,22 @@ import (
 // neighborFile is how much of a file the neighbor writes to, from its beginning again and again.
 const neighborFile = 1 << 30
 
+// Neighbor is a process that writes to the pages of a file.
+type Neighbor struct{ child *child }
+
+// StartNeighbor starts one with a rate, in bytes a second. The program must call Init.
+func StartNeighbor(file string, rate int64) (*Neighbor, error) {
+	c, err := startChild("neighbor", file, strconv.FormatInt(rate, 10))
+	return &Neighbor{c}, err
+}
+
+// End ends it. The result is what it has written in bytes a second.
+func (n *Neighbor) End() (float64, error) {
+	var found neighborFound
+	err := n.child.end(&found)
+	return found.Rate, err
+}
+
 // neighborFound is what the neighbor has done.
 type neighborFound struct{ Rate float64 } // bytes a second
 
@@ -99,7 +115,7 @@ func probe(args []string) (err error) {
 	if err := errors.Join(syncErr, leaseErr); err != nil {
 		return err
 	}
-	return found(probeFound{latency(syncs), latency(leased)})
+	return found(probeFound{LatencyOf(syncs), LatencyOf(leased)})
 }
 
 // every does something at a steady pace, and returns how long each took, in seconds.

@@ -181,7 +181,8 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		if p.DaemonMemory, err = kit.Memory(x.pids[1], "VmHWM"); err != nil {
 			return p, err
 		}
-		m, err := scrape(ctx, x.node.Daemon)
+		all, err := x.node.Daemon.Metrics(ctx)
+		m := daemonMetrics(all)
 		if x.variant.base && errors.Is(err, kit.ErrNotServed) {
 			return p, x.remove(ctx, ref) // of a revision that had no metrics yet
 		}
@@ -231,7 +232,8 @@ func (x *session) idle(ctx context.Context) (float64, error) {
 // a pull: a daemon that has reached containerd has it collect its garbage.
 func (x *session) settle(ctx context.Context) error {
 	for begin := time.Now(); x.variant.daemon; time.Sleep(10 * time.Millisecond) {
-		m, err := scrape(ctx, x.node.Daemon)
+		all, err := x.node.Daemon.Metrics(ctx)
+		m := daemonMetrics(all)
 		if x.variant.base && errors.Is(err, kit.ErrNotServed) {
 			break // of a revision that had no metrics yet
 		}
@@ -283,19 +285,23 @@ func (x *session) remove(ctx context.Context, ref string) error {
 }
 
 // beside is what runs beside a pull.
-type beside struct{ neighbor, probe *child }
+type beside struct {
+	neighbor *Neighbor
+	probe    *child
+}
 
 // beside starts the neighbor, if there is to be one, and what measures its effects.
 func (x *session) beside(rate int64) (b beside, err error) {
 	if rate == 0 {
 		return b, nil
 	}
-	if b.neighbor, err = startChild("neighbor", x.disk.Path("neighbor"), strconv.FormatInt(rate, 10)); err != nil {
+	if b.neighbor, err = StartNeighbor(x.disk.Path("neighbor"), rate); err != nil {
 		return b, err
 	}
 	time.Sleep(time.Second) // until there are dirty pages
 	if b.probe, err = startChild("probe", x.disk.Path("probe"), x.node.Containerd.Address, x.node.Namespace()); err != nil {
-		return b, errors.Join(err, b.neighbor.end(nil))
+		_, e := b.neighbor.End()
+		return b, errors.Join(err, e)
 	}
 	return b, nil
 }
@@ -306,8 +312,8 @@ func (b beside) end(p *Pull) error {
 		return nil
 	}
 	var probed probeFound
-	var neighbor neighborFound
-	err := errors.Join(b.probe.end(&probed), b.neighbor.end(&neighbor))
-	p.NeighborRate, p.Fdatasync, p.Lease = neighbor.Rate, probed.Fdatasync, probed.Lease
-	return err
+	err := b.probe.end(&probed)
+	rate, e := b.neighbor.End()
+	p.NeighborRate, p.Fdatasync, p.Lease = rate, probed.Fdatasync, probed.Lease
+	return errors.Join(err, e)
 }

@@ -135,8 +135,8 @@ func (r *Report) Compare() []Comparison {
 	return all
 }
 
-// latency summarizes durations in seconds; nil for none.
-func latency(seconds []float64) *Latency {
+// LatencyOf summarizes durations in seconds; nil for none.
+func LatencyOf(seconds []float64) *Latency {
 	if len(seconds) == 0 {
 		return nil
 	}

@@ -93,10 +93,10 @@ func TestLatency(t *testing.T) {
 	for i := range 200 {
 		all = append(all, float64(200-i))
 	}
-	if got, want := *latency(all), (Latency{Count: 200, P50: 101, P99: 199, Max: 200}); got != want {
+	if got, want := *LatencyOf(all), (Latency{Count: 200, P50: 101, P99: 199, Max: 200}); got != want {
 		t.Errorf("latency %v, want %v", got, want)
 	}
-	if latency(nil) != nil {
+	if LatencyOf(nil) != nil {
 		t.Error("the latency of nothing is something")
 	}
 }

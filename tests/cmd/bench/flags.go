@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/paths"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -103,6 +104,34 @@ func parsePaths(args []string) (o paths.Options, out, name string, err error) {
 		name = "paths-" + o.FS
 	}
 	o.Command, o.Log = command(f), logged
+	return o, out, name, nil
+}
+
+// parseLayers reads the flags of layers.
+func parseLayers(args []string) (o layers.Options, out, name string, err error) {
+	f := flag.NewFlagSet("bench layers", flag.ContinueOnError)
+	f.IntVar(&o.Rounds, "rounds", 10, "chains of layers with each setting; one more warms it up")
+	f.IntVar(&o.Chain, "chain", 20, "layers of a chain")
+	neighbor := f.Int64("neighbor", 400, "MB/s at which another process writes to pages of a file on the same file system")
+	f.StringVar(&o.FS, "fs", "ext4", "the file system: ext4, xfs or btrfs")
+	f.StringVar(&out, "out", "", "the directory for the result (default bin/bench)")
+	f.StringVar(&name, "name", "", "the name of the result (default such as layers-ext4)")
+	if err := f.Parse(args); err != nil {
+		return o, "", "", err
+	}
+	if f.NArg() > 0 {
+		return o, "", "", fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if o.Rounds < 1 || o.Chain < 1 || o.Chain > 100 || *neighbor < 1 {
+		return o, "", "", errors.New("rounds and neighbor are at least 1, and chain is 1 to 100")
+	}
+	if err := defaults(map[*string]string{&out: "bin/bench"}); err != nil {
+		return o, "", "", err
+	}
+	if name == "" {
+		name = "layers-" + o.FS
+	}
+	o.Neighbor, o.Command, o.Log = *neighbor*1e6, command(f), logged
 	return o, out, name, nil
 }
 

@@ -1,7 +1,7 @@
 // Command bench measures whole pulls, and the single calls of a snapshotter, with containerd's
-// snapshotters and with durable-snapshotter, and makes tables and charts of what it has measured.
-// docs/performance.md has the meaning of the figures, packages tests/bench/pulls and
-// tests/bench/paths how they are measured.
+// snapshotters and with durable-snapshotter, and single layers beside a neighbor. It makes tables
+// and charts of what it has measured. docs/performance.md has the meaning of the figures,
+// packages tests/bench/pulls, tests/bench/paths and tests/bench/layers how they are measured.
 //
 //	go run ./cmd/bench run --out ../bin/bench --name ext4-fast
 //	go run ./cmd/bench table ../docs/bench/ext4-fast.json
@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/paths"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
@@ -29,13 +30,15 @@ const usage = `usage: go run ./cmd/bench VERB        (in tests/)
 
   run [flags]                  measures pulls, as root, prints a table, and writes NAME.json and NAME.svg
   paths [flags]                measures calls and starts, as root, prints a table, and writes NAME.json
+  layers [flags]               measures extractions and Commits of single layers beside a neighbor, as root,
+                               prints a table, and writes NAME.json
   table FILE.json              prints the table of a report
   table --into DOCUMENT FILE.json
                                replaces the table of this report in a document, or adds it at the end
   chart FILE.json              prints the chart of a report on pulls, as SVG
   compare FILE.json            prints the comparison of a report with --base
 
-  run -h, paths -h             list the flags
+  run -h, paths -h, layers -h  list the flags
 `
 
 func main() {
@@ -51,6 +54,8 @@ func main() {
 		runPulls(args)
 	case "paths":
 		runPaths(args)
+	case "layers":
+		runLayers(args)
 	case "table":
 		err = table(args)
 	case "chart":
@@ -132,7 +137,20 @@ func runPaths(args []string) {
 	})
 }
 
-// report is one of either kind.
+// runLayers measures single layers, and does not return.
+func runLayers(args []string) {
+	o, out, name, err := parseLayers(args)
+	wrong(err)
+	measure(func(ctx context.Context) error {
+		r, err := layers.Run(ctx, o)
+		if r == nil || len(r.Rows) == 0 {
+			return err
+		}
+		return save(r, "", r.Table(), out, name, err)
+	})
+}
+
+// report is one of any kind.
 type report interface {
 	Save(file string) error
 	Table() string
@@ -158,9 +176,12 @@ func save(r report, chart, table, out, name string, err error) error {
 	return errors.Join(err, failed)
 }
 
-// load reads a report of either kind.
+// load reads a report of any kind.
 func load(file string) (report, error) {
 	if r, err := paths.Load(file); err == nil {
+		return r, nil
+	}
+	if r, err := layers.Load(file); err == nil {
 		return r, nil
 	}
 	return pulls.Load(file)
