@@ -29,8 +29,8 @@ const (
 	filesOfAll = 32 << 10
 	// atOnce is how many files are waited for side by side.
 	atOnce = 8
-	// always is how many bytes others may have to write without any effect on Busy.
-	always = 64 << 20
+	// little is how many bytes others may have to write without any effect on Busy.
+	little = 64 << 20
 	// request is how many bytes a slow disk writes in the time of one more request: an
 	// eMMC has 40 MB and 1,000 requests per second.
 	request = 32 << 10
@@ -80,8 +80,7 @@ func (f *Files) Add(fd int, size int64, begun bool) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.over && !f.roomForOne() {
-		f.over = true
-		f.close()
+		f.drop()
 	}
 	if f.over {
 		return false
@@ -98,6 +97,12 @@ func (f *Files) Add(fd int, size int64, begun bool) bool {
 	return true
 }
 
+// drop keeps nothing any more. mu must be held.
+func (f *Files) drop() {
+	f.over = true
+	f.close()
+}
+
 // AddFile is Add for a file of package os that was written. The caller closes it as ever.
 func (f *Files) AddFile(file *os.File) error {
 	if f == nil {
@@ -109,8 +114,11 @@ func (f *Files) AddFile(file *os.File) error {
 	}
 	// The errors that were reported belong to what is behind both (struct file).
 	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "duplicate the descriptor of", Path: file.Name(), Err: err}
+	if err != nil { // the table of descriptors is full
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.drop()
+		return nil
 	}
 	if !f.Add(fd, st.Size(), false) {
 		return unix.Close(fd)
@@ -145,7 +153,7 @@ func (f *Files) Busy() (bool, error) {
 	if err != nil {
 		return false, nil // syncfs needs no reason
 	}
-	return dirty-waiting.Load() > always+int64(len(f.rest))*request, nil
+	return dirty-waiting.Load() > little+int64(len(f.rest))*request, nil
 }
 
 // Sync makes the files durable, and all names, links, attributes and directories that were made
