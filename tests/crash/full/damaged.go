@@ -51,8 +51,8 @@ func serving(p oracle.Process, run string, damage Damage) oracle.Process {
 	if damage == Astray {
 		store = strayDir
 	}
-	p.Config = fmt.Sprintf("content_root = %q\n[containerd]\naddress = %q\nsnapshotter = %q\ndrop_images = true\n",
-		"{root}/../"+store, filepath.Join(run, "containerd.sock"), proxied)
+	p.Content = "{root}/../" + store
+	p.Config += fmt.Sprintf("[containerd]\naddress = %q\nsnapshotter = %q\ndrop_images = true\n", filepath.Join(run, "containerd.sock"), proxied)
 	return p
 }
 
