@@ -12,7 +12,7 @@ import (
 // write is unknown. It may concern anything that was dirty on the file system,
 // and must not be retried into success.
 type Error struct {
-	Op   string // "fsync" or "syncfs"
+	Op   string // "fsync", "syncfs" or "sync_file_range"
 	Path string
 	Err  error
 }

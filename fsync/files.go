@@ -71,7 +71,7 @@ type Files struct {
 func NewFiles(dir string) *Files { return &Files{dir: dir} }
 
 // Add takes a descriptor that a file was written through, and of which nothing is written
-// any more. begun: the kernel was told to write all of it. It returns false, and leaves the
+// any more. begun: all of it is being written already (sync_file_range(2)). It returns false, and leaves the
 // descriptor to the caller, when there are too many; Complete is false from then on.
 func (f *Files) Add(fd int, size int64, begun bool) bool {
 	if f == nil {

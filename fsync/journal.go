@@ -15,7 +15,7 @@ import (
 // fast_commit. It is not so on btrfs: an fsync there writes a log of one file.
 //
 // Linux must be 5.19 or newer: before, the target of a symbolic link of 60 bytes and more is
-// on ext4 data of a file that nobody can open, and not in the journal.
+// on ext4 data of an inode that cannot be opened, and not in the journal.
 func OneJournal(dir string) bool {
 	var (
 		fs unix.Statfs_t

@@ -27,7 +27,8 @@
 //
 // # Lock order
 //
-//	apart     one sync that no Commit waits for at a time
+//	apart     one syncfs that no Commit waits for at a time; none for files alone,
+//	          whose descriptors report their errors whatever others sync
 //	syncing   one sync and what follows it at a time
 //	outage    what is left to do after a failed write; held during a probe
 //	writers   the open Writers; held briefly, innermost

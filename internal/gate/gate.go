@@ -135,7 +135,9 @@ func (g *Gate) Files() *fsync.Files {
 // may be nil, are all regular files that w has written; SyncApart closes them.
 //
 // The error of a sync beside this one may be about our pages, see Synced. All of them have
-// ended, and w is poisoned by those that have failed, when all locks were held.
+// ended, and w is poisoned by those that have failed, when all locks were held. Syncs of
+// files alone take no lock: what they fail over is in those files, or the journal, which
+// the Commit writes to.
 //
 // It ends with ctx; the sync itself, which nothing can end, goes on.
 func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) error {

@@ -67,7 +67,7 @@ func Mutants() []Mutant {
 		{Name: "apply-place-no-sync", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync the place of the tree that Apply has made"},
 		{Name: "files-not-waited-for", By: ByPower, Differs: true, Files: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not wait for the data of the files that it syncs alone"},
 		{Name: "files-begun-only", By: ByPower, Differs: true, Files: true, Lazy: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply has the kernel begin to write files, and does not wait (sync_file_range, 2 and not 7)"},
-		{Name: "files-error-swallowed", By: ByErrors, Differs: true, Files: true, Mistake: "the error of a file that is synced alone is not looked at"},
+		{Name: "files-error-swallowed", By: ByErrors, Differs: true, Files: true, Mistake: "the error of a file that is synced alone is ignored"},
 		{Name: "heal-no-sync", By: ByPower, Heals: true, Mistake: "the tree of a healed layer is not synced before it takes its place"},
 		// On ext4 and xfs the journal of the file system keeps the order.
 		{Name: "heal-ready-first", By: ByPower, Heals: true, Recovers: true, FS: disk.Btrfs, Mistake: "the journal says ready before the healed tree is in its place"},
