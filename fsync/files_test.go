@@ -93,3 +93,26 @@ func TestTooManyFiles(t *testing.T) {
 		t.Error("it is kept although another was not")
 	}
 }
+
+// TestBusy: another file with much to be written makes a syncfs the longer way, unless this
+// Files has so many files that their requests take longer still.
+func TestBusy(t *testing.T) {
+	dir := t.TempDir()
+	f, many := NewFiles(dir), NewFiles(dir)
+	many.rest = make([]int, 1<<20)
+	data := make([]byte, 3*little)
+	for range 10 { // another process may have everything written just then
+		if err := os.WriteFile(filepath.Join(dir, "other"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if busy, err := many.Busy(); busy || err != nil {
+			t.Fatalf("with a million files: %v, %v", busy, err)
+		}
+		if busy, err := f.Busy(); err != nil {
+			t.Fatal(err)
+		} else if busy {
+			return
+		}
+	}
+	t.Error("never busy beside 192 MiB to be written")
+}
