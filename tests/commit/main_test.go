@@ -21,6 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	disk.Init()
+	kit.Parallel(3)
 	os.Exit(kit.Main(m.Run))
 }
 

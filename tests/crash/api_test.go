@@ -12,9 +12,11 @@ import (
 // No layer may be lost, none reported that is not whole, nothing else wrong.
 // make test-crash does the same in as many states as there is time for.
 func TestAPI(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
+			t.Parallel()
 			want := map[disk.FS]int{disk.Ext4: 120, disk.XFS: 60, disk.Btrfs: 60}[fs]
 			r := oursOn(t, fs)
 			check := lab.Check{
@@ -50,6 +52,7 @@ func TestAPI(t *testing.T) {
 // TestGeneric does the same through nothing but the API and mounts, as it is
 // done to a snapshotter whose directories are not known.
 func TestGeneric(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	r, err := lab.Record(t.Context(), lab.Setup{
 		FS: disk.Ext4, Seed: seed, Name: "ours-generic", Generic: true, Daemon: b.Daemon(b.Ours, "generic"),

@@ -20,6 +20,7 @@ import (
 // on with it. The built-in overlayfs is the foreign one: once configured where to keep
 // its data, once insisting on a directory and a socket of its own.
 func TestCampaign(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	here := t.TempDir()
 	for _, f := range []struct {

@@ -13,9 +13,11 @@ import (
 // default it loses layers on every file system: a harness that does not see
 // that sees nothing.
 func TestControl(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
+			t.Parallel()
 			c, err := b.Control(t.Context(), fs, seed)
 			if err != nil {
 				t.Fatal(err)
@@ -35,9 +37,11 @@ func TestControl(t *testing.T) {
 // row is in the way of the next Prepare or View until a client calls Cleanup.
 // Those are counted, not forbidden.
 func TestControlWithSync(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
+			t.Parallel()
 			tally, err := b.ControlWithSync(t.Context(), fs, seed, 50)
 			if err != nil {
 				t.Fatal(err)
@@ -53,6 +57,7 @@ func TestControlWithSync(t *testing.T) {
 // TestControlGeneric loses layers of another of containerd's snapshotters, one
 // that copies: the harness needs nothing but the API to see that.
 func TestControlGeneric(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	native := func(who string) oracle.Process {
 		p := b.StockDaemon(who)

@@ -41,9 +41,11 @@ func TestCut(t *testing.T) {
 // TestCutControl is the control of the first way. The second has none: the
 // kernel goes on, so what was written stays, synced or not.
 func TestCutControl(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range []disk.FS{disk.Ext4, disk.XFS} {
 		t.Run(string(fs), func(t *testing.T) {
+			t.Parallel()
 			who := "cut-overlayfs-" + string(fs)
 			cut := lab.Cut{
 				FS: fs, Way: lab.Shutdown, Seed: seed, Times: 20, Layers: workload.Small, Name: "overlayfs",

@@ -20,6 +20,7 @@ import (
 // synced in Commit then, and on ext4 and xfs, in recordings of another kind, not in Apply
 // either. DURABLE_TEST_DIFFER_STATES has more states of each.
 func TestDiffer(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range kinds {
 		for _, s := range []lab.Setup{
@@ -35,6 +36,7 @@ func TestDiffer(t *testing.T) {
 				continue // always syncs the file system
 			}
 			t.Run(s.Name+"/"+string(fs), func(t *testing.T) {
+				t.Parallel()
 				s.FS, s.Seed, s.Differ, s.Daemon = fs, seed, true, b.Daemon(b.Ours, s.Name+"-"+string(fs))
 				if alone {
 					s.Daemon = lab.WithSync(s.Daemon, fsync.OwnFiles)
@@ -77,13 +79,23 @@ func differStates(t *testing.T) int {
 // our diff service, or a cache flush does. What was acknowledged all the same is whole. On
 // ext4 and xfs, also when it syncs the files of the layers alone.
 func TestDifferOnFailingDisk(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	for _, fs := range kinds {
-		daemon := b.Daemon(b.Ours, "failing-"+string(fs))
 		for _, place := range []lab.Place{lab.Data, lab.Flush} {
-			t.Run(string(fs)+"/"+string(place), func(t *testing.T) { failDiffer(t, fs, place, daemon) })
-			if fs != disk.Btrfs {
-				t.Run("files/"+string(fs)+"/"+string(place), func(t *testing.T) { failDiffer(t, fs, place, lab.WithSync(daemon, fsync.OwnFiles)) })
+			for _, alone := range []bool{false, true} {
+				name := string(fs) + "/" + string(place)
+				daemon := b.Daemon(b.Ours, "failing-"+string(fs)+"-"+string(place))
+				if alone {
+					if fs == disk.Btrfs {
+						continue // always syncs the file system
+					}
+					name, daemon = "files/"+name, lab.WithSync(b.Daemon(b.Ours, "failing-files-"+string(fs)+"-"+string(place)), fsync.OwnFiles)
+				}
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					failDiffer(t, fs, place, daemon)
+				})
 			}
 		}
 	}

@@ -19,6 +19,9 @@ import (
 
 func TestMain(m *testing.M) {
 	disk.Init()
+	// Not those that depend on the boot in which a daemon runs, which are the healings and
+	// TestCut: every examination is a boot of the whole namespace.
+	kit.Parallel(4)
 	// containerd's content store warns of file systems without fs-verity.
 	_ = log.SetLevel("error")
 	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))

@@ -12,6 +12,9 @@ func TestMutants(t *testing.T) {
 	b := theBench(t)
 	for _, m := range lab.Mutants() {
 		t.Run(m.Name, func(t *testing.T) {
+			if !m.Heals {
+				t.Parallel()
+			}
 			c, err := b.Hunt(t.Context(), m, seed)
 			if err != nil {
 				t.Fatal(err)
@@ -30,6 +33,9 @@ func TestNoMutant(t *testing.T) {
 	b := theBench(t)
 	for _, m := range lab.NoMutants() {
 		t.Run(m.Mistake, func(t *testing.T) {
+			if !m.Heals {
+				t.Parallel()
+			}
 			c, err := b.Hunt(t.Context(), m, seed)
 			if err != nil {
 				t.Fatal(err)

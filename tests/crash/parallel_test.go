@@ -12,6 +12,7 @@ import (
 // TestParallelUnpack cuts the power while eight layers are unpacked side by
 // side, and get their parents at Commit.
 func TestParallelUnpack(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	r, err := lab.Record(t.Context(), lab.Setup{
 		FS: disk.Ext4, Seed: seed, Name: "ours-parallel", Parallel: true,

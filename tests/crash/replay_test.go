@@ -18,6 +18,7 @@ import (
 // state of the second, where the mutant has extracted again what the first cut
 // had left undone.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	b := theBench(t)
 	m := lab.Mutant{Name: "no-syncfs"}
 	mutant := func(n int) oracle.Subject { return b.Mutation(m, fmt.Sprintf("replay-%d", n)) }

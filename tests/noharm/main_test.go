@@ -1,7 +1,6 @@
 package noharm
 
 import (
-	"flag"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,11 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	disk.Init()
-	flag.Parse()
-	// Nodes spend most of their time waiting for a daemon.
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		panic(err)
-	}
+	kit.Parallel(6)
 	os.Exit(kit.Main(func() int { return kit.InMemory(m.Run) }))
 }
 

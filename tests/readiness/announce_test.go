@@ -17,6 +17,7 @@ import (
 // healed since, is known to the CRI plugin again without a pull. One that is not
 // whole is not announced.
 func TestAnnounce(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	p := n.inUse(t)
 	check(t, n.GoOffline())

@@ -28,6 +28,7 @@ const answersFile = "testdata/answers.txt"
 // the registry has all that could be missing. NotFound is one case; all the
 // other kinds are one more, and differ in the code that users see.
 func TestAnswers(t *testing.T) {
+	t.Parallel()
 	seen := map[string]string{}
 	for _, code := range []codes.Code{codes.NotFound, codes.FailedPrecondition, codes.Unavailable, codes.DataLoss, codes.Internal} {
 		t.Run(code.String(), func(t *testing.T) { answers(t, code, seen) })

@@ -21,6 +21,7 @@ import (
 // TestDropLeaseEnds: the lease of a drop is deleted when the layer is committed again,
 // also by a daemon that was started after the drop, or after that Commit.
 func TestDropLeaseEnds(t *testing.T) {
+	t.Parallel()
 	for _, restart := range []string{"none", "before the pull", "after the pull"} {
 		t.Run(strings.ReplaceAll(restart, " ", "-"), func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true})
@@ -109,6 +110,7 @@ func (n *node) missed(t *testing.T) (rows []string) {
 // TestCollectedWhileDown: what containerd could not delete while the daemon was down goes
 // after its next start, without any other removal.
 func TestCollectedWhileDown(t *testing.T) {
+	t.Parallel()
 	for _, rebase := range []bool{false, true} {
 		t.Run(fmt.Sprintf("rebase=%v", rebase), func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true, rebase: rebase})
@@ -125,6 +127,7 @@ func TestCollectedWhileDown(t *testing.T) {
 // TestCollectSpares: a daemon whose snapshots another client than containerd has made
 // does not have them collected.
 func TestCollectSpares(t *testing.T) {
+	t.Parallel()
 	n := newNodeWith(t, nodeOptions{acts: true})
 	waitSettled(t, n.Daemon, 0)
 	sn := must[snapshots.Snapshotter](t)(n.Daemon.Snapshotter())

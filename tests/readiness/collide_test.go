@@ -186,6 +186,7 @@ func receive[T any](t testing.TB, what string, from <-chan T) (v T) {
 // TestCollide: two clients pull the same image at the same time, and one of them is
 // cancelled while its Commit is being answered. The other one pulls well.
 func TestCollide(t *testing.T) {
+	t.Parallel()
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
 			hold := &collision{}
@@ -235,6 +236,7 @@ func (c *colliding) collide(t *testing.T, hold *collision, way kit.Way, namespac
 // advised to do with a broken node; the snapshotter's is not. The first pull of each
 // image succeeds.
 func TestLostRecords(t *testing.T) {
+	t.Parallel()
 	for _, mode := range modes {
 		for _, lost := range []string{".", "io.containerd.metadata.v1.bolt/meta.db"} {
 			t.Run(fmt.Sprintf("%s,%s", mode.name, filepath.Base(filepath.Join("root", lost))), func(t *testing.T) {
@@ -270,6 +272,7 @@ func TestLostRecords(t *testing.T) {
 // that its layers stay with the daemon, and the namespace is removed and made again,
 // so that its numbers begin anew. The first pull succeeds.
 func TestNumbersBeginAnew(t *testing.T) {
+	t.Parallel()
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
 			c := newColliding(t, mode.rebase, true)

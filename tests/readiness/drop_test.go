@@ -110,6 +110,7 @@ func rewrite(file string, change func([]byte) []byte) error {
 // image unknown, and the next pull makes it whole. What was good is not fetched
 // again.
 func TestDrop(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
@@ -179,6 +180,7 @@ func (n *node) wantNoKeys(t testing.TB, img kit.Pushed, first int) {
 // that nothing but containerd's records shows which layers the image has. The
 // snapshotter's rows are not read either: they may have been lost.
 func TestDropDocuments(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
@@ -226,6 +228,7 @@ func inodes(t testing.TB, files []string) (all []uint64) {
 // TestDropShared: images that have the damaged layer go together; one that shares
 // only good layers below it stays as it is, snapshots included.
 func TestDropShared(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
@@ -268,6 +271,7 @@ func TestDropShared(t *testing.T) {
 // TestDropElsewhere: a bad blob is bad in every namespace, because the file is one.
 // An image of another namespace whose layers are whole keeps running.
 func TestDropElsewhere(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	p := n.inUse(t)
 	elsewhere := func(args ...string) (string, error) {
@@ -299,6 +303,7 @@ func TestDropElsewhere(t *testing.T) {
 // TestDropOffline: without a registry, the image is gone after Drop, and Drop reports
 // so.
 func TestDropOffline(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	check(t, n.pull(t, n.app))

@@ -52,6 +52,7 @@ func (n *node) keeps(t *testing.T, o repull.Options, words ...string) {
 // TestDropGoodBlob: as long as containerd has a good blob of the layer, with what leads
 // to it, nothing is dropped, whatever the snapshotter reports of its own verification.
 func TestDropGoodBlob(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.app))
 	n.damage(t, n.app, 1)
@@ -133,6 +134,7 @@ func (n *node) store(t *testing.T, ctx context.Context, m ocispec.Manifest) ocis
 // TestDropDespiteLiar: a manifest in another namespace that claims the layer for a
 // blob that is none does not prevent the repair of the image.
 func TestDropDespiteLiar(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	p := n.inUse(t)
 	_, cl := n.client(t)
@@ -160,6 +162,7 @@ func TestDropDespiteLiar(t *testing.T) {
 // and before anything that cannot; its refusal leaves no trace, and neither does a
 // blob that is good again by then.
 func TestDropConfirm(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.app))
 	bad := n.Blob(n.app.Layers[1].Digest)
@@ -215,6 +218,7 @@ func TestDropConfirm(t *testing.T) {
 // TestDropLeavesNoStreams: a daemon that drops for years must not keep a stream of
 // each drop.
 func TestDropLeavesNoStreams(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	var streams []context.Context
 	c := n.repairer(t, grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, call grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
@@ -241,6 +245,7 @@ func TestDropLeavesNoStreams(t *testing.T) {
 // TestDropHeldDiscarded: a container holds the layer, and its blob was never kept. The
 // command that the error names brings it.
 func TestDropHeldDiscarded(t *testing.T) {
+	t.Parallel()
 	n := newNodeWith(t, nodeOptions{images: "discard_unpacked_layers = true"})
 	p := n.inUse(t)
 	n.collect(t)

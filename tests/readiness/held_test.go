@@ -17,6 +17,7 @@ import (
 // TestDropHeld: nothing changes while a container holds the damaged layer, running
 // or not. The error names it, and both of its cures work.
 func TestDropHeld(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	p := n.inUse(t)
 	ended := must[string](t)(p.create(t, n.app, "echo"))
@@ -89,6 +90,7 @@ func TestDropHeld(t *testing.T) {
 // TestDropStrangers: what stands on the damaged layer and belongs to no image goes
 // with it when no client can be using it, and else is named as what holds it.
 func TestDropStrangers(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	p := n.inUse(t)
 	ctx, cl := n.client(t)

@@ -182,6 +182,7 @@ func (h *heritage) repaired(t *testing.T, args ...string) {
 // the directory that the layer inherits from. It has the owner and mode of the base's
 // tar at once, and after the base was healed, and was right from the beginning.
 func TestInheritedFromDamagedParent(t *testing.T) {
+	t.Parallel()
 	for _, rebase := range []bool{false, true} {
 		t.Run(fmt.Sprint("rebase=", rebase), func(t *testing.T) {
 			h := newHeritage(t, rebase)
@@ -212,6 +213,7 @@ func TestInheritedFromDamagedParent(t *testing.T) {
 // TestInheritedDefect: the test above sees the planted defect, for ever: the old
 // daemon never finds what it has sealed.
 func TestInheritedDefect(t *testing.T) {
+	t.Parallel()
 	h := newHeritage(t, false, fromDisk)
 	heads := h.push(t)
 	h.onDamagedBase(t, kit.ByTransfer, heads)
@@ -228,6 +230,7 @@ func TestInheritedDefect(t *testing.T) {
 // damaged base had are found and extracted again: when the base is healed, and when a
 // daemon starts whose base was healed before. Images and names stay.
 func TestInheritedByOlderVersion(t *testing.T) {
+	t.Parallel()
 	for _, rebase := range []bool{false, true} {
 		for name, mend := range map[string]func(t *testing.T, h *heritage){
 			"base healed": func(t *testing.T, h *heritage) {
@@ -276,6 +279,7 @@ func TestInheritedByOlderVersion(t *testing.T) {
 // to be inherited. The pull fails and reports why; the base is healed meanwhile, and
 // another pull succeeds.
 func TestInheritedWithoutSeal(t *testing.T) {
+	t.Parallel()
 	for _, rebase := range []bool{false, true} {
 		t.Run(fmt.Sprint("rebase=", rebase), func(t *testing.T) {
 			h := newHeritage(t, rebase)

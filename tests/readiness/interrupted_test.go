@@ -47,6 +47,7 @@ func changes(method string) bool {
 // between the image may be listed, but then the damaged layer is there, by which it is
 // found again.
 func TestDropInterrupted(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))

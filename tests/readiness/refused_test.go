@@ -56,6 +56,7 @@ func (n *node) forget(t *testing.T, key string) {
 // reason that nothing shows. The names stay, and no lease does. When the reason is gone,
 // the drop is done.
 func TestDropRefused(t *testing.T) {
+	t.Parallel()
 	n := newNodeWith(t, nodeOptions{acts: true})
 	n.refused(t)
 	if names := n.names(t, n.app); len(names) != 3 {
@@ -96,6 +97,7 @@ func (n *node) linked(t *testing.T, i int) {
 // TestDropPastLinks: containerd refuses to remove the damaged layer, or one on it,
 // because of a link to a snapshot that is not there any more.
 func TestDropPastLinks(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		on    string
 		layer int

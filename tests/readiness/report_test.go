@@ -21,6 +21,7 @@ import (
 // image is healed, or not listed; either way the next pull or start works. Nothing
 // but the daemon does anything about it.
 func TestReport(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name                                string
 		blob, containerd, daemon, noNetwork bool
@@ -64,6 +65,7 @@ func TestReport(t *testing.T) {
 // image, on which every pod stands. What runs goes on; what is new waits until
 // an operator brings the blob back with the command that the log names.
 func TestReportHeld(t *testing.T) {
+	t.Parallel()
 	n := newNodeWith(t, nodeOptions{acts: true})
 	p := n.inUse(t)
 	running := must[string](t)(p.create(t, n.app, "wait"))

@@ -27,6 +27,7 @@ import (
 // Drop does the rest, also when it was a document of the image that was bad and has been
 // deleted.
 func TestDropFailsAtEachStep(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	check(t, n.pull(t, n.app))
 	for i, blob := range n.fatal(t) {
@@ -86,6 +87,7 @@ func (n *node) failsAt(t *testing.T, blob digest.Digest, call int) bool {
 // TestDropKilled: the daemon or containerd is killed before each step of a drop. In the
 // end the image is there and runs, for a kubelet that pulls only what is not listed.
 func TestDropKilled(t *testing.T) {
+	t.Parallel()
 	for _, victim := range []string{"daemon", "containerd"} {
 		t.Run(victim, func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true})

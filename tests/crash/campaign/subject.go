@@ -12,7 +12,7 @@ type subject struct {
 	name     string
 	generic  bool // its directories are not known
 	strict   bool // it promises what durable-snapshotter promises
-	workers  int
+	workers  int  // as many as lab.Check has by itself when 0
 	daemon   func(who string) oracle.Process
 	recovers func(worker int) oracle.Subject // recovers and answers in a state
 	sample   func(worker int) oracle.Subject // the same in every so manieth
@@ -33,7 +33,7 @@ func (c *campaign) sockets() string                { return c.bench.Dir }
 func subjectOf(o Options, p processes) subject {
 	if o.Foreign == nil {
 		return subject{
-			name: "ours", strict: true, workers: 2, daemon: p.ours,
+			name: "ours", strict: true, daemon: p.ours,
 			recovers: func(int) oracle.Subject { return oracle.InProcess{} },
 			// The daemon itself, which costs ten times as much.
 			sample: func(n int) oracle.Subject { return p.ours(fmt.Sprintf("boot-%d", n)) },
@@ -41,7 +41,7 @@ func subjectOf(o Options, p processes) subject {
 		}
 	}
 	f := o.Foreign
-	s := subject{name: "foreign", generic: true, workers: 2}
+	s := subject{name: "foreign", generic: true}
 	s.daemon = func(who string) oracle.Process {
 		program := oracle.Process{
 			Command: []string{"sh", "-c", "exec " + f.Start},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,7 +33,7 @@ type Check struct {
 	// cuts the recovery of every Nested-th state again. Never when 0.
 	Deep, Nested int
 	Strict       bool              // hold the subject to what only durable-snapshotter promises
-	Workers      int               // 2 when 0
+	Workers      int               // examine side by side, each on a disk of its own; workers when 0
 	Until        func(Result) bool // stops the check when it returns true; may be nil
 	Each         func(Result)      // gets every result; may be nil
 	// Keep gets the log of every recovery that is cut again, before it is: with
@@ -199,9 +198,13 @@ func (w *worker) subject(i int) oracle.Subject {
 	return w.Subject(w.number)
 }
 
+// workers is more than there are processors: an examination waits for its loop device, and a
+// cut recovery for the process that records, more than it computes.
+const workers = 4
+
 func (c *Check) workers() int {
 	if c.Workers == 0 {
-		return min(2, runtime.GOMAXPROCS(0))
+		return workers
 	}
 	return c.Workers
 }

@@ -216,7 +216,7 @@ func (b *Bench) huntErrors(ctx context.Context, c *Catch, seed uint64) error {
 	for _, observed := range []bool{false, true} {
 		for k := 0; !c.Caught; k += step {
 			f := Failing{
-				FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name, Daemon: b.Mutation(c.Mutant, "hunt-"+c.Mutant.Name), Differ: c.Mutant.Differs,
+				FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name, Daemon: b.Mutation(c.Mutant, c.Mutant.who()), Differ: c.Mutant.Differs,
 				Place: Data, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: observed,
 			}
 			failed, err := f.Run(ctx)

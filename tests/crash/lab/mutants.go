@@ -148,6 +148,14 @@ func (b *Bench) Hunt(ctx context.Context, m Mutant, seed uint64) (Catch, error) 
 	return c, err
 }
 
+// who keeps the daemons of several hunts at a time apart.
+func (m Mutant) who() string {
+	if m.Name != "" {
+		return "hunt-" + m.Name
+	}
+	return "hunt-" + strings.NewReplacer(" ", "-", ":", "", ",", "", "/", "").Replace(m.Mistake)
+}
+
 // Mutation is the daemon with the defect awake.
 func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
 	p := b.Daemon(b.Faulty, who, defects.Activate(m.Name))
@@ -158,7 +166,7 @@ func (b *Bench) Mutation(m Mutant, who string) oracle.Process {
 }
 
 func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
-	who := "hunt-" + c.Mutant.Name
+	who := c.Mutant.who()
 	setup := Setup{
 		FS: c.FS, Seed: seed, Name: "mutant-" + c.Mutant.Name,
 		Daemon: b.Mutation(c.Mutant, who), Patient: c.Mutant.Patient, Layers: c.Mutant.Layers,
