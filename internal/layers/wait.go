@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/verify"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -32,6 +33,9 @@ func (s *Layers) Wait(ctx context.Context, name string, topOnly bool) error {
 // Of layers that are known to be ready nothing is read but an lstat: of each, or
 // with topOnly of the snapshot itself.
 func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) error {
+	if s.table.whole(name, topOnly) {
+		return nil
+	}
 	chain, err := s.table.chain(name)
 	if err != nil {
 		return err
@@ -45,6 +49,40 @@ func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) err
 		}
 	}
 	return nil
+}
+
+// whole is ensureReady where there is nothing to do or to wait for, which is nearly always:
+// the lock is held once for the whole chain.
+func (t *table) whole(name string, topOnly bool) bool {
+	ids, ready := t.readyIDs(name)
+	if !ready {
+		return false
+	}
+	if topOnly {
+		ids = ids[:1]
+	}
+	for _, id := range ids {
+		if _, damaged := verify.Root(t.root.Tree(id)); damaged {
+			return false
+		}
+	}
+	return true
+}
+
+// readyIDs returns the numbers of a committed snapshot and of what is below it, the base
+// last, if all of them are known to be whole and nothing is being done about one.
+func (t *table) readyIDs(name string) (ids []uint64, ready bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name != "" {
+		l := t.layers[name]
+		if l == nil || l.work != nil || !t.needsNoWork(l) || t.verdict(l) != nil {
+			return nil, false
+		}
+		ids = append(ids, l.entry.ID)
+		name = l.entry.Parent
+	}
+	return ids, true
 }
 
 // errStopping is the answer to callers that wait when the daemon is stopped.

@@ -115,11 +115,14 @@ func examine(ctx context.Context, root string, e storage.CommitEntry, o Options)
 
 // Root reports, after one lstat, whether a layer has no tree any more.
 func Root(tree string) (f finding.Finding, damaged bool) {
-	st, err := os.Lstat(tree)
+	var st unix.Stat_t
+	err := unix.Lstat(tree, &st) // often: os.Lstat allocates
 	switch {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return finding.Finding{}, false
 	case err == nil:
-		return finding.Finding{Path: ".", What: "type", Want: "dir", Have: st.Mode().Type().String()}, !st.IsDir()
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return finding.Finding{Path: ".", What: "type", Want: "dir", Have: mtree.TypeName(st.Mode)}, true
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return finding.Finding{Path: ".", What: "missing"}, true
 	}
 	// Nothing about the layer: an xfs that has shut itself down returns EIO for all.
