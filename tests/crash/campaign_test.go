@@ -35,7 +35,7 @@ func TestCampaign(t *testing.T) {
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "campaign")
-			o := campaign.Options{Workload: campaign.API, Seed: seed, FS: []disk.FS{disk.Ext4}, Foreign: &f.foreign, States: 30}
+			o := campaign.Options{Workload: campaign.API, Seed: seed, FS: []disk.FS{disk.Ext4}, Foreign: &f.foreign, States: 16}
 
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()

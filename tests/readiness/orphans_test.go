@@ -22,7 +22,6 @@ import (
 // its snapshots have stayed. The verb finds them, and removes them and nothing else,
 // with the daemon running or not; without containerd's answer it does nothing.
 func TestOrphans(t *testing.T) {
-	t.Parallel()
 	for _, live := range []bool{true, false} {
 		t.Run("daemon="+strconv.FormatBool(live), func(t *testing.T) {
 			s := newOrphanage(t)
@@ -109,7 +108,6 @@ func TestOrphans(t *testing.T) {
 // TestOrphansOfOthers: containerd's garbage collection deletes what any other client has
 // made with the snapshotter. Then the verb does not start one.
 func TestOrphansOfOthers(t *testing.T) {
-	t.Parallel()
 	s := newOrphanage(t)
 	sn := must[snapshots.Snapshotter](t)(s.Daemon.Snapshotter())
 	defer sn.Close()
