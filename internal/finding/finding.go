@@ -5,6 +5,7 @@ package finding
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,4 +48,23 @@ func Unreadable(path string, err error) *Finding {
 	var errno unix.Errno
 	errors.As(err, &errno) // tree.Unreadable has seen it
 	return &Finding{Path: path, What: "unreadable", Have: errno.Error()}
+}
+
+// Merge adds findings to those of a deeper verification, up to most in all.
+func Merge(deeper, more []Finding, most int) []Finding {
+	all := slices.Clone(deeper)
+	for _, f := range more {
+		if len(all) < most && !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// Texts are the first findings, for the log.
+func Texts(findings []Finding) (texts []string) {
+	for _, f := range findings[:min(len(findings), 5)] {
+		texts = append(texts, f.String())
+	}
+	return texts
 }

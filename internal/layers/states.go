@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -167,13 +166,13 @@ func (t *table) note(ctx context.Context, l *layer, c verify.Result) (taken bool
 	case c.State == storage.StateDamaged && damaged:
 		// What was found deeper is still so, whatever a shallower one finds now.
 		if !c.Depth.Covers(was.Depth) {
-			c.Findings, c.Depth = mergeFindings(was.Findings, c.Findings), was.Depth
+			c.Findings, c.Depth = finding.Merge(was.Findings, c.Findings, verify.MaxFindings), was.Depth
 		}
 		next.Findings, next.Depth = c.Findings, c.Depth
 	case c.State == storage.StateDamaged:
 		next.State, next.Findings, next.Depth, next.Reason = storage.StateDamaged, c.Findings, c.Depth, c.Reason
 		l.heals, l.noBlob = idle.Pause{}, false
-		log.G(ctx).WithFields(log.Fields{"event": "layer_damaged", "name": l.entry.Name, "id": l.entry.ID, "depth": c.Depth, "findings": findingTexts(c.Findings), "reason": c.Reason}).
+		log.G(ctx).WithFields(log.Fields{"event": "layer_damaged", "name": l.entry.Name, "id": l.entry.ID, "depth": c.Depth, "findings": finding.Texts(c.Findings), "reason": c.Reason}).
 			Error("a layer is damaged")
 		t.brake.Found(l.entry.ID, c.Findings)
 	case c.State != storage.StateReady && c.State != verify.NotComparable:
@@ -185,7 +184,7 @@ func (t *table) note(ctx context.Context, l *layer, c verify.Result) (taken bool
 		return false
 	default:
 		if damaged {
-			log.G(ctx).WithFields(log.Fields{"name": l.entry.Name, "id": l.entry.ID, "depth": c.Depth, "was": findingTexts(was.Findings)}).
+			log.G(ctx).WithFields(log.Fields{"name": l.entry.Name, "id": l.entry.ID, "depth": c.Depth, "was": finding.Texts(was.Findings)}).
 				Warn("a layer that was found damaged is whole now; nothing was replaced")
 			t.brake.Cleared(l.entry.ID)
 		}
@@ -200,25 +199,6 @@ func (t *table) note(ctx context.Context, l *layer, c verify.Result) (taken bool
 	t.put(l, func(s *storage.StateEntry) { *s = next })
 	t.announce(l)
 	return true
-}
-
-// mergeFindings adds findings to those of a deeper verification.
-func mergeFindings(deeper, more []finding.Finding) []finding.Finding {
-	all := slices.Clone(deeper)
-	for _, f := range more {
-		if len(all) < verify.MaxFindings && !slices.Contains(all, f) {
-			all = append(all, f)
-		}
-	}
-	return all
-}
-
-// findingTexts are the first findings, for the log.
-func findingTexts(findings []finding.Finding) (texts []string) {
-	for _, f := range findings[:min(len(findings), 5)] {
-		texts = append(texts, f.String())
-	}
-	return texts
 }
 
 // readyState is the state of a layer that was just extracted again.

@@ -80,11 +80,10 @@ func (t *table) add(e storage.CommitEntry, s storage.StateEntry) *layer {
 
 // find returns the entry of a committed name. t.mu is held.
 func (t *table) find(name string) (storage.CommitEntry, bool) {
-	l := t.layers[name]
-	if l == nil {
-		return storage.CommitEntry{}, false
+	if l := t.layers[name]; l != nil {
+		return l.entry, true
 	}
-	return l.entry, true
+	return storage.CommitEntry{}, false
 }
 
 // Drop forgets a committed snapshot that is no more. Another one may have taken
@@ -104,17 +103,6 @@ func (t *table) get(name string) *layer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.layers[name]
-}
-
-// takeBack undoes add after its transaction has failed; before is what get returned
-// earlier.
-func (t *table) takeBack(name string, id uint64, before *layer) {
-	t.Drop(name, id)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if before != nil && t.layers[name] == nil {
-		t.layers[name] = before
-	}
 }
 
 // chain returns a committed snapshot and what is below it, the base first.
@@ -241,7 +229,14 @@ func (t *table) Add(e storage.CommitEntry) *Added {
 }
 
 // TakeBack undoes Add after its transaction has failed.
-func (a *Added) TakeBack() { a.t.takeBack(a.entry.Name, a.entry.ID, a.before) }
+func (a *Added) TakeBack() {
+	a.t.Drop(a.entry.Name, a.entry.ID)
+	a.t.mu.Lock()
+	defer a.t.mu.Unlock()
+	if a.before != nil && a.t.layers[a.entry.Name] == nil {
+		a.t.layers[a.entry.Name] = a.before
+	}
+}
 
 // Replaces is called when the transaction has removed the snapshot that had the name.
 func (a *Added) Replaces() {

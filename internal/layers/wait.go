@@ -3,6 +3,7 @@ package layers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -51,38 +52,26 @@ func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) err
 	return nil
 }
 
-// whole is ensureReady where there is nothing to do or to wait for, which is nearly always:
-// the lock is held once for the whole chain.
+// whole is ensureReady where nothing is to be done, nearly always: one lock for a chain.
 func (t *table) whole(name string, topOnly bool) bool {
-	ids, ready := t.readyIDs(name)
-	if !ready {
-		return false
-	}
-	if topOnly {
-		ids = ids[:1]
-	}
-	for _, id := range ids {
-		if _, damaged := verify.Root(t.root.Tree(id)); damaged {
+	var ids []uint64
+	t.mu.Lock()
+	for at := name; at != ""; {
+		l := t.layers[at]
+		if l == nil || l.work != nil || !t.needsNoWork(l) || t.verdict(l) != nil {
+			t.mu.Unlock()
 			return false
 		}
-	}
-	return true
-}
-
-// readyIDs returns the numbers of a committed snapshot and of what is below it, the base
-// last, if all of them are known to be whole and nothing is being done about one.
-func (t *table) readyIDs(name string) (ids []uint64, ready bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for name != "" {
-		l := t.layers[name]
-		if l == nil || l.work != nil || !t.needsNoWork(l) || t.verdict(l) != nil {
-			return nil, false
+		if !topOnly || at == name {
+			ids = append(ids, l.entry.ID)
 		}
-		ids = append(ids, l.entry.ID)
-		name = l.entry.Parent
+		at = l.entry.Parent
 	}
-	return ids, true
+	t.mu.Unlock()
+	return !slices.ContainsFunc(ids, func(id uint64) bool {
+		_, damaged := verify.Root(t.root.Tree(id))
+		return damaged
+	})
 }
 
 // errStopping is the answer to callers that wait when the daemon is stopped.
