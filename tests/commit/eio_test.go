@@ -82,10 +82,10 @@ func (a *ailing) sweep(t *testing.T, want []kit.Tree, kind diskKind, times int) 
 	return nil
 }
 
-// TestDiskErrors lets every request of a kind fail in turn, and every third and all that
-// follow it, until the chain is unpacked without any failing. Whatever fails, no acknowledged layer is less
-// than whole after the next boot, nothing that failed is ever committed, and the
-// daemon goes on answering.
+// TestDiskErrors lets every request of a kind fail in turn, and every third with all that
+// follow it, until the chain is unpacked without any failing. Whatever fails, no
+// acknowledged layer is less than whole after the next boot, nothing that failed is ever
+// committed, and the daemon goes on answering.
 func TestDiskErrors(t *testing.T) {
 	want := reference(t, layers)
 	for _, fs := range []disk.FS{disk.Btrfs, disk.Ext4, disk.XFS} {

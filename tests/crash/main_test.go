@@ -19,8 +19,8 @@ import (
 
 func TestMain(m *testing.M) {
 	disk.Init()
-	// Not those that depend on the boot in which a daemon runs, which are the healings and
-	// TestCut: every examination is a boot of the whole namespace.
+	// A test is alone if it depends on the boot in which a daemon runs, as healings and TestCut
+	// do: every examination is a boot of the whole namespace.
 	kit.Parallel(4)
 	// containerd's content store warns of file systems without fs-verity.
 	_ = log.SetLevel("error")
