@@ -37,5 +37,5 @@
 //	blob_test.go      without a good blob it stays damaged, and is refused
 //	contents_test.go  content is compared although blobs are gone
 //	scrub_test.go     the daemon verifies by itself, when it is configured to
-//	healthy_test.go   1,000 layers that are whole are never called anything else
+//	healthy_test.go   1,200 layers that are whole are never called anything else
 package damage

@@ -19,12 +19,12 @@ import (
 )
 
 const (
-	healthyChains = 40 // of
+	healthyChains = 16 // of
 	chainLength   = 25 // layers each
 	healthyLayers = healthyChains * chainLength
 )
 
-// TestNoFalseAlarm makes 1,000 layers of all that file systems can hold on each
+// TestNoFalseAlarm makes 400 layers of all that file systems can hold on each
 // of them, puts some to use, and has them verified, metadata and content: with
 // the daemon running and stopped, after clean restarts and after unclean shutdowns.
 // All are ready, always.
@@ -79,7 +79,7 @@ func TestNoFalseAlarm(t *testing.T) {
 	})
 }
 
-// healthy is a daemon with 1,000 layers that are whole.
+// healthy is a daemon with layers that are whole.
 type healthy struct {
 	fs     string
 	daemon *kit.Daemon
