@@ -168,6 +168,9 @@ func TestReadme(t *testing.T) {
 					u.losePower(t)
 				}
 				u.follow(t, b)
+				if b.mark == p.name && !cut {
+					u.follow(t, b) // pasted once more, it changes nothing
+				}
 				if t.Failed() {
 					t.FailNow()
 				}
