@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -200,14 +201,30 @@ func (c *Containerd) Client() (*client.Client, error) {
 // 250 commands): when it deletes the process it stops reading, also if it has not begun to
 // (containerd's client/process.go:258; containerd/fifo's Close). Such a command that has
 // printed nothing is run again: what is not there does not come by that.
+//
+// Each container has a cgroup of its own. ctr names it after the namespace and the container,
+// so that two containerds with containers of one name would share it: runc refuses the second.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
-	argv := append([]string{c.opts.Binaries.Ctr, "--address", c.Address, "--namespace", c.Namespace}, args...)
+	argv := []string{c.opts.Binaries.Ctr, "--address", c.Address, "--namespace", c.Namespace}
+	argv = append(argv, inCgroup(args, fmt.Sprintf("/%s/%d", c.Namespace, cgroups.Add(1)))...)
 	for try := 1; ; try++ {
 		out, err := run(ctx, "", []string{"PATH=" + c.opts.Binaries.Dir + ":" + os.Getenv("PATH")}, argv...)
 		if err != nil || out != "" || try == 5 || !prints(args) {
 			return out, err
 		}
 	}
+}
+
+// cgroups numbers the cgroups of containers that Ctr runs.
+var cgroups atomic.Int64
+
+// inCgroup adds a cgroup to a command of ctr that runs a container, unless it has one.
+func inCgroup(args []string, group string) []string {
+	run := slices.Index(args, "run")
+	if run < 0 || slices.Contains(args, "--cgroup") {
+		return args
+	}
+	return slices.Insert(slices.Clone(args), run+1, "--cgroup", group)
 }
 
 // prints reports whether a command of ctr runs one in a container and prints its output.

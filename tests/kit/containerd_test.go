@@ -22,3 +22,16 @@ func TestPrints(t *testing.T) {
 		}
 	}
 }
+
+// TestInCgroup: a container that is run has the cgroup of its own, or that of the command.
+func TestInCgroup(t *testing.T) {
+	for command, want := range map[string]string{
+		"--namespace n run --rm ref id":    "--namespace n run --cgroup /g --rm ref id",
+		"run --cgroup /other -d ref id":    "run --cgroup /other -d ref id",
+		"task exec --exec-id x id /bin/ls": "task exec --exec-id x id /bin/ls",
+	} {
+		if got := strings.Join(inCgroup(strings.Fields(command), "/g"), " "); got != want {
+			t.Errorf("%s: %s, want %s", command, got, want)
+		}
+	}
+}

@@ -195,13 +195,13 @@ func (n *node) whole(t testing.TB, all ...image) {
 	}
 }
 
-// name is the name of a container, which names a cgroup, too.
+// name is the name of a container.
 func (n *node) name(id string) string { return fmt.Sprintf("%s-%d", id, n.Number) }
 
 // run runs a container with ctr.
 func (n *node) run(t testing.TB, flag string, img image, id string, command ...string) string {
 	t.Helper()
-	args := []string{"run", flag, "--cgroup", "/" + n.Containerd.Namespace + "/" + n.name(id), "--snapshotter", "durable", img.Ref, n.name(id)}
+	args := []string{"run", flag, "--snapshotter", "durable", img.Ref, n.name(id)}
 	return kittest.Ctr(t, n.Node, append(args, command...)...)
 }
 

@@ -155,6 +155,7 @@ func (r records) watch(img kit.Pushed, key string, ended chan struct{}) (problem
 // layer below it is lost, and its blob. The image is dropped, no name goes while the
 // key is in the way, the next pull is good, and the removal of all leaves nothing.
 func TestDropPastAbandonedKeys(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		way    string
 		kills  bool // containerd; else the client dies, whose own unpacker would tidy up

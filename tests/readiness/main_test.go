@@ -15,8 +15,7 @@ import (
 var update = flag.Bool("update", false, "write testdata/answers.txt from what this run has seen")
 
 func TestMain(m *testing.M) {
-	// A test is alone if it depends on how soon an answer comes, lets the machine boot, or runs
-	// containers under names that another one uses: those have the same cgroup.
+	// A test is alone if it depends on how soon an answer comes, or lets the machine boot.
 	kit.Parallel(3)
 	// What is tested here is who says what about a layer, not how long a disk takes
 	// to sync it.

@@ -22,6 +22,7 @@ import (
 // its snapshots have stayed. The verb finds them, and removes them and nothing else,
 // with the daemon running or not; without containerd's answer it does nothing.
 func TestOrphans(t *testing.T) {
+	t.Parallel()
 	for _, live := range []bool{true, false} {
 		t.Run("daemon="+strconv.FormatBool(live), func(t *testing.T) {
 			s := newOrphanage(t)
