@@ -13,7 +13,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-var every = flag.Bool("every", false, "let each single request fail, on btrfs too")
+var every = flag.Bool("every", false, "let each single request fail")
 
 // diskKind is a kind of failure of a disk.
 type diskKind struct {
@@ -27,20 +27,20 @@ type diskKind struct {
 // ways for a write to fail: a disk that is thinly provisioned and has no more
 // space, and one that tears a page.
 func (a *ailing) kinds() []diskKind {
-	// A commit of btrfs writes more than a hundred blocks of its trees one by
-	// one, all of them alike.
-	trees, others := 1, 4
+	// A file is many requests, all of them alike. So are the blocks of btrfs' trees, of
+	// which a commit writes more than a hundred, with a flush for each of its many syncs.
+	files, trees, flushes, others := 2, 1, 1, 4
 	if a.fs == disk.Btrfs {
-		trees, others = 4, 8
+		trees, flushes, others = 8, 3, 8
 	}
 	if *every {
-		trees, others = 1, 1
+		files, trees, flushes, others = 1, 1, 1, 1
 	}
 	both := []int{0, 1}
 	kinds := []diskKind{
-		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO}, 1, both},
+		{"data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO}, files, both},
 		{"journal", disk.Fault{Op: disk.OpWrite, Ranges: a.journal, Errno: syscall.EIO}, trees, both},
-		{"flush", disk.Fault{Op: disk.OpFlush, Errno: syscall.EIO}, 1, both},
+		{"flush", disk.Fault{Op: disk.OpFlush, Errno: syscall.EIO}, flushes, both},
 		{"no space for data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.ENOSPC}, others, []int{1}},
 		{"torn data", disk.Fault{Op: disk.OpWrite, Ranges: a.data, Errno: syscall.EIO, Short: 512}, others, []int{1}},
 	}
@@ -82,9 +82,9 @@ func (a *ailing) sweep(t *testing.T, want []kit.Tree, kind diskKind, times int) 
 	return nil
 }
 
-// TestDiskErrors lets every request of a kind fail in turn, and every third with all that
-// follow it, until the chain is unpacked without any failing. Whatever fails, no
-// acknowledged layer is less than whole after the next boot, nothing that failed is ever
+// TestDiskErrors lets requests of a kind fail, one in each pass, and every third of these
+// with all that follow it, until the chain is unpacked without any failing. Whatever fails,
+// no acknowledged layer is less than whole after the next boot, nothing that failed is ever
 // committed, and the daemon goes on answering.
 func TestDiskErrors(t *testing.T) {
 	want := reference(t, layers)
