@@ -50,8 +50,18 @@ func TestReport(t *testing.T) {
 			}
 			n.startAgain(t)
 
-			if c.containerd && n.present(t, n.app) == c.blob {
-				t.Errorf("the image is listed after the restart: %v", !c.blob)
+			switch {
+			case c.containerd && c.blob:
+				// When the top snapshot is dropped already, and its names are not, a
+				// containerd that starts lists the image, until they are.
+				waitFor(t, time.Minute, func() error {
+					if n.known(t, n.app) {
+						return errors.New("the image is listed after the restart")
+					}
+					return nil
+				})
+			case c.containerd && !n.present(t, n.app):
+				t.Error("the image is not listed after the restart")
 			}
 			n.asKubelet(t, p, n.app)
 			if !n.present(t, n.app) {
