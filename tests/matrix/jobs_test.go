@@ -69,7 +69,7 @@ func survives(t testing.TB, n *node) {
 	}
 	n.whole(t, byCtr, byCRI)
 	n.undamaged(t)
-	kittest.Ctr(t, n.Node, "task", "start", "--detach", n.name("cut"))
+	kittest.Ctr(t, n.Node, "task", "start", "--detach", "cut")
 	if got := n.exec(t, "cut", "cat", "/etc/note"); got != "synced" {
 		t.Errorf("what the container has synced is %q", got)
 	}

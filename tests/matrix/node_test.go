@@ -195,27 +195,24 @@ func (n *node) whole(t testing.TB, all ...image) {
 	}
 }
 
-// name is the name of a container.
-func (n *node) name(id string) string { return fmt.Sprintf("%s-%d", id, n.Number) }
-
 // run runs a container with ctr.
 func (n *node) run(t testing.TB, flag string, img image, id string, command ...string) string {
 	t.Helper()
-	args := []string{"run", flag, "--snapshotter", "durable", img.Ref, n.name(id)}
+	args := []string{"run", flag, "--snapshotter", "durable", img.Ref, id}
 	return kittest.Ctr(t, n.Node, append(args, command...)...)
 }
 
 // exec runs the guest program in a running container.
 func (n *node) exec(t testing.TB, id string, args ...string) string {
 	t.Helper()
-	return kittest.Exec(t, n.Node, n.name(id), args...)
+	return kittest.Exec(t, n.Node, id, args...)
 }
 
 // remove removes a container that runs.
 func (n *node) remove(t testing.TB, id string) {
 	t.Helper()
-	kittest.Ctr(t, n.Node, "task", "rm", "--force", n.name(id))
-	kittest.Ctr(t, n.Node, "container", "rm", n.name(id))
+	kittest.Ctr(t, n.Node, "task", "rm", "--force", id)
+	kittest.Ctr(t, n.Node, "container", "rm", id)
 }
 
 // top is the daemon's row of the top layer of an image. Of a layer that is there twice it is
