@@ -81,6 +81,9 @@ func (c *Containerd) Use(d *Daemon) error {
 
 func (c *Containerd) configPath() string { return filepath.Join(c.opts.RunDir, "config.toml") }
 
+// state is containerd's directory below /run: a boot empties it.
+func (c *Containerd) state() string { return filepath.Join(c.opts.RunDir, "state") }
+
 // LogPath is the file all starts of this containerd log to.
 func (c *Containerd) LogPath() string { return filepath.Join(c.opts.RunDir, "containerd.log") }
 
@@ -89,7 +92,7 @@ func (c *Containerd) LogPath() string { return filepath.Join(c.opts.RunDir, "con
 func (c *Containerd) config() string {
 	var b strings.Builder
 	v3 := c.opts.ConfigVersion >= 3
-	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\n", c.opts.ConfigVersion, c.Root, filepath.Join(c.opts.RunDir, "state"))
+	fmt.Fprintf(&b, "version = %d\nroot = %q\nstate = %q\n", c.opts.ConfigVersion, c.Root, c.state())
 	if c.opts.CRI == nil {
 		if v3 {
 			b.WriteString("disabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri']\n")
@@ -202,11 +205,14 @@ func (c *Containerd) Client() (*client.Client, error) {
 // (containerd's client/process.go:258; containerd/fifo's Close). Such a command that has
 // printed nothing is run again: what is not there does not come by that.
 //
-// Each container has a cgroup of its own. ctr names it after the namespace and the container,
-// so that two containerds with containers of one name would share it: runc refuses the second.
+// Each container has a cgroup of its own, and those of each containerd a directory of their
+// own for the state of runc, which a boot empties. ctr and the shim name both after the
+// namespace and the container (the directory is below /run/containerd/runc), so that two
+// containerds with containers of one name would share them: runc refuses the second, or loses
+// its state when the first is deleted.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
 	argv := []string{c.opts.Binaries.Ctr, "--address", c.Address, "--namespace", c.Namespace}
-	argv = append(argv, inCgroup(args, fmt.Sprintf("/%s/%d", c.Namespace, cgroups.Add(1)))...)
+	argv = append(argv, ownPlaces(args, fmt.Sprintf("/%s/%d", c.Namespace, cgroups.Add(1)), filepath.Join(c.state(), "runc"))...)
 	for try := 1; ; try++ {
 		out, err := run(ctx, "", []string{"PATH=" + c.opts.Binaries.Dir + ":" + os.Getenv("PATH")}, argv...)
 		if err != nil || out != "" || try == 5 || !prints(args) {
@@ -218,13 +224,14 @@ func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
 // cgroups numbers the cgroups of containers that Ctr runs.
 var cgroups atomic.Int64
 
-// inCgroup adds a cgroup to a command of ctr that runs a container, unless it has one.
-func inCgroup(args []string, group string) []string {
+// ownPlaces adds, to a command of ctr that runs a container, the cgroup of the container and the
+// directory for the state of runc, unless the command has a cgroup.
+func ownPlaces(args []string, cgroup, runc string) []string {
 	run := slices.Index(args, "run")
 	if run < 0 || slices.Contains(args, "--cgroup") {
 		return args
 	}
-	return slices.Insert(slices.Clone(args), run+1, "--cgroup", group)
+	return slices.Insert(slices.Clone(args), run+1, "--cgroup", cgroup, "--runc-root", runc)
 }
 
 // prints reports whether a command of ctr runs one in a container and prints its output.

@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"context"
 	"strings"
 	"testing"
 )
@@ -23,15 +24,34 @@ func TestPrints(t *testing.T) {
 	}
 }
 
-// TestInCgroup: a container that is run has the cgroup of its own, or that of the command.
-func TestInCgroup(t *testing.T) {
-	for command, want := range map[string]string{
-		"--namespace n run --rm ref id":    "--namespace n run --cgroup /g --rm ref id",
-		"run --cgroup /other -d ref id":    "run --cgroup /other -d ref id",
-		"task exec --exec-id x id /bin/ls": "task exec --exec-id x id /bin/ls",
-	} {
-		if got := strings.Join(inCgroup(strings.Fields(command), "/g"), " "); got != want {
-			t.Errorf("%s: %s, want %s", command, got, want)
+// TestOwnPlaces: two containerds run containers of one name in one namespace at the same time.
+func TestOwnPlaces(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
 		}
+	}
+	b, err := Build(t.Context())
+	must(err)
+	reg, err := StartRegistry(t.TempDir())
+	must(err)
+	t.Cleanup(func() { must(reg.Close()) })
+	img, err := Runnable(t.Context())
+	must(err)
+	pushed, err := Push(t.Context(), reg, "app", img)
+	must(err)
+	for range 2 {
+		c, err := StartContainerd(t.Context(), ContainerdOptions{Binaries: b, Dir: t.TempDir()})
+		must(err)
+		t.Cleanup(func() { must(c.Stop()) })
+		_, err = c.Ctr(t.Context(), "image", "pull", "--plain-http", pushed.Ref)
+		must(err)
+		_, err = c.Ctr(t.Context(), "run", "--detach", pushed.Ref, "one-name", "/bin/guest", "wait")
+		must(err)
+		t.Cleanup(func() {
+			_, err := c.Ctr(context.WithoutCancel(t.Context()), "task", "rm", "--force", "one-name")
+			must(err)
+		})
 	}
 }

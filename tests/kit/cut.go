@@ -33,7 +33,7 @@ func (n *Node) CutPower() error {
 		if err := n.Containerd.KillContainers(); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(filepath.Join(n.Containerd.opts.RunDir, "state")); err != nil {
+		if err := os.RemoveAll(n.Containerd.state()); err != nil {
 			return err
 		}
 	}
