@@ -23,8 +23,7 @@ func TestCampaign(t *testing.T) {
 	t.Parallel()
 	b := theBench(t)
 	here := t.TempDir()
-	// An early state loses nothing, and cuts of its recovery are more than a dozen states.
-	const states = 48
+	const states = 12
 	for _, f := range []struct {
 		name    string
 		foreign campaign.Foreign

@@ -42,7 +42,7 @@ func TestControlWithSync(t *testing.T) {
 	for _, fs := range kinds {
 		t.Run(string(fs), func(t *testing.T) {
 			t.Parallel()
-			tally, err := b.ControlWithSync(t.Context(), fs, seed, 50)
+			tally, err := b.ControlWithSync(t.Context(), fs, seed, 24)
 			if err != nil {
 				t.Fatal(err)
 			}

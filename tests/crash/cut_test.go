@@ -23,7 +23,7 @@ func TestCut(t *testing.T) {
 		who := fmt.Sprintf("cut-%s-%s", w.fs, w.way)
 		t.Run(string(w.fs)+"/"+string(w.way), func(t *testing.T) {
 			cut := lab.Cut{
-				FS: w.fs, Way: w.way, Seed: seed, Times: 8, Layers: workload.Small, Name: "ours",
+				FS: w.fs, Way: w.way, Seed: seed, Times: 4, Layers: workload.Small, Name: "ours",
 				Daemon: b.Daemon(b.Ours, who), Subject: b.Daemon(b.Ours, who), Strict: true,
 			}
 			tally, err := cut.Run(t.Context())

@@ -161,8 +161,7 @@ func TestDropPastAbandonedKeys(t *testing.T) {
 		kills  bool // containerd; else the client dies, whose own unpacker would tidy up
 		rebase bool
 	}{
-		{byCRI, true, false}, {byTransfer, true, false}, {byClient, true, false}, {byClient, false, false},
-		{byCRI, true, true}, {byTransfer, true, true}, {byClient, true, true}, {byClient, false, true},
+		{byCRI, true, false}, {byTransfer, true, true}, {byClient, true, false}, {byClient, false, true}, {byCRI, true, true},
 	} {
 		t.Run(fmt.Sprintf("%s,containerd=%v,rebase=%v", strings.ReplaceAll(c.way, " ", "-"), c.kills, c.rebase), func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true, rebase: c.rebase})

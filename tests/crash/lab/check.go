@@ -30,7 +30,8 @@ type Check struct {
 	Sample func(worker int) oracle.Subject
 	Every  int
 	// Deep makes every Deep-th examination extract and mount everything, and Nested
-	// cuts the recovery of every Nested-th state again. Never when 0.
+	// cuts the recovery of one state in Nested again, of those in the middle: of the
+	// first of a log, there is nothing to recover. Never when 0.
 	Deep, Nested int
 	Strict       bool              // hold the subject to what only durable-snapshotter promises
 	Workers      int               // examine side by side, each on a disk of its own; workers when 0
@@ -113,7 +114,7 @@ func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.
 		if w.report(result, retried) {
 			done.Store(true)
 		}
-		if c.Nested > 0 && i%c.Nested == 0 && result.Verdict == Survived {
+		if c.Nested > 0 && i%c.Nested == c.Nested/2 && result.Verdict == Survived {
 			if err := w.nested(ctx, c.Cases[i], done); err != nil {
 				return err
 			}

@@ -11,7 +11,7 @@ import (
 
 // controlStates bounds a control: when so many states of the built-in overlayfs
 // are examined and no layer is lost, something is wrong with the harness.
-const controlStates = 120
+const controlStates = 40
 
 // Control does to containerd's built-in overlayfs what is done to ours, until a
 // layer is lost. One that loses nothing is an error that wraps ErrBroken.

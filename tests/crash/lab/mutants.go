@@ -120,6 +120,8 @@ const (
 	huntRounds = 10
 	huntStates = 400
 	healStates = 120 // of a recording of healing
+
+	quietStates = 50 // of a recording without a defect: more than nearly all mutants need
 )
 
 // Hunt looks for the defect of a mutant until it shows. A mutant without a name
@@ -183,7 +185,7 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	cases := stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates}))
 	switch {
 	case c.Mutant.Name == "":
-		cases = Some(cases, huntStates/4) // nothing will end it
+		cases = Some(cases, quietStates) // nothing will end it
 	case c.Mutant.Heals:
 		// What was damaged, and what heals in which moment, is another with the
 		// next seed: it shows there sooner than in the rest of these states.
