@@ -159,7 +159,12 @@ func (n *node) startsAnew(t *testing.T) {
 func (n *node) tryStart(t *testing.T) error {
 	t.Helper()
 	c := &container{name: fmt.Sprintf("new-%d", n.Number), log: newLog(t)}
-	_, err := n.Ctr(t.Context(), append([]string{"run", "--rm", "--log-uri", "file://" + c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)...)
+	args := append([]string{"run", "--rm", "--log-uri", "file://" + c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name}, witnessArgs("1")...)
+	_, err := n.Ctr(t.Context(), args...)
+	// Prepare waits a second for a layer that heals, so as not to keep containerd's lock.
+	for deadline := time.Now().Add(time.Minute); err != nil && strings.Contains(err.Error(), "try again") && time.Now().Before(deadline); {
+		_, err = n.Ctr(t.Context(), args...)
+	}
 	if err != nil {
 		printed, _ := os.ReadFile(c.log.Path) // there may be none
 		return fmt.Errorf("%w\n%s", err, printed)
