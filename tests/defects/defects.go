@@ -35,6 +35,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
@@ -59,9 +60,12 @@ var functions embed.FS
 
 // Build compiles the daemon with all defects and with the build tag faults, and returns
 // the path of the binary.
-func Build(ctx context.Context) (string, error) {
-	return BuildAs(ctx, "durable-snapshotter-defects", nil)
-}
+func Build(context.Context) (string, error) { return build() }
+
+// build does it once: what is planted does not change while a test runs.
+var build = sync.OnceValues(func() (string, error) {
+	return BuildAs(context.Background(), "durable-snapshotter-defects", nil)
+})
 
 // BuildAs is Build with the name of the binary. It replaces further files: the keys are
 // absolute paths of originals, the values those of their replacements.

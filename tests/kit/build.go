@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,11 +90,22 @@ func BuildTool(ctx context.Context, dir string) (string, error) {
 	return path, nil
 }
 
+// built has the builds of this process, as their arguments. What is compiled does not
+// change while a test runs, and to find that out takes the go command a second.
+var built sync.Map
+
 func goBuild(ctx context.Context, dir, out string, args ...string) error {
+	id := strings.Join(append([]string{dir, out}, args...), "\x00")
+	if _, done := built.Load(id); done {
+		return nil
+	}
 	// -buildvcs=false: git refuses to answer root about a checkout that another
 	// user owns, and the build would fail with it.
 	argv := append([]string{"go", "build", "-trimpath", "-buildvcs=false", "-o", out}, args...)
 	_, err := run(ctx, dir, []string{"CGO_ENABLED=0"}, argv...)
+	if err == nil {
+		built.Store(id, true)
+	}
 	return err
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
@@ -29,22 +28,15 @@ func NewBench() (*Bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bench{Dir: dir, Stock: filepath.Join(dir, "stocksnapshotter")}
+	b := &Bench{Dir: dir}
 	if b.Ours, err = kit.BuildDaemon(ctx, "durable-snapshotter"); err != nil {
 		return nil, err
 	}
 	if b.Faulty, err = defects.Build(ctx); err != nil {
 		return nil, err
 	}
-	tests, err := kit.Module(ctx)
-	if err != nil {
+	if b.Stock, err = kit.BuildTool(ctx, "crash/cmd/stocksnapshotter"); err != nil {
 		return nil, err
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", b.Stock, "./crash/cmd/stocksnapshotter")
-	build.Dir = tests
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build stocksnapshotter: %w: %s", err, out)
 	}
 	return b, nil
 }
