@@ -34,7 +34,7 @@ func TestSuite(t *testing.T) {
 		return
 	}
 	disk := newDisk(t, kit.DiskOptions{})
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSuite$", "-test.v", "-test.timeout=5m")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSuite$", "-test.v", "-test.timeout=0") // it ends with this one
 	cmd.Env = append(os.Environ(), suiteVar+"=1", "TMPDIR="+disk.Path())
 	out, err := cmd.CombinedOutput()
 	if err != nil {

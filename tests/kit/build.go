@@ -32,7 +32,7 @@ type Binaries struct {
 // requires, and the daemon from the tree. Go's build cache makes all but the
 // first call cheap.
 func Build(ctx context.Context) (Binaries, error) {
-	tests, bin, unlock, err := binDir(ctx)
+	tests, bin, unlock, err := binDir(ctx, programs)
 	if err != nil {
 		return Binaries{}, err
 	}
@@ -63,7 +63,7 @@ func Build(ctx context.Context) (Binaries, error) {
 // BuildDaemon compiles a variant of the daemon, such as one with a build tag,
 // under another name beside the standard one and returns its path.
 func BuildDaemon(ctx context.Context, name string, flags ...string) (string, error) {
-	tests, bin, unlock, err := binDir(ctx)
+	tests, bin, unlock, err := binDir(ctx, programs)
 	if err != nil {
 		return "", err
 	}
@@ -78,7 +78,7 @@ func BuildDaemon(ctx context.Context, name string, flags ...string) (string, err
 // BuildTool compiles a program of the tests module, named by its directory there,
 // without symbols, and returns its path.
 func BuildTool(ctx context.Context, dir string) (string, error) {
-	tests, bin, unlock, err := binDir(ctx)
+	tests, bin, unlock, err := binDir(ctx, programs)
 	if err != nil {
 		return "", err
 	}
@@ -109,10 +109,14 @@ func goBuild(ctx context.Context, dir, out string, args ...string) error {
 	return err
 }
 
+// programs are what nearly every test needs, and takes seconds once the compiler has
+// been at work. What takes minutes has a lock of its own in binDir.
+const programs = "programs"
+
 // binDir finds the module of the tests and the directory for the binaries, and
-// locks the latter: go test runs packages side by side, and a binary that is
+// locks what of the latter: go test runs packages side by side, and a binary that is
 // replaced while another process starts it fails with "text file busy".
-func binDir(ctx context.Context) (tests, bin string, unlock func(), err error) {
+func binDir(ctx context.Context, what string) (tests, bin string, unlock func(), err error) {
 	if tests, err = Module(ctx); err != nil {
 		return "", "", nil, err
 	}
@@ -122,7 +126,7 @@ func binDir(ctx context.Context) (tests, bin string, unlock func(), err error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", "", nil, fmt.Errorf("build: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(bin, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(filepath.Join(bin, ".lock-"+what), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return "", "", nil, fmt.Errorf("build: %w", err)
 	}

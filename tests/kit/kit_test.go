@@ -116,6 +116,18 @@ func TestUnmountWaits(t *testing.T) {
 	}
 }
 
+// TestLocks: a build of minutes does not keep a test from the programs that all tests need.
+func TestLocks(t *testing.T) {
+	t.Setenv(binVar, t.TempDir())
+	for _, what := range []string{"containerd-1.7.35", programs} {
+		_, _, unlock, err := binDir(t.Context(), what) // for ever, if they have one lock
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+	}
+}
+
 // TestDiff changes one property at a time and expects the fingerprint to show it.
 func TestDiff(t *testing.T) {
 	changes := map[string]func(file string) error{
