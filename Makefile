@@ -86,7 +86,7 @@ test-packages: MORE := $(PACKAGES_TOOLS)
 test-packages: deps ## install, upgrade and purge the packages on machines with systemd and OpenRC; follow README there
 	cd tests && DURABLE_TEST_PACKAGES=1 $(GO) test -count=1 -timeout 60m -v ./packaging
 
-# make test does it with the two newest lines of containerd. The first run compiles five
+# make test does it with containerd 2.0 and the newest. The first run compiles five
 # releases and BuildKit, which takes half an hour; they stay in tests/.bin.
 test-matrix: deps ## pull, run, power cut, heal, repair and CRI with every release of containerd, and BuildKit; prints README's table
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 120m -v ./matrix
