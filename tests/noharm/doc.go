@@ -4,11 +4,12 @@
 //
 // # The node
 //
-// containerd with its CRI plugin and the daemon, which scrubs all the time and may
-// drop images, on a disk of its own; an image of three layers with one of each
+// containerd with its CRI plugin and the daemon, which scrubs every two seconds and
+// may drop images, on a disk of its own; an image of three layers with one of each
 // kind of entry that some tool treats in its own way; a container on it, which
 // observes; and no registry any more, so that what is dropped stays away. It is
-// there for each file system, with the blobs of the layers and without them.
+// there on ext4 with the blobs of the layers and without them, on xfs without, and on
+// btrfs with them; with -six-nodes on each in both ways.
 //
 // # The events
 //

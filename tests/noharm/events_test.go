@@ -23,6 +23,7 @@ import (
 // For the search for what an event does.
 var (
 	only     = flag.String("events", "", "run only the events whose names match the regular expression")
+	sixNodes = flag.Bool("six-nodes", false, "run them on xfs with blobs and on btrfs without, too")
 	together = flag.Bool("together", false, "do not try events one by one when there are problems with all of them")
 )
 

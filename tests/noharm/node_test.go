@@ -76,7 +76,7 @@ func newNode(t testing.TB, fs string, o nodeOptions) *node {
 
 func newNodeOn(t testing.TB, v volume, o nodeOptions) *node {
 	t.Helper()
-	n := &node{volume: v, blobs: o.blobs, env: o.env, run: scratch(t), deep: true, interval: "500ms"}
+	n := &node{volume: v, blobs: o.blobs, env: o.env, run: scratch(t), deep: true, interval: "2s"}
 	b := must[built](t)(image())
 	if o.many > 0 {
 		b = must[built](t)(imageOfMany(o.many))
