@@ -30,7 +30,7 @@ func TestAPI(t *testing.T) {
 				// Every 25th examination is of the daemon itself, which is what
 				// runs on a node; it costs ten times as much.
 				Sample: daemons(b, "boot-"+string(fs)), Every: 25,
-				Deep: 25, Nested: 100, Strict: true,
+				Deep: 25, Nested: 100, Inner: 20, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {

@@ -33,6 +33,7 @@ type Check struct {
 	// cuts the recovery of one state in Nested again, of those in the middle: of the
 	// first of a log, there is nothing to recover. Never when 0.
 	Deep, Nested int
+	Inner        int               // states of each such second cut, about; 40 when 0
 	Strict       bool              // hold the subject to what only durable-snapshotter promises
 	Workers      int               // examine side by side, each on a disk of its own; workers when 0
 	Until        func(Result) bool // stops the check when it returns true; may be nil

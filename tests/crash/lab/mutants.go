@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -183,6 +185,10 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 		return err
 	}
 	cases := stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates}))
+	// Most mutants show when all that was written until then is on the disk.
+	slices.SortStableFunc(cases, func(a, b state.Case) int {
+		return cmp.Compare(min(a.State.Class, state.Flushed), min(b.State.Class, state.Flushed))
+	})
 	switch {
 	case c.Mutant.Name == "":
 		cases = Some(cases, quietStates) // nothing will end it

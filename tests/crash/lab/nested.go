@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"path/filepath"
 	"sync/atomic"
@@ -69,16 +70,17 @@ func (w *worker) nested(ctx context.Context, outer state.Case, done *atomic.Bool
 	return inner.run(ctx, done)
 }
 
-// innerWant bounds the states of one recovery.
+// innerWant bounds the states of one recovery, when the check does not.
 const innerWant = 40
 
 func (n *innerCheck) run(ctx context.Context, done *atomic.Bool) error {
 	var player *state.Player
 	var on *disk.Plain
 	marks := workload.Marks(n.log.Entries)
-	cases := state.Enumerate(n.log, state.Options{Seed: uint64(n.outer.State.Point), Want: innerWant})
+	want := cmp.Or(n.Inner, innerWant)
+	cases := state.Enumerate(n.log, state.Options{Seed: uint64(n.outer.State.Point), Want: want})
 	// prefix is made at every point: of a long recovery, an even part of it.
-	step := max(1, len(cases)/innerWant)
+	step := max(1, len(cases)/want)
 	for i := 0; i < len(cases) && !done.Load(); i += step {
 		if ctx.Err() != nil {
 			return ctx.Err()
