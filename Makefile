@@ -68,7 +68,7 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 # disks, for digests of content and for containerd, more than they compute. The
 # longest come first, so that none is left over at the end.
 test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
-	$(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
+	DURABLE_KIT_SUITE=$$(date +%s.%N) $(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
 		'$(GO) test -json -count=1 -p 3 -timeout 40m ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 3 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./matrix ./... || bad=1; exit $${bad:-0}'
 
 # make test starts every text of docs/containerd.md with four releases; this one

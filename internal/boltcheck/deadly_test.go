@@ -157,7 +157,7 @@ func TestDeadlyPages(t *testing.T) {
 			} else {
 				t.Log("Check:", output)
 			}
-			code, output := child(t, "bbolt", path, 5*time.Second)
+			code, output := child(t, "bbolt", path, 2*time.Second)
 			if code == childRead || code == childDamaged || code == childFailed {
 				t.Errorf("bbolt by itself: exit status %d: %s: not deadly any more, is Check needed?", code, output)
 			} else {

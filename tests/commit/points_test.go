@@ -14,7 +14,7 @@ import (
 // product returns the directory of the module under test.
 func product(t *testing.T) string {
 	t.Helper()
-	return filepath.Dir(must[string](t)(kit.Module(t.Context())))
+	return filepath.Dir(must[string](t)(kit.Module()))
 }
 
 // killPoints reads the names of the kill points from the source, because the

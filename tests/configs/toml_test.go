@@ -14,7 +14,7 @@ import (
 // text goes.
 func documented(t *testing.T) map[string]string {
 	t.Helper()
-	module := must[string](t)(kit.Module(t.Context()))
+	module := must[string](t)(kit.Module())
 	texts := map[string]string{}
 	for _, name := range []string{"README.md", "docs/containerd.md"} {
 		b := must[[]byte](t)(os.ReadFile(filepath.Join(module, "..", name)))

@@ -17,7 +17,7 @@ import (
 // A program that is linked statically reads the time from the kernel; only its own
 // time.Now can return another.
 var Clock = sync.OnceValues(func() (string, error) {
-	tests, err := kit.Module(context.Background())
+	tests, err := kit.Module()
 	if err != nil {
 		return "", err
 	}

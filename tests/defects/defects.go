@@ -70,7 +70,7 @@ var build = sync.OnceValues(func() (string, error) {
 // BuildAs is Build with the name of the binary. It replaces further files: the keys are
 // absolute paths of originals, the values those of their replacements.
 func BuildAs(ctx context.Context, name string, others map[string]string) (string, error) {
-	tests, err := kit.Module(ctx)
+	tests, err := kit.Module()
 	if err != nil {
 		return "", err
 	}

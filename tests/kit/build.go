@@ -18,6 +18,9 @@ const (
 	// daemonVar names a durable-snapshotter that exists already, to test a
 	// released binary or one built with the race detector.
 	daemonVar = "DURABLE_KIT_DAEMON"
+	// suiteVar names a run of tests. While its value stays the same, what was compiled
+	// is up to date: make test sets it for its many processes.
+	suiteVar = "DURABLE_KIT_SUITE"
 )
 
 // Binaries are the programs of one containerd, and the daemon under test.
@@ -32,7 +35,7 @@ type Binaries struct {
 // requires, and the daemon from the tree. Go's build cache makes all but the
 // first call cheap.
 func Build(ctx context.Context) (Binaries, error) {
-	tests, bin, unlock, err := binDir(ctx, programs)
+	tests, bin, unlock, err := binDir(programs)
 	if err != nil {
 		return Binaries{}, err
 	}
@@ -63,7 +66,7 @@ func Build(ctx context.Context) (Binaries, error) {
 // BuildDaemon compiles a variant of the daemon, such as one with a build tag,
 // under another name beside the standard one and returns its path.
 func BuildDaemon(ctx context.Context, name string, flags ...string) (string, error) {
-	tests, bin, unlock, err := binDir(ctx, programs)
+	tests, bin, unlock, err := binDir(programs)
 	if err != nil {
 		return "", err
 	}
@@ -78,7 +81,7 @@ func BuildDaemon(ctx context.Context, name string, flags ...string) (string, err
 // BuildTool compiles a program of the tests module, named by its directory there,
 // without symbols, and returns its path.
 func BuildTool(ctx context.Context, dir string) (string, error) {
-	tests, bin, unlock, err := binDir(ctx, programs)
+	tests, bin, unlock, err := binDir(programs)
 	if err != nil {
 		return "", err
 	}
@@ -90,23 +93,38 @@ func BuildTool(ctx context.Context, dir string) (string, error) {
 	return path, nil
 }
 
-// built has the builds of this process, as their arguments. What is compiled does not
-// change while a test runs, and to find that out takes the go command a second.
+// built has the builds of this process. What is compiled does not change while a test
+// runs, and to find that out takes the go command seconds.
 var built sync.Map
 
+// goBuild compiles into out, a file or a directory with a slash at its end, unless this
+// process has done so, or another one of the same run of tests, see suiteVar.
 func goBuild(ctx context.Context, dir, out string, args ...string) error {
-	id := strings.Join(append([]string{dir, out}, args...), "\x00")
-	if _, done := built.Load(id); done {
+	id := []string{os.Getenv(suiteVar), dir, out}
+	for i, arg := range args {
+		if i > 0 && args[i-1] == "-overlay" {
+			arg = "" // a path of its own each time, with the same in it
+		}
+		id = append(id, arg)
+	}
+	key := strings.Join(id, "\x00")
+	if _, done := built.Load(key); done {
 		return nil
+	}
+	stamp := filepath.Join(filepath.Dir(out), ".built-"+filepath.Base(out))
+	if last, err := os.ReadFile(stamp); err == nil && string(last) == key && id[0] != "" {
+		if _, err := os.Stat(out); err == nil {
+			return nil
+		}
 	}
 	// -buildvcs=false: git refuses to answer root about a checkout that another
 	// user owns, and the build would fail with it.
 	argv := append([]string{"go", "build", "-trimpath", "-buildvcs=false", "-o", out}, args...)
-	_, err := run(ctx, dir, []string{"CGO_ENABLED=0"}, argv...)
-	if err == nil {
-		built.Store(id, true)
+	if _, err := run(ctx, dir, []string{"CGO_ENABLED=0"}, argv...); err != nil {
+		return err
 	}
-	return err
+	built.Store(key, true)
+	return os.WriteFile(stamp, []byte(key), 0o644)
 }
 
 // programs are what nearly every test needs, and takes seconds once the compiler has
@@ -116,8 +134,8 @@ const programs = "programs"
 // binDir finds the module of the tests and the directory for the binaries, and
 // locks what of the latter: go test runs packages side by side, and a binary that is
 // replaced while another process starts it fails with "text file busy".
-func binDir(ctx context.Context, what string) (tests, bin string, unlock func(), err error) {
-	if tests, err = Module(ctx); err != nil {
+func binDir(what string) (tests, bin string, unlock func(), err error) {
+	if tests, err = Module(); err != nil {
 		return "", "", nil, err
 	}
 	if bin = os.Getenv(binVar); bin == "" {
@@ -138,12 +156,16 @@ func binDir(ctx context.Context, what string) (tests, bin string, unlock func(),
 
 // Module returns the directory of the tests module, from any directory of
 // either module.
-func Module(ctx context.Context) (string, error) {
-	out, err := run(ctx, "", nil, "go", "env", "GOMOD")
+func Module() (string, error) {
+	dir, err := os.Getwd()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("find the tests module: %w", err)
 	}
-	dir := filepath.Dir(strings.TrimSpace(out))
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil || dir == "/" {
+			break
+		}
+	}
 	if filepath.Base(dir) != "tests" {
 		dir = filepath.Join(dir, "tests")
 	}

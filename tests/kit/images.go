@@ -225,7 +225,7 @@ func Runnable(ctx context.Context) (Image, error) {
 // machine that can run these tests has anyway: the Go toolchain, the sources of
 // some modules, and the programs that Build makes.
 func Large(ctx context.Context, b Binaries) (Image, error) {
-	tests, err := Module(ctx)
+	tests, err := Module()
 	if err != nil {
 		return Image{}, err
 	}

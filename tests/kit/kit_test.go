@@ -120,11 +120,53 @@ func TestUnmountWaits(t *testing.T) {
 func TestLocks(t *testing.T) {
 	t.Setenv(binVar, t.TempDir())
 	for _, what := range []string{"containerd-1.7.35", programs} {
-		_, _, unlock, err := binDir(t.Context(), what) // for ever, if they have one lock
+		_, _, unlock, err := binDir(what) // for ever, if they have one lock
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer unlock()
+	}
+}
+
+// TestBuildOnce: of the processes of one run of tests, the first builds.
+func TestBuildOnce(t *testing.T) {
+	t.Setenv(binVar, t.TempDir())
+	build := func(run string) string {
+		t.Helper()
+		t.Setenv(suiteVar, run)
+		built.Clear() // as in another process
+		path, err := BuildTool(t.Context(), "damage/witness")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	path := build("one")
+	whole, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		run   string
+		again bool
+	}{{"one", false}, {"two", true}, {"two", false}, {"", true}, {"", true}} {
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		build(c.run)
+		now, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again := now.Size() == whole.Size(); again != c.again {
+			t.Errorf("run %q: built again: %t, want %t", c.run, again, c.again)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(build("two")); err != nil {
+		t.Errorf("the binary was removed: %v", err)
 	}
 }
 

@@ -27,7 +27,7 @@ const kubeletModule = "node/kubelet"
 // tests/node/kubelet requires, unless an earlier call did, and returns its path.
 // The first call downloads 240 modules and compiles for ten minutes and more.
 func BuildKubelet(ctx context.Context) (string, error) {
-	tests, bin, unlock, err := binDir(ctx, "kubelet")
+	tests, bin, unlock, err := binDir("kubelet")
 	if err != nil {
 		return "", err
 	}

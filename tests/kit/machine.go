@@ -18,7 +18,7 @@ import (
 // made at the first use, which takes minutes, and kept beside the binaries. It must be
 // copied, not changed: see [StartMachine].
 func DebianRoot(ctx context.Context, packages ...string) (string, error) {
-	_, bin, unlock, err := binDir(ctx, "machine")
+	_, bin, unlock, err := binDir("machine")
 	if err != nil {
 		return "", err
 	}

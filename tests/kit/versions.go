@@ -46,7 +46,7 @@ func (b Binaries) Release(ctx context.Context, release string) (Binaries, error)
 	if release == Current {
 		return b, nil
 	}
-	_, bin, unlock, err := binDir(ctx, "containerd-"+release)
+	_, bin, unlock, err := binDir("containerd-" + release)
 	if err != nil {
 		return Binaries{}, err
 	}
@@ -117,7 +117,7 @@ func buildRelease(ctx context.Context, release, work string) (string, error) {
 // a directory beside the binaries of [Build], and returns that. It takes minutes at the
 // first call with these go.mod and go.sum.
 func BuildModule(ctx context.Context, module string, programs ...string) (string, error) {
-	tests, bin, unlock, err := binDir(ctx, strings.ReplaceAll(module, "/", "-"))
+	tests, bin, unlock, err := binDir(strings.ReplaceAll(module, "/", "-"))
 	if err != nil {
 		return "", err
 	}

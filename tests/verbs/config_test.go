@@ -16,7 +16,7 @@ import (
 // TestConfigDefault compares what the program calls its defaults with the file
 // that users copy.
 func TestConfigDefault(t *testing.T) {
-	module, err := kit.Module(t.Context())
+	module, err := kit.Module()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func Load(file string, schema int, report any) error {
 
 // Git asks about the repository, which may belong to another user than root.
 func Git(ctx context.Context, args ...string) (string, error) {
-	tests, err := kit.Module(ctx)
+	tests, err := kit.Module()
 	if err != nil {
 		return "", err
 	}

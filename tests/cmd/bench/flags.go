@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -150,7 +149,7 @@ func numbers(what, text string) (all []int, err error) {
 // defaults makes paths absolute, and gives those that are empty their default in the project, if
 // they have one.
 func defaults(all map[*string]string) error {
-	tests, err := kit.Module(context.Background())
+	tests, err := kit.Module()
 	if err != nil {
 		return err
 	}
