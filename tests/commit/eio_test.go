@@ -29,9 +29,9 @@ type diskKind struct {
 func (a *ailing) kinds() []diskKind {
 	// A file is many requests, all of them alike. So are the blocks of btrfs' trees, of
 	// which a commit writes more than a hundred, with a flush for each of its many syncs.
-	files, trees, flushes, others := 3, 1, 1, 6
+	files, trees, flushes, others := 6, 2, 2, 9
 	if a.fs == disk.Btrfs {
-		trees, flushes, others = 8, 3, 8
+		trees, flushes, others = 12, 5, 12
 	}
 	if *every {
 		files, trees, flushes, others = 1, 1, 1, 1

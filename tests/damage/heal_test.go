@@ -30,9 +30,9 @@ func TestHealed(t *testing.T) {
 			n.heals(t, want)
 			n.clean(t)
 			n.whole(t)
-			n.startsAnew(t)
 		})
 	}
+	n.startsAnew(t)
 	n.clean(t, "--deep")
 	n.container.undisturbed(t, mark)
 }
