@@ -73,7 +73,7 @@ func TestPlayer(t *testing.T) {
 			check(err)
 
 			var states, there int
-			for _, c := range Enumerate(l, Options{Seed: 1, Want: 150}) {
+			for _, c := range Enumerate(l, Options{Seed: 1, Want: 60}) {
 				check(p.Set(c.State))
 				if states%40 == 0 { // a copy of the disk each time
 					want := bytes.Clone(before)
