@@ -225,10 +225,10 @@ func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
 var cgroups atomic.Int64
 
 // ownPlaces adds, to a command of ctr that runs a container, the cgroup of the container and the
-// directory for the state of runc, unless the command has a cgroup.
+// directory for the state of runc.
 func ownPlaces(args []string, cgroup, runc string) []string {
 	run := slices.Index(args, "run")
-	if run < 0 || slices.Contains(args, "--cgroup") {
+	if run < 0 {
 		return args
 	}
 	return slices.Insert(slices.Clone(args), run+1, "--cgroup", cgroup, "--runc-root", runc)

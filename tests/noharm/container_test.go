@@ -21,8 +21,7 @@ type container struct {
 // runArgs are those of ctr run for a witness that makes so many rounds.
 func (n *node) runArgs(c *container, rounds string, flags ...string) []string {
 	args := append([]string{"run"}, flags...)
-	args = append(args, "--cgroup", "/"+n.Containerd.Namespace+"/"+c.name,
-		"--log-uri", "file://"+c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name, "/bin/witness", rounds)
+	args = append(args, "--log-uri", "file://"+c.log.Path, "--snapshotter", "durable", n.image.Ref, c.name, "/bin/witness", rounds)
 	return append(args, slices.Sorted(maps.Keys(watched))...)
 }
 
