@@ -32,7 +32,7 @@ var (
 		return kit.BuildDaemon(context.Background(), "durable-snapshotter-faults", "-tags", "faults")
 	})
 	// defective has the planted defects, too.
-	defective = sync.OnceValues(func() (string, error) { return defects.Build(context.Background()) })
+	defective = defects.Build
 )
 
 var (

@@ -54,6 +54,9 @@ func TestDiffer(t *testing.T) {
 					t.Fatal(err)
 				}
 				logTally(t, tally)
+				if tally.Nested == 0 {
+					t.Error("no recovery was cut again")
+				}
 				if tally.Lost != 0 || tally.Lies != 0 || tally.Flawed != 0 || unmeasured(tally) {
 					t.Error("not everything survived")
 				}
@@ -103,10 +106,10 @@ func TestDifferOnFailingDisk(t *testing.T) {
 
 func failDiffer(t *testing.T, fs disk.FS, place lab.Place, daemon oracle.Process) {
 	hits, acked := 0, 0
-	for k := 0; k < 40; k += 4 {
+	for k := 0; k < 40; k += 7 {
 		f := lab.Failing{
 			FS: fs, Seed: seed, Name: "differ-failing", Daemon: daemon, Differ: true,
-			Place: place, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: k%8 == 4,
+			Place: place, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: k%2 == 1,
 		}
 		failed, err := f.Run(t.Context())
 		if err != nil {

@@ -60,10 +60,7 @@ var functions embed.FS
 
 // Build compiles the daemon with all defects and with the build tag faults, and returns
 // the path of the binary.
-func Build(context.Context) (string, error) { return build() }
-
-// build does it once: what is planted does not change while a test runs.
-var build = sync.OnceValues(func() (string, error) {
+var Build = sync.OnceValues(func() (string, error) {
 	return BuildAs(context.Background(), "durable-snapshotter-defects", nil)
 })
 

@@ -155,7 +155,7 @@ func TestMatrix(t *testing.T) {
 
 // TestPlanted: a daemon that does not sync does not survive the power cut.
 func TestPlanted(t *testing.T) {
-	binary := must[string](t)(defects.Build(t.Context()))
+	binary := must[string](t)(defects.Build())
 	n := newNode(t, kit.Current, kit.DaemonOptions{Binary: binary, Env: []string{defects.Activate("no-syncfs")}})
 	n.begin(t)
 	failures := strings.Join(try(t, survives, n), "\n")

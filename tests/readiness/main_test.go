@@ -1,10 +1,8 @@
 package readiness
 
 import (
-	"context"
 	"flag"
 	"os"
-	"sync"
 	"testing"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
@@ -23,7 +21,7 @@ func TestMain(m *testing.M) {
 }
 
 // faulty is the daemon with planted defects.
-var faulty = sync.OnceValues(func() (string, error) { return defects.Build(context.Background()) })
+var faulty = defects.Build
 
 var (
 	check   = kittest.Check

@@ -211,7 +211,7 @@ func afterAcks(r *Recording) []state.Case {
 func (b *Bench) huntErrors(ctx context.Context, c *Catch, seed uint64) error {
 	step := 1
 	if c.Mutant.Name == "" {
-		step = 5 // nothing will end it
+		step = 8 // nothing will end it
 	}
 	for _, observed := range []bool{false, true} {
 		for k := 0; !c.Caught; k += step {

@@ -32,7 +32,7 @@ func NewBench() (*Bench, error) {
 	if b.Ours, err = kit.BuildDaemon(ctx, "durable-snapshotter"); err != nil {
 		return nil, err
 	}
-	if b.Faulty, err = defects.Build(ctx); err != nil {
+	if b.Faulty, err = defects.Build(); err != nil {
 		return nil, err
 	}
 	if b.Stock, err = kit.BuildTool(ctx, "crash/cmd/stocksnapshotter"); err != nil {
