@@ -64,12 +64,12 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 	cd tests && $(GO) run ./cmd/demo
 
 # One run over both modules, so that one list at its end names every test that
-# was skipped, with its reason. Three packages at a time: most of them wait for
+# was skipped, with its reason. Four packages at a time: most of them wait for
 # disks, for digests of content and for containerd, more than they compute. The
 # longest come first, so that none is left over at the end.
 test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
 	DURABLE_KIT_SUITE=$$(date +%s.%N) $(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
-		'$(GO) test -json -count=1 -p 3 -timeout 40m ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 3 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./matrix ./... || bad=1; exit $${bad:-0}'
+		'$(GO) test -json -count=1 -p 4 -timeout 40m ./internal/contents ./internal/extract ./internal/seal ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 4 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api ./configs ./matrix ./... || bad=1; exit $${bad:-0}'
 
 # make test starts every text of docs/containerd.md with four releases; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.
