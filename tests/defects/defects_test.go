@@ -10,7 +10,7 @@ import (
 
 // TestBuild: all edits find their lines, and the result compiles.
 func TestBuild(t *testing.T) {
-	if _, err := Build(t.Context()); err != nil {
+	if _, err := Build(); err != nil {
 		t.Error(err)
 	}
 }
