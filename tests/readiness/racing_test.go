@@ -69,12 +69,13 @@ func TestDropWhilePulling(t *testing.T) {
 }
 
 // TestDropBetweenPulls: the kubelet pulls right before any of the calls with which
-// Drop changes something; of those for a bad document, before every second.
+// Drop changes something; of those for a bad document, before every second: the odd ones
+// for the config, and the even ones for the manifest.
 func TestDropBetweenPulls(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
-		for call, more := 1, true; more; call += 1 + min(i, 1) { // the documents: every second
+		for call, more := max(1, i), true; more; call += 1 + min(i, 1) {
 			check(t, n.pull(t, n.app))
 			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)
