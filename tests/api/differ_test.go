@@ -289,11 +289,12 @@ func (s *stack) applying(t *testing.T) bool {
 // waitFor waits until something is so.
 func waitFor(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+	kittest.WaitFor(t, time.Minute, func() error {
+		if !is() {
+			return errors.New("there is not yet " + what)
 		}
-	}
+		return nil
+	})
 }
 
 // TestDifferDown: containerd answers with an error while the daemon is down, and the next
