@@ -69,7 +69,7 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 # longest come first, so that none is left over at the end.
 test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
 	DURABLE_KIT_SUITE=$$(date +%s.%N) $(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
-		'$(GO) test -json -count=1 -p 4 -timeout 40m ./internal/contents ./internal/extract ./internal/seal ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 4 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api ./configs ./matrix ./... || bad=1; exit $${bad:-0}'
+		'$(GO) test -json -count=1 -p 5 -timeout 40m ./internal/contents ./internal/extract ./internal/seal ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 5 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api ./configs ./matrix ./... || bad=1; exit $${bad:-0}'
 
 # make test starts every text of docs/containerd.md with four releases; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.
