@@ -21,11 +21,11 @@ GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # Tests and the programs that they start are compiled in the same way, so that the
 # compiler works once for both. It is most of the work of a fresh machine.
-test test-configs test-crash test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export CGO_ENABLED = 0
-test test-configs test-crash test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export GOFLAGS = -trimpath
+test test-configs test-crash test-every test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export CGO_ENABLED = 0
+test test-configs test-crash test-every test-images demo storm lint bench bench-quick bench-compare fuzz test-packages test-node test-matrix test-upgrade soak: export GOFLAGS = -trimpath
 
 .DEFAULT_GOAL := help
-.PHONY: help build install deps demo test test-configs test-crash test-images storm lint govulncheck fuzz bench bench-quick bench-compare clean generate uninstall dist dist-check test-packages node-image extensions test-node test-matrix test-upgrade soak
+.PHONY: help build install deps demo test test-configs test-crash test-every test-images storm lint govulncheck fuzz bench bench-quick bench-compare clean generate uninstall dist dist-check test-packages node-image extensions test-node test-matrix test-upgrade soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
 	DURABLE_KIT_SUITE=$$(date +%s.%N) $(GOTESTSUM) --format pkgname-and-test-fails --raw-command -- sh -c \
 		'$(GO) test -json -count=1 -p 5 -timeout 40m ./internal/contents ./internal/extract ./internal/seal ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 5 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api ./configs ./matrix ./... || bad=1; exit $${bad:-0}'
+
+# make test takes a part of what these packages enumerate: calls, kill points, failing
+# requests, states of a disk, nodes.
+test-every: deps ## run the packages of which make test takes a part, whole; takes hours
+	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 6h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm
 
 # make test starts every text of docs/containerd.md with four releases; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.

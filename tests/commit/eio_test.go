@@ -1,7 +1,6 @@
 package commit
 
 import (
-	"flag"
 	"fmt"
 	"strings"
 	"syscall"
@@ -11,9 +10,8 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/defects"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
-
-var every = flag.Bool("every", false, "let each single request fail")
 
 // diskKind is a kind of failure of a disk.
 type diskKind struct {
@@ -33,7 +31,7 @@ func (a *ailing) kinds() []diskKind {
 	if a.fs == disk.Btrfs {
 		trees, flushes, others = 12, 5, 12
 	}
-	if *every {
+	if kittest.Every() {
 		files, trees, flushes, others = 1, 1, 1, 1
 	}
 	both := []int{0, 1}
@@ -56,7 +54,7 @@ func (a *ailing) sweep(t *testing.T, want []kit.Tree, kind diskKind, times int) 
 	t.Helper()
 	begin, passes, failed := time.Now(), 0, 0
 	step := kind.step
-	if times == 0 && !*every {
+	if times == 0 && !kittest.Every() {
 		step *= 3 // what comes after the first is the same for each
 	}
 	for k := 0; ; k += step {

@@ -55,14 +55,16 @@ func (s *scene) healed(t *testing.T, names map[string]string) {
 	if left := list(t, s.Daemon.Root, "healing"); len(left) > 0 {
 		t.Errorf("left in healing/: %v", left)
 	}
-	top := names[s.image.Top()]
-	m, err := sn.Prepare(t.Context(), "container", top)
+	// By containerd and with a lease, or its collection takes it away.
+	l, containerd := s.lease(t), s.client.SnapshotService("durable")
+	m, err := containerd.Prepare(l.ctx, "container", s.image.Top())
 	if err != nil {
 		t.Fatalf("prepare a container: %v", err)
 	}
 	check(t, writeLayer(upper(t, m), 1))
-	must[mounts](t)(sn.Mounts(t.Context(), "container"))
-	check(t, sn.Remove(t.Context(), "container"))
+	must[mounts](t)(containerd.Mounts(l.ctx, "container"))
+	check(t, containerd.Remove(l.ctx, "container"))
+	check(t, l.release())
 	cleanUp(t, sn)
 	// containerd may collect garbage at the same time.
 	waitFor(t, 20*time.Second, func() error { return orphans(t, s.Daemon) })

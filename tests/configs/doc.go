@@ -9,6 +9,6 @@
 // what kubeadm's instructions make of that, and files with the tables that k3s,
 // RKE2 and image-based distributions write.
 //
-// make test runs the releases of quickReleases; make test-configs runs all of
-// them. The binaries come from the Go module proxy and stay in tests/.bin.
+// make test runs for each place the oldest and the newest that fit of quickReleases;
+// make test-configs runs all releases. The binaries come from the Go module proxy and stay in tests/.bin.
 package configs

@@ -69,7 +69,7 @@ func TestDiffer(t *testing.T) {
 func differStates(t *testing.T) int {
 	text := os.Getenv("DURABLE_TEST_DIFFER_STATES")
 	if text == "" {
-		return 24
+		return 16
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil {

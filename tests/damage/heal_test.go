@@ -68,7 +68,7 @@ func TestHealedDeep(t *testing.T) {
 }
 
 // TestHealedTogether does all damages at once to all layers, on each file
-// system, with the daemon running and stopped. Then whole layers go, and come
+// system with the daemon running, on ext4 with it stopped, too. Then whole layers go, and come
 // back at the first call that needs them.
 func TestHealedTogether(t *testing.T) {
 	t.Parallel()
@@ -84,11 +84,13 @@ func TestHealedTogether(t *testing.T) {
 				n.whole(t)
 			}
 			all()
-			n.startsAnew(t)
-			check(t, n.Daemon.Stop())
-			all()
-			check(t, n.Daemon.Start(t.Context()))
-			n.reached(t)
+			if fs == "ext4" || kittest.Every() {
+				n.startsAnew(t)
+				check(t, n.Daemon.Stop())
+				all()
+				check(t, n.Daemon.Start(t.Context()))
+				n.reached(t)
+			}
 			n.startsAnew(t)
 			n.container.undisturbed(t, mark)
 			n.container.restart(t)

@@ -88,7 +88,7 @@ func TestWorkflows(t *testing.T) {
 		t.Errorf("ci.yml does not run .ci/run:\n%s", runs["ci.yml"])
 	}
 	calls(".ci/run", document(t, ".ci/run"))
-	for _, target := range []string{"lint", "test", "test-crash", "storm", "test-matrix", "test-node", "test-images", "test-packages", "fuzz", "govulncheck", "dist"} {
+	for _, target := range []string{"lint", "test", "test-crash", "test-every", "storm", "test-matrix", "test-node", "test-images", "test-packages", "fuzz", "govulncheck", "dist"} {
 		if !called[target] {
 			t.Errorf("no workflow calls make %s", target)
 		}

@@ -294,7 +294,10 @@ func TestCutPull(t *testing.T) {
 			t.Parallel()
 			c := newCuts(t, fs)
 			last := c.node.pause.Ref
-			for _, at := range pulls[fs] {
+			for i, at := range pulls[fs] {
+				if !kittest.Turn(i, 2) && fs == "ext4" {
+					continue
+				}
 				img := c.image(t, "pulled-"+at.String())
 				acked := c.cut(t, at, func(ctx context.Context) error { return c.CRI.Pull(ctx, img.Ref) })
 				if acked {

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // event is something that happens to a node and does no harm to any layer.
@@ -333,7 +334,7 @@ func (e event) possible(fs string, blobs bool) bool {
 func TestNoHarm(t *testing.T) {
 	for _, fs := range []string{"ext4", "xfs", "btrfs"} {
 		for _, blobs := range []bool{true, false} {
-			if !*sixNodes && (fs == "xfs" && blobs || fs == "btrfs" && !blobs) {
+			if !kittest.Every() && (fs == "xfs" && blobs || fs == "btrfs" && !blobs) {
 				continue
 			}
 			t.Run(fs+map[bool]string{true: ",blobs", false: ",no-blobs"}[blobs], func(t *testing.T) {

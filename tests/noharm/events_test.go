@@ -23,7 +23,6 @@ import (
 // For the search for what an event does.
 var (
 	only     = flag.String("events", "", "run only the events whose names match the regular expression")
-	sixNodes = flag.Bool("six-nodes", false, "run them on xfs with blobs and on btrfs without, too")
 	together = flag.Bool("together", false, "do not try events one by one when there are problems with all of them")
 )
 
@@ -294,8 +293,9 @@ func accessTimes(t testing.TB, n *node) func() {
 // readers read everything: a search, an index, a backup.
 func readers(t testing.TB, n *node) func() {
 	dir := filepath.Join(n.Daemon.Root, "snapshots")
-	command(t, "find", dir, "-newer", n.Daemon.Root, "-size", "+1000000k")
-	command(t, "sh", "-c", "grep -r nothing-has-this-text "+dir+"; test $? -le 1")
+	// The daemon's own files may come and go meanwhile, of which a reader complains.
+	command(t, "find", dir, "-ignore_readdir_race", "-newer", n.Daemon.Root, "-size", "+1000000k")
+	command(t, "sh", "-c", "grep -rs nothing-has-this-text "+dir+"; test $? -le 2")
 	command(t, "sh", "-c", "tar -cf - "+dir+" 2>/dev/null | cat >/dev/null")
 	return nil
 }

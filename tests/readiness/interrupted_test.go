@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 var errCut = errors.New("the power went")
@@ -51,7 +52,7 @@ func TestDropInterrupted(t *testing.T) {
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
-	for calls := 1; ; calls++ {
+	for calls := 1; ; calls += kittest.Step(2) {
 		check(t, n.pull(t, n.app))
 		old := n.backend(t, n.app)[1]
 		n.damage(t, n.app, 1)

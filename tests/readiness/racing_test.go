@@ -18,6 +18,7 @@ import (
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestDropWhilePulling: the kubelet pulls again and again while two drops run side
@@ -75,7 +76,7 @@ func TestDropBetweenPulls(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
-		for call, more := max(1, i), true; more; call += 1 + min(i, 1) {
+		for call, more := max(1, i), true; more; call += kittest.Step(3) {
 			check(t, n.pull(t, n.app))
 			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)

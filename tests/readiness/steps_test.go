@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/repull"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestDropFailsAtEachStep: each call of Drop that changes something fails in turn.
@@ -34,7 +35,7 @@ func TestDropFailsAtEachStep(t *testing.T) {
 		t.Run([]string{"layer", "config", "manifest"}[i], func(t *testing.T) {
 			call := max(1, i)
 			for n.failsAt(t, blob, call) {
-				call += 1 + min(i, 1) // the documents: every second, odd ones and even ones
+				call += kittest.Step(2) // for the documents odd ones and even ones
 			}
 			if call < 15 {
 				t.Errorf("Drop made only %d changes", call-1)
@@ -88,13 +89,13 @@ func (n *node) failsAt(t *testing.T, blob digest.Digest, call int) bool {
 // end the image is there and runs, for a kubelet that pulls only what is not listed.
 func TestDropKilled(t *testing.T) {
 	t.Parallel()
-	for _, victim := range []string{"daemon", "containerd"} {
+	for first, victim := range []string{"daemon", "containerd"} {
 		t.Run(victim, func(t *testing.T) {
 			n := newNodeWith(t, nodeOptions{acts: true})
 			p := n.inUse(t)
 			// Each step of a drop begins with a Stat of the damaged layer, and
 			// so does the pull that finds it.
-			for step := 1; ; step++ {
+			for step := 1 + first%kittest.Step(2); ; step += kittest.Step(2) {
 				old := n.backend(t, n.app)[1]
 				n.lose(t, n.app)
 				killed := n.killAt(t, victim, old, step)
