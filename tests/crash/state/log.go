@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -212,4 +213,9 @@ func (l *Log) Make(s State, image []byte) []disk.Range {
 		}
 	}
 	return changed
+}
+
+// BeforeFlush is whether a case is of a moment at which the disk is told to flush its cache.
+func (l *Log) BeforeFlush(c Case) bool {
+	return slices.ContainsFunc(c.Points, func(p int) bool { return p < len(l.Entries) && l.Entries[p].Kind == disk.Flush })
 }
