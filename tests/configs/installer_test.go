@@ -379,7 +379,13 @@ func (n *installer) wayBack() {
 	check(t, n.stopUnit())
 	n.fails("remove", "", "the daemon serves, which alone knows", "PATIENCE=2")
 	check(t, n.startUnit())
-	must[string](t)(n.ctr(t, "snapshots", "--snapshotter", "durable", "prepare", "held", ""))
+	// containerd does not connect at once to a daemon that was away.
+	kittest.WaitFor(t, time.Minute, func() error {
+		if out, err := n.ctr(t, "snapshots", "--snapshotter", "durable", "prepare", "held", ""); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 	n.fails("remove", "", "recreate their pods", "PATIENCE=2")
 	must[string](t)(n.ctr(t, "snapshots", "--snapshotter", "durable", "rm", "held"))
 	n.works("remove", "", "containerd.service")

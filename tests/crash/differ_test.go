@@ -13,6 +13,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/oracle"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/workload"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
 // TestDiffer cuts the power while our diff service extracts layers, one after another, side
@@ -106,7 +107,7 @@ func TestDifferOnFailingDisk(t *testing.T) {
 
 func failDiffer(t *testing.T, fs disk.FS, place lab.Place, daemon oracle.Process) {
 	hits, acked := 0, 0
-	for k := 0; k < 40; k += 7 {
+	for k := 0; k < 40; k += kittest.Step(13) {
 		f := lab.Failing{
 			FS: fs, Seed: seed, Name: "differ-failing", Daemon: daemon, Differ: true,
 			Place: place, Fault: disk.Fault{Skip: k, Times: 1, Errno: syscall.EIO}, Observed: k%2 == 1,

@@ -52,7 +52,13 @@ func cells() (all []*cell) {
 	for _, blob := range []string{"good", "missing", "short", "corrupt"} {
 		all = append(all, &cell{damage: "none", blob: blob, use: "running"})
 	}
-	return all
+	var some []*cell
+	for i, c := range all {
+		if kittest.Turn(i, 2) {
+			some = append(some, c)
+		}
+	}
+	return some
 }
 
 // verdict is what is to be found, with the actions of the plan and the rest of what blocks it.

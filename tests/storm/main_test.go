@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	rounds      = flag.Int("rounds", 4, "rounds on each file system")
+	rounds      = flag.Int("rounds", 3, "rounds on each file system")
 	duration    = flag.Duration("for", 0, "instead of -rounds: the time that the storms of all file systems take together")
 	seed        = flag.Uint64("seed", 0, "of all random decisions; 0: of the clock")
 	fsList      = flag.String("fs", "ext4,xfs,btrfs", "file systems, one after another")
