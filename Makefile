@@ -72,9 +72,9 @@ test: deps tests/.bin/promtool ## run all tests (root, real disks, a real contai
 		'$(GO) test -json -count=1 -p 5 -timeout 40m ./internal/contents ./internal/extract ./internal/seal ./... || bad=1; cd tests && $(GO) test -json -count=1 -p 5 -timeout 60m ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api ./configs ./matrix ./... || bad=1; exit $${bad:-0}'
 
 # make test takes a part of what these packages enumerate: calls, kill points, failing
-# requests, states of a disk, nodes.
+# requests, damages, nodes. What it takes of the states of a disk, make test-crash extends.
 test-every: deps ## run the packages of which make test takes a part, whole; takes hours
-	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 6h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm
+	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 5h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm
 
 # make test starts every text of docs/containerd.md with four releases; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.

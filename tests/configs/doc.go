@@ -10,5 +10,6 @@
 // RKE2 and image-based distributions write.
 //
 // make test runs for each place the oldest and the newest that fit of quickReleases;
-// make test-configs runs all releases. The binaries come from the Go module proxy and stay in tests/.bin.
+// make test-configs runs all releases. The binaries come from the Go module proxy and
+// stay in tests/.bin.
 package configs

@@ -95,6 +95,7 @@ func TestDropKilled(t *testing.T) {
 			p := n.inUse(t)
 			// Each step of a drop begins with a Stat of the damaged layer, and
 			// so does the pull that finds it.
+			// In make test the odd steps of one, and the even ones of the other.
 			for step := 1 + first%kittest.Step(2); ; step += kittest.Step(2) {
 				old := n.backend(t, n.app)[1]
 				n.lose(t, n.app)

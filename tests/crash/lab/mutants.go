@@ -187,13 +187,13 @@ func (b *Bench) huntPower(ctx context.Context, c *Catch, seed uint64) error {
 	cases := stride(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: huntStates}))
 	// Most mutants show when all that was written until then is on the disk, and those that
 	// confuse the order of two syncs when the power goes between them.
-	order := func(this state.Case) int {
-		if c.Mutant.Heals && this.State.Class == state.Prefix && r.Log.BeforeFlush(this) {
+	place := func(at state.Case) int {
+		if c.Mutant.Heals && at.State.Class == state.Prefix && r.Log.BeforeFlush(at) {
 			return -1
 		}
-		return int(min(this.State.Class, state.Flushed))
+		return int(min(at.State.Class, state.Flushed))
 	}
-	slices.SortStableFunc(cases, func(a, b state.Case) int { return cmp.Compare(order(a), order(b)) })
+	slices.SortStableFunc(cases, func(a, b state.Case) int { return cmp.Compare(place(a), place(b)) })
 	switch {
 	case c.Mutant.Name == "":
 		cases = Some(cases, quietStates) // nothing will end it
