@@ -70,13 +70,12 @@ func TestDropWhilePulling(t *testing.T) {
 }
 
 // TestDropBetweenPulls: the kubelet pulls right before any of the calls with which
-// Drop changes something; of those for a bad document, before every second: the odd ones
-// for the config, and the even ones for the manifest.
+// Drop changes something; in make test before every third, another third for each bad blob.
 func TestDropBetweenPulls(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
-		for call, more := max(1, i), true; more; call += kittest.Step(3) {
+		for call, more := 1+i%kittest.Step(3), true; more; call += kittest.Step(3) {
 			check(t, n.pull(t, n.app))
 			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)

@@ -215,7 +215,7 @@ func (l *Log) Make(s State, image []byte) []disk.Range {
 	return changed
 }
 
-// BeforeFlush is whether a case is of a moment at which the disk is told to flush its cache.
+// BeforeFlush is whether a case is of the moment right before a flush of the disk's cache.
 func (l *Log) BeforeFlush(c Case) bool {
 	return slices.ContainsFunc(c.Points, func(p int) bool { return p < len(l.Entries) && l.Entries[p].Kind == disk.Flush })
 }
