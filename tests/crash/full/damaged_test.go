@@ -2,6 +2,8 @@ package full
 
 import (
 	"context"
+	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +22,25 @@ func TestDamaged(t *testing.T) {
 	r := record(t, Setup{FS: disk.Ext4, Daemon: ours("record"), Name: "damaged", Damage: Damaged})
 	t.Logf("damaged: %v; without a good blob: %v", r.Record.Damaged, r.Record.Hopeless)
 	t.Run("power cut", func(t *testing.T) { survives(t, r, 10) })
+	t.Run("blob is back", func(t *testing.T) { blobIsBack(t, r) })
 	t.Run("dropped by hand", func(t *testing.T) { dropIsSeen(t, r) })
+}
+
+// blobIsBack examines a state in which a pull has brought the missing blobs, and
+// containerd, which deletes the row of a dropped layer before it calls Remove, has
+// not come to that: what had no good blob heals.
+func blobIsBack(t *testing.T, r *Recording) {
+	tally := run(t, &Check{Recording: r, Cases: atFirst(r), spoil: func(mountpoint string) error {
+		var errs []error
+		for _, d := range bench.blobs() {
+			good, err := os.ReadFile(bench.registry.Blob(d))
+			errs = append(errs, err, os.WriteFile(blobFile(mountpoint, d.Encoded()), good, 0o444))
+		}
+		return errors.Join(errs...)
+	}})
+	if !tally.Clean() || tally.Equal != len(bench.images) {
+		t.Errorf("%d of %d images are what they should be: %v", tally.Equal, len(bench.images), tally.Bad)
+	}
 }
 
 // TestAstray gives the daemon a content store that is not containerd's: the blobs

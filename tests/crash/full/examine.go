@@ -165,9 +165,25 @@ func (l *examination) unmeasured(reason string) {
 // recover starts the daemon and has the oracle examine its layers.
 func (l *examination) recover(ctx context.Context, subject oracle.Process) {
 	s := &keep{Process: subject}
-	examiner := oracle.Examiner{Subject: s, Plan: l.Recording.Plan, Record: l.Recording.Record, Scratch: l.scratch}
+	examiner := oracle.Examiner{Subject: s, Plan: l.Recording.Plan, Record: l.Recording.Record, Healable: l.healable(), Scratch: l.scratch}
 	l.seen = examiner.Examine(ctx, filepath.Join(l.mountpoint, snapshotterDir), oracle.Extent{})
 	l.daemon = s.running
+}
+
+// healable returns the layers that had no good blob when the log began, and have one in
+// this state. containerd deletes the row of a dropped layer before it calls Remove; a
+// pull that begins between the two brings the blob of a layer that is still there.
+func (l *examination) healable() (names []string) {
+	if l.Recording.Damage != Damaged {
+		return nil // the daemon does not have the content store in which good blobs are
+	}
+	blobs := l.Recording.bench.blobs()
+	for _, name := range l.Recording.Record.Hopeless {
+		if l.good[blobs[chainID(name)]] {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // keep is a process that stays when the oracle has seen enough: containerd

@@ -30,6 +30,9 @@ type Examiner struct {
 	Strict  bool            // verify what only durable-snapshotter promises
 	Generic bool            // read layers through mounts only, as the Runner did
 	Tag     string          // in the keys it makes: a later examination of the same disk needs another one
+	// Healable are layers of Record.Hopeless of which a good blob has come meanwhile: they
+	// may be whole again, and may still be refused.
+	Healable []string
 	// SameBoot: only the snapshotter went down, not the machine.
 	SameBoot bool
 }
@@ -316,7 +319,7 @@ func (k *examination) actives(ctx context.Context) {
 			k.Active[key] = seen
 			continue
 		}
-		if l := k.beyondHope(seen.Parent); l != nil {
+		if l := k.beyondHope(seen.Parent); l != nil && !slices.Contains(k.Healable, l.Name) {
 			seen.Lie, seen.Hopeless = "mounted on a parent that is damaged, and cannot be healed", l.Name
 		}
 		if k.Generic {

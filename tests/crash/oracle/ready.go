@@ -64,9 +64,11 @@ func (k *examination) dirOf(name string) string {
 func (k *examination) denied(ctx context.Context) {
 	for name, seen := range k.Committed {
 		if l := k.beyondHope(name); l != nil {
-			seen.Hopeless = l.Name
 			seen.Due = seen.Denied != nil && k.due(name, seen.Denied)
-			seen.Lie = k.accepted(ctx, name, seen.Denied)
+			if !slices.Contains(k.Healable, l.Name) {
+				seen.Hopeless = l.Name
+				seen.Lie = k.accepted(ctx, name, seen.Denied)
+			}
 			k.Committed[name] = seen
 			continue
 		}
