@@ -64,7 +64,7 @@ demo: deps ## cut the power after a pull: the built-in overlayfs beside this one
 	cd tests && $(GO) run ./cmd/demo
 
 # One run over both modules, so that one list at its end names every test that
-# was skipped, with its reason. Four packages at a time: most of them wait for
+# was skipped, with its reason. Five packages at a time: most of them wait for
 # disks, for digests of content and for containerd, more than they compute. The
 # longest come first, so that none is left over at the end.
 test: deps tests/.bin/promtool ## run all tests (root, real disks, a real containerd); lists what was skipped
@@ -74,7 +74,7 @@ test: deps tests/.bin/promtool ## run all tests (root, real disks, a real contai
 # make test takes a part of what these packages enumerate: calls, kill points, failing
 # requests, damages, nodes. What it takes of the states of a disk, make test-crash extends.
 test-every: deps ## run the packages of which make test takes a part, whole; takes hours
-	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 5h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm
+	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 5h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api
 
 # make test starts every text of docs/containerd.md with four releases; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.

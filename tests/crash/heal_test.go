@@ -23,8 +23,8 @@ func TestHeal(t *testing.T) {
 		harm   workload.Harm
 		states int
 	}{
-		{disk.Ext4, "heal", workload.Wounds, 30}, {disk.XFS, "heal", workload.Wounds, 15}, {disk.Btrfs, "heal", workload.Wounds, 15},
-		{disk.Ext4, "heal-corrupt", workload.Corruption, 15}, {disk.Ext4, "heal-everything", workload.Everything, 15},
+		{disk.Ext4, "heal", workload.Wounds, 20}, {disk.XFS, "heal", workload.Wounds, 10}, {disk.Btrfs, "heal", workload.Wounds, 10},
+		{disk.Ext4, "heal-corrupt", workload.Corruption, 10}, {disk.Ext4, "heal-everything", workload.Everything, 10},
 	} {
 		name := c.name
 		t.Run(string(c.fs)+"/"+name, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestHeal(t *testing.T) {
 			check := lab.Check{
 				Recording: r, Cases: lab.Some(cases, c.states),
 				Subject: inProcess, Sample: daemons(b, "boot-"+name+"-"+string(c.fs)), Every: 25,
-				Deep: 25, Nested: 15, Inner: 10, Strict: true,
+				Deep: 25, Nested: 10, Inner: 10, Strict: true,
 			}
 			tally, err := check.Run(t.Context())
 			if err != nil {
@@ -72,7 +72,7 @@ func TestHeal(t *testing.T) {
 // again.
 func TestHealOnFailingDisk(t *testing.T) {
 	b := theBench(t)
-	for fs, step := range map[disk.FS]int{disk.Ext4: 60, disk.XFS: 100, disk.Btrfs: 100} {
+	for fs, step := range map[disk.FS]int{disk.Ext4: 90, disk.XFS: 150, disk.Btrfs: 150} {
 		t.Run(string(fs), func(t *testing.T) {
 			all, struck := &lab.Tally{}, 0
 			for skip := 0; ; skip += step {

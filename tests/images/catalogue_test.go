@@ -54,7 +54,7 @@ func cells() (all []*cell) {
 	}
 	var some []*cell
 	for i, c := range all {
-		if kittest.Turn(i, 2) {
+		if kittest.Turn(i, 3) {
 			some = append(some, c)
 		}
 	}

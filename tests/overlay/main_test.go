@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	images = flag.Int("images", 160, "images that the differential test generates")
+	images = flag.Int("images", 100, "images that the differential test generates")
 	seed   = flag.Uint64("seed", 5, "of the generated images")
 	single = flag.Int("image", -1, "number of the only image to test")
 	limit  = flag.Int("failures", 3, "images that fail before a file system is given up")
