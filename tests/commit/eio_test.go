@@ -27,7 +27,7 @@ type diskKind struct {
 func (a *ailing) kinds() []diskKind {
 	// A file is many requests, all of them alike. So are the blocks of btrfs' trees, of
 	// which a commit writes more than a hundred, with a flush for each of its many syncs.
-	files, trees, flushes, others := 6, 2, 2, 9
+	files, trees, flushes, others := 8, 3, 3, 12
 	if a.fs == disk.Btrfs {
 		trees, flushes, others = 12, 5, 12
 	}

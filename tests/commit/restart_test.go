@@ -43,14 +43,14 @@ func TestRestartAfterFailedWrite(t *testing.T) {
 }
 
 // failUpdates lets each write of an update fail in turn, on xfs and btrfs in make test
-// every third. It returns in how many
+// every fourth. It returns in how many
 // passes the update failed, and in how many the daemon died of it.
 func (a *ailing) failUpdates(t *testing.T) (failed, died int) {
 	t.Helper()
 	want := reference(t, layers)
 	step := 1
 	if a.fs != disk.Ext4 {
-		step = kittest.Step(3)
+		step = kittest.Step(4)
 	}
 	for k := 0; ; k += step {
 		p := newPass(a, want)

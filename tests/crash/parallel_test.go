@@ -22,7 +22,7 @@ func TestParallelUnpack(t *testing.T) {
 		t.Fatal(err)
 	}
 	check := lab.Check{
-		Recording: r, Cases: lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed}), 100),
+		Recording: r, Cases: lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed}), 60),
 		Subject: inProcess, Sample: daemons(b, "boot-parallel"), Every: 50, Deep: 25, Strict: true,
 	}
 	tally, err := check.Run(t.Context())

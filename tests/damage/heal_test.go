@@ -19,7 +19,7 @@ func TestHealed(t *testing.T) {
 	t.Parallel()
 	n := newNodeInUse(t, "ext4")
 	mark := n.container.mark(t)
-	for layer, d := range damages() {
+	for layer, d := range someDamages() {
 		if d.deep {
 			continue // see TestHealedDeep
 		}

@@ -54,7 +54,7 @@ func cells() (all []*cell) {
 	}
 	var some []*cell
 	for i, c := range all {
-		if kittest.Turn(i, 3) {
+		if kittest.Turn(i, 4) {
 			some = append(some, c)
 		}
 	}

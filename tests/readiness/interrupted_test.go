@@ -52,7 +52,7 @@ func TestDropInterrupted(t *testing.T) {
 	n := newNode(t)
 	check(t, n.pull(t, n.pause))
 	p := must[*pod](t)(n.startPod(t))
-	for calls := 1; ; calls += kittest.Step(2) {
+	for calls := 1; ; calls += kittest.Step(3) {
 		check(t, n.pull(t, n.app))
 		old := n.backend(t, n.app)[1]
 		n.damage(t, n.app, 1)

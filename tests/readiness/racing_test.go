@@ -70,12 +70,12 @@ func TestDropWhilePulling(t *testing.T) {
 }
 
 // TestDropBetweenPulls: the kubelet pulls right before any of the calls with which
-// Drop changes something; in make test before every third, another third for each bad blob.
+// Drop changes something; in make test before every fourth, others for each bad blob.
 func TestDropBetweenPulls(t *testing.T) {
 	n := newNode(t)
 	p := n.inUse(t)
 	for i, blob := range n.fatal(t) {
-		for call, more := 1+i%kittest.Step(3), true; more; call += kittest.Step(3) {
+		for call, more := 1+i%kittest.Step(4), true; more; call += kittest.Step(4) {
 			check(t, n.pull(t, n.app))
 			check(t, breaks["corrupt"](n.Blob(blob)))
 			n.damage(t, n.app, 1)

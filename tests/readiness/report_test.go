@@ -35,7 +35,7 @@ func TestReport(t *testing.T) {
 		{name: "the blob is there, nothing is restarted, no registry", noNetwork: true},
 		{name: "the blob is there, after a reboot, no registry", containerd: true, daemon: true, noNetwork: true},
 	} {
-		if !kittest.Turn(i, 2) {
+		if !kittest.Turn(i, 3) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
 
-// TestDropFailsAtEachStep: each call of Drop that changes something, in make test every second,
+// TestDropFailsAtEachStep: each call of Drop that changes something, in make test every third,
 // fails in turn.
 // While a name and the layer on the damaged one are left, no lease is; else at most one
 // is. The damaged layer is there as long as a name is, also after a collection. The next
@@ -34,9 +34,9 @@ func TestDropFailsAtEachStep(t *testing.T) {
 	check(t, n.pull(t, n.app))
 	for i, blob := range n.fatal(t) {
 		t.Run([]string{"layer", "config", "manifest"}[i], func(t *testing.T) {
-			call := 1 + i%kittest.Step(2)
+			call := 1 + i%kittest.Step(3)
 			for n.failsAt(t, blob, call) {
-				call += kittest.Step(2)
+				call += kittest.Step(3)
 			}
 			if call < 15 {
 				t.Errorf("Drop made only %d changes", call-1)
@@ -96,8 +96,8 @@ func TestDropKilled(t *testing.T) {
 			p := n.inUse(t)
 			// Each step of a drop begins with a Stat of the damaged layer, and
 			// so does the pull that finds it.
-			// In make test the odd steps of one, and the even ones of the other.
-			for step := 1 + first%kittest.Step(2); ; step += kittest.Step(2) {
+			// In make test every third, others of one than of the other.
+			for step := 1 + first%kittest.Step(3); ; step += kittest.Step(3) {
 				old := n.backend(t, n.app)[1]
 				n.lose(t, n.app)
 				killed := n.killAt(t, victim, old, step)
