@@ -21,7 +21,7 @@ const (
 )
 
 var colors = map[string]string{
-	"overlayfs": "#8a8f98", "overlayfs-sync": "#5b6b8c", "erofs": "#b08a3e", "durable": "#3f8f6b", "durable-differ": "#1f6f4f",
+	"overlayfs": "#8a8f98", "overlayfs-sync": "#5b6b8c", "erofs": "#b08a3e", "durable": "#3f8f6b", "durable-differ": "#1f6f4f", "fetch": "#c9c9c9",
 }
 
 // Chart is a report as an SVG: for each setting a bar for each variant, as long as the median of

@@ -78,6 +78,22 @@ func (m daemonMetrics) commits() (*Histogram, error) {
 	return out, nil
 }
 
+// phases are the sums of the histograms of Apply and Commit, and of their phases.
+func (m daemonMetrics) phases() map[string]float64 {
+	sums := map[string]float64{}
+	for _, call := range []string{"apply", "commit"} {
+		for _, one := range m[metrics.Prefix+call+"_duration_seconds"].GetMetric() {
+			sums[call] += one.GetHistogram().GetSampleSum()
+		}
+		for _, one := range m[metrics.Prefix+call+"_phase_duration_seconds"].GetMetric() {
+			for _, l := range one.GetLabel() {
+				sums[call+" "+l.GetValue()] += one.GetHistogram().GetSampleSum()
+			}
+		}
+	}
+	return sums
+}
+
 // reachesContainerd reports whether the daemon is connected to containerd.
 func (m daemonMetrics) reachesContainerd() bool {
 	all := m[metrics.Prefix+"containerd_reachable"].GetMetric()

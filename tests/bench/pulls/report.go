@@ -61,6 +61,9 @@ type Pull struct {
 	DaemonMemory     int64 `json:"daemon_memory,omitempty"`
 	// Commits are those of the daemon, in its own histogram. The built-in snapshotters have none.
 	Commits *Histogram `json:"commits,omitempty"`
+	// Phases are the seconds of the daemon's Applies and Commits and of their phases, of all layers
+	// together, by name: "apply", "apply sync", "commit".
+	Phases map[string]float64 `json:"phases,omitempty"`
 	// Beside it, with a neighbor only: what it wrote in bytes a second, a process that writes 4 KiB
 	// and syncs them (fdatasync) every 5 ms, and one that creates and deletes a lease of
 	// containerd every 50 ms.

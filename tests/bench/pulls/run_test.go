@@ -21,7 +21,7 @@ func smallest(t *testing.T, log func(string, ...any)) Options {
 		t.Fatal(err)
 	}
 	return Options{
-		Images: []string{"two"}, Variants: []string{"overlayfs", "durable", "durable-differ"}, Igzip: []bool{false}, Unpacks: []int{1},
+		Images: []string{"two"}, Variants: []string{"overlayfs", "durable", "durable-differ", "fetch"}, Igzip: []bool{false}, Unpacks: []int{1},
 		Rounds: 1, FS: "ext4", Disk: "fast", Store: store, Command: "test", Log: log,
 	}
 }
@@ -33,21 +33,22 @@ func TestSmallestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Pulls) != 3 || len(r.Rows()) != 3 || len(r.Images) != 1 || r.Images[0].Layers != 2 || len(r.Proofs) != 3 || r.Revision == "" {
+	if len(r.Pulls) != 4 || len(r.Rows()) != 4 || len(r.Images) != 1 || r.Images[0].Layers != 2 || len(r.Proofs) != 4 || r.Revision == "" {
 		t.Fatalf("%+v", r)
 	}
 	for _, p := range r.Pulls {
 		if p.Seconds <= 0 || p.CPU <= 0 || p.Writes == 0 || p.Bytes == 0 || p.Flushes == 0 || p.ContainerdMemory == 0 {
 			t.Errorf("nothing was measured: %+v", p)
 		}
-		if daemon := p.Variant != "overlayfs"; daemon != (p.DaemonMemory > 0) || daemon != (p.Commits != nil) {
+		daemon, differ := strings.HasPrefix(p.Variant, "durable"), p.Variant == "durable-differ"
+		if daemon != (p.DaemonMemory > 0) || daemon != (p.Commits != nil) || daemon != (p.Phases["commit transaction"] > 0) || differ != (p.Phases["apply sync"] > 0) {
 			t.Errorf("%s: %+v", p.Variant, p)
 		}
 		if p.Commits != nil && p.Commits.Count != 2 {
 			t.Errorf("%s: %d Commits of an image of two layers", p.Variant, p.Commits.Count)
 		}
 	}
-	if text := r.Table(); strings.Count(text, "\n| two | 1 | no |") != 5 { // two of them in the table of Commits
+	if text := r.Table(); strings.Count(text, "\n| two | 1 | no |") != 8 { // two of them in each of the tables of Commits and of phases
 		t.Errorf("the table lacks a row:\n%s", text)
 	}
 	if after := around(t); after != before {

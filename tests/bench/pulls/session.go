@@ -107,11 +107,16 @@ func (x *session) kill() error {
 // pullLimit ends a pull that would not end the run in any useful time.
 const pullLimit = 15 * time.Minute
 
-// pull runs ctr image pull, and returns its processor time in seconds.
+// pull runs ctr image pull, or the fetch alone, and returns its processor time in seconds.
 func (x *session) pull(ctx context.Context, ref string) (cpu float64, err error) {
-	args := []string{"--address", x.node.Containerd.Address, "--namespace", x.node.Namespace(), "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter}
-	if x.variant.local {
-		args = append(args, "--local", "--sync-fs")
+	args := []string{"--address", x.node.Containerd.Address, "--namespace", x.node.Namespace()}
+	switch {
+	case x.variant.fetches:
+		args = append(args, "content", "fetch", "--plain-http")
+	case x.variant.local:
+		args = append(args, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter, "--local", "--sync-fs")
+	default:
+		args = append(args, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter)
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
@@ -119,7 +124,7 @@ func (x *session) pull(ctx context.Context, ref string) (cpu float64, err error)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr // without the progress, which goes to the standard output
 	if err := errors.Join(cmd.Run(), ctx.Err()); err != nil {
-		return 0, fmt.Errorf("ctr image pull: %w: %s\n%s", err, stderr.String(), x.node.Containerd.LogTail(2000))
+		return 0, fmt.Errorf("ctr: %w: %s\n%s", err, stderr.String(), x.node.Containerd.LogTail(2000))
 	}
 	return (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), nil
 }
@@ -192,6 +197,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		if p.Commits, err = m.commits(); err != nil {
 			return p, err
 		}
+		p.Phases = m.phases()
 		if err := x.asConfigured(m); err != nil {
 			return p, err
 		}

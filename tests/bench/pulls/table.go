@@ -53,6 +53,16 @@ func (r *Report) Table() string {
 		return append(row.names(), fmt.Sprint(h.Count), published.Number(h.Seconds/float64(h.Count)*1000, 2),
 			fmt.Sprintf("%.1f %%", 100*float64(h.within(0.005))/float64(h.Count)), h.bound(0.99), h.bound(1))
 	})
+	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "s in Apply", "extract", "seal", "sync", "s in Commit", "walk", "sync", "transaction"}, rows, func(row Row) []string {
+		if row.Pulls[0].Phases == nil {
+			return nil
+		}
+		cells := row.names()
+		for _, name := range []string{"apply", "apply extract", "apply seal", "apply sync", "commit", "commit walk", "commit sync", "commit transaction"} {
+			cells = append(cells, row.middle(3, func(p Pull) float64 { return p.Phases[name] }))
+		}
+		return cells
+	})
 	table(&b, []string{"image", "unpacks", "igzip", "snapshotter", "neighbor MB/s", "fdatasync ms: p50", "p99", "max", "lease ms: p50", "p99", "max"}, rows, func(row Row) []string {
 		if row.Pulls[0].Fdatasync == nil || row.Pulls[0].Lease == nil {
 			return nil

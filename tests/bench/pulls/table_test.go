@@ -21,6 +21,17 @@ func TestTable(t *testing.T) {
 			t.Errorf("the table lacks\n%s\nin\n%s", line, text)
 		}
 	}
+	if strings.Contains(text, "s in Apply") {
+		t.Error("there is a table of phases, and the report has none")
+	}
+	for i, p := range r.Pulls {
+		if p.Variant == "durable" {
+			r.Pulls[i].Phases = map[string]float64{"apply": 1.5, "apply extract": 1, "commit": 0.25}
+		}
+	}
+	if text := r.Table(); !strings.Contains(text, "| golang | 1 | no | durable | 1.500 | 1.000 | – | – | 0.250 | – | – | – |") {
+		t.Errorf("the table lacks the phases:\n%s", text)
+	}
 	if strings.Contains(text, "fdatasync") {
 		t.Error("there is a table of a neighbor, and there was none")
 	}

@@ -17,6 +17,7 @@ type Variant struct {
 	daemon      bool
 	base        bool // the daemon is that of the base revision
 	local       bool // ctr fetches and unpacks, and layers are synced: the transfer service cannot sync
+	fetches     bool // ctr fetches, and nothing is unpacked
 }
 
 // baseSuffix ends the names of variants whose daemon is of the base revision.
@@ -30,12 +31,14 @@ const baseSuffix = "@base"
 //   - erofs: containerd's snapshotter and differ of this name; nothing is synced.
 //   - durable: containerd extracts, the daemon syncs in Commit.
 //   - durable-differ: the daemon extracts and syncs.
+//   - fetch: ctr content fetch. Nothing is unpacked: no snapshotter makes this part of a pull faster.
 var Variants = []Variant{
 	{Name: baseline, snapshotter: "overlayfs"},
 	{Name: "overlayfs-sync", snapshotter: "overlayfs", local: true},
 	{Name: "erofs", snapshotter: "erofs"},
 	{Name: "durable", snapshotter: "durable", daemon: true},
 	{Name: "durable-differ", snapshotter: "durable", daemon: true, differ: true},
+	{Name: "fetch", snapshotter: "overlayfs", fetches: true},
 }
 
 // place is a variant's in Variants.
@@ -45,7 +48,7 @@ func place(name string) int {
 
 // can reports whether a variant can pull with a setting, and whether the setting makes a
 // difference.
-func (v Variant) can(s Setting) bool { return !v.local || s.Unpacks == 1 }
+func (v Variant) can(s Setting) bool { return !v.local && !v.fetches || s.Unpacks == 1 }
 
 // choose returns the variants of the names, without those that are not possible here, and why
 // they are left out.

@@ -12,7 +12,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(o.Images, []string{"tiny"}) || !slices.Equal(o.Igzip, []bool{false, true}) || !slices.Equal(o.Unpacks, []int{1, 3}) ||
-		o.Rounds != 10 || o.Scale != 1 || o.Neighbor != 400e6 || len(o.Variants) != 5 || !filepath.IsAbs(o.Profiles) {
+		o.Rounds != 10 || o.Scale != 1 || o.Neighbor != 400e6 || len(o.Variants) != 6 || !filepath.IsAbs(o.Profiles) {
 		t.Errorf("%+v", o)
 	}
 	if want := "bench run --disk 250 --fs xfs --igzip no,yes --images tiny --neighbor 400 --unpacks 1,3"; o.Command != want {
