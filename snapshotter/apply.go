@@ -57,6 +57,7 @@ func (s *Snapshotter) Apply(ctx context.Context, mounts []mount.Mount, write Ext
 	if err != nil {
 		return fmt.Errorf("apply to %q: %w", key, err)
 	}
+	a.Leave() // what is extracted here is written here
 	var made *active.Layer
 	began := time.Now()
 	err = errors.New("it panicked") // until it has returned

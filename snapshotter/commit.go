@@ -104,6 +104,7 @@ func (c *commit) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	c.active.Leave()
 	made, beside, err := c.actives.Made(c.active)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/writeback"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -101,10 +102,22 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 		return nil, fmt.Errorf("prepare %q: %w", key, err)
 	}
 	if a != nil {
+		s.follow(a)
 		s.actives.Add(key, a)
 	}
 	faults.Point(faults.PrepareDone)
 	return s.adapt(mounts, undo.ID, info), nil
+}
+
+// follow has large files of an extraction written as they come, until its Commit, its
+// removal, or an Apply. creating must be held.
+func (s *Snapshotter) follow(a *active.Snapshot) {
+	if !a.Extraction || s.cfg.NoBackground || s.background.Err() != nil {
+		return
+	}
+	var ctx context.Context
+	ctx, a.Unfollow = context.WithCancel(s.background)
+	s.running.Go(func() { writeback.Follow(ctx, s.root.Tree(a.ID)) })
 }
 
 // promptly bounds the wait of a Prepare or a View for its parent. containerd holds

@@ -404,7 +404,12 @@ func (s *Snapshotter) Close() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.background), max(time.Until(s.closeAt), 100*time.Millisecond))
 	defer cancel()
 	ended := make(chan struct{})
-	go func() { s.running.Wait(); close(ended) }()
+	go func() {
+		s.creating.Lock() // a Prepare in flight may begin to follow its extraction
+		s.creating.Unlock()
+		s.running.Wait()
+		close(ended)
+	}()
 	select {
 	case <-ended:
 	case <-ctx.Done():

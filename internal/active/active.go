@@ -26,6 +26,9 @@ type Snapshot struct {
 	Extraction bool
 	Writer     *gate.Writer
 	Lost       bool // the Writer was opened after a restart, not at Prepare
+	// Unfollow ends what begins the writing of an extraction while it is made; nil when
+	// nothing does.
+	Unfollow context.CancelFunc
 
 	// Guarded by Set.mu.
 	running *run
@@ -102,7 +105,15 @@ func (s *Set) Forget(key string) {
 	delete(s.byKey, key)
 	s.mu.Unlock()
 	if a != nil {
+		a.Leave()
 		_ = a.Writer.Close() // a read-only descriptor has nothing to lose
+	}
+}
+
+// Leave ends what follows the extraction. It may be called again.
+func (a *Snapshot) Leave() {
+	if a.Unfollow != nil {
+		a.Unfollow()
 	}
 }
 
@@ -111,6 +122,7 @@ func (s *Set) Close() (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range s.byKey {
+		a.Leave()
 		err = errors.Join(err, a.Writer.Close())
 	}
 	clear(s.byKey)

@@ -1,0 +1,185 @@
+// Package writeback has the kernel begin to write what another program extracts while that
+// extracts it: a Commit, which waits until all of it is on the disk, then has less to wait for.
+//
+// It makes nothing durable, and nothing depends on it: the sync of the Commit does, and
+// reports each error. What it cannot see, or is too much to be followed, is written then.
+package writeback
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
+)
+
+const (
+	// large is the size of files that are worth a request of their own. What is smaller costs
+	// the disk more requests, and the processor more time, than it saves.
+	large = 64 << 10
+
+	// often and seldom are the pauses between passes while files come, and while none do.
+	often, seldom = 200 * time.Millisecond, time.Second
+	// share is the part of the time that passes may take: one in so many.
+	share = 20
+	// patience is how long nothing may come before the rest is left to the Commit.
+	patience = 15 * time.Minute
+
+	// Of a tree with more directories, or a directory with more names, the rest is left to
+	// the Commit, too.
+	mostDirs, mostNames = 8192, 32768
+)
+
+// Follow begins the writing of the large files below root as they come, until ctx ends. It
+// opens nothing but regular files and directories of this tree: neither what a link leads
+// to, nor what is mounted there, nor a device. Times of access stay as they are.
+func Follow(ctx context.Context, root string) {
+	// Linux before 5.6 does not have this call, and all is left to the Commit there.
+	fd, err := unix.Openat2(unix.AT_FDCWD, root, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC})
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd) // only a place to resolve names from
+	f := newFollower(fd)
+	pause, last := often, time.Now()
+	for idle.Rest(ctx, pause) {
+		began := time.Now()
+		if f.pass(ctx) {
+			pause, last = often, began
+		} else {
+			pause = min(2*pause, seldom)
+		}
+		if began.Sub(last) > patience {
+			return
+		}
+		pause = max(pause, share*time.Since(began))
+	}
+}
+
+// follower is what is known of a tree.
+type follower struct {
+	root   int // O_PATH
+	dirs   map[string]*dir
+	names  int                 // in all directories
+	coming map[string]struct{} // files that may not be complete yet
+}
+
+// dir is a directory that is followed.
+type dir struct {
+	changed time.Time // its ctime when its names were read
+	read    time.Time
+	names   map[string]struct{}
+}
+
+func newFollower(root int) *follower {
+	return &follower{root: root, dirs: map[string]*dir{".": {}}, coming: map[string]struct{}{}}
+}
+
+// pass visits what is new since the last one, and reports whether anything is.
+func (f *follower) pass(ctx context.Context) (news bool) {
+	for rel := range f.coming {
+		if ctx.Err() != nil {
+			return false
+		}
+		delete(f.coming, rel)
+		f.file(rel)
+		news = true
+	}
+	var changed []string
+	for rel, d := range f.dirs {
+		var st unix.Stat_t
+		if unix.Fstatat(f.root, rel, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT) != nil {
+			continue
+		}
+		at := time.Unix(st.Ctim.Unix())
+		// The kernel stamps with the granularity of its clock: more names may have come at once.
+		if at.Equal(d.changed) && d.read.Sub(at) > 100*time.Millisecond {
+			continue
+		}
+		news = news || !at.Equal(d.changed)
+		d.changed = at
+		changed = append(changed, rel)
+	}
+	for len(changed) > 0 && ctx.Err() == nil {
+		rel := changed[len(changed)-1]
+		changed = append(changed[:len(changed)-1], f.read(rel)...)
+	}
+	return news
+}
+
+// read visits the names in a directory that are new, and returns new directories among them.
+func (f *follower) read(rel string) (dirs []string) {
+	d := f.dirs[rel]
+	fd, err := f.at(rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	if err != nil {
+		return nil
+	}
+	open := os.NewFile(uintptr(fd), rel)
+	defer open.Close() // only read from
+	d.read = time.Now()
+	for {
+		entries, err := open.ReadDir(256)
+		for _, e := range entries {
+			if _, known := d.names[e.Name()]; known || f.names >= mostNames {
+				continue
+			}
+			if d.names == nil {
+				d.names = map[string]struct{}{}
+			}
+			d.names[e.Name()] = struct{}{}
+			f.names++
+			child := filepath.Join(rel, e.Name())
+			switch {
+			case e.Type().IsRegular():
+				f.file(child)
+			case e.IsDir() && len(f.dirs) < mostDirs:
+				f.dirs[child] = &dir{}
+				dirs = append(dirs, child)
+			}
+		}
+		if err != nil {
+			return dirs // io.EOF, too
+		}
+	}
+}
+
+// file begins the writing of a file that is large, and has it visited again when it may not
+// be complete.
+func (f *follower) file(rel string) {
+	// To open a device may do something.
+	probe, err := f.at(rel, unix.O_PATH)
+	if err != nil {
+		return
+	}
+	defer unix.Close(probe) // only a name
+	var st unix.Stat_t
+	if unix.Fstat(probe, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return
+	}
+	// The extraction gives a complete file the time that its archive has.
+	if time.Since(time.Unix(st.Mtim.Unix())) < 2*time.Second {
+		f.coming[rel] = struct{}{}
+	}
+	if st.Size < large {
+		return
+	}
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(probe), unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	// An error of the disk is for the descriptor of the Commit, which was there before.
+	_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	_ = unix.Close(fd) // only read from
+}
+
+// at opens what a path of the tree leads to.
+func (f *follower) at(rel string, flags uint64) (int, error) {
+	return unix.Openat2(f.root, rel, &unix.OpenHow{
+		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+}
