@@ -150,7 +150,22 @@ func (f *follower) read(rel string) (dirs []string) {
 // file begins the writing of a file that is large, and has it visited again when it may not
 // be complete.
 func (f *follower) file(rel string) {
-	// To open a device may do something.
+	var st unix.Stat_t
+	if unix.Fstatat(f.root, rel, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT) != nil {
+		return
+	}
+	// The extraction gives a complete file the time that its archive has.
+	if time.Since(time.Unix(st.Mtim.Unix())) < 2*time.Second {
+		f.coming[rel] = struct{}{}
+	}
+	if st.Size >= large {
+		f.write(rel)
+	}
+}
+
+// write begins the writing of a file. To open a device may do something: it is known to be a
+// regular file before.
+func (f *follower) write(rel string) {
 	probe, err := f.at(rel, unix.O_PATH)
 	if err != nil {
 		return
@@ -158,13 +173,6 @@ func (f *follower) file(rel string) {
 	defer unix.Close(probe) // only a name
 	var st unix.Stat_t
 	if unix.Fstat(probe, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return
-	}
-	// The extraction gives a complete file the time that its archive has.
-	if time.Since(time.Unix(st.Mtim.Unix())) < 2*time.Second {
-		f.coming[rel] = struct{}{}
-	}
-	if st.Size < large {
 		return
 	}
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(probe), unix.O_RDONLY|unix.O_NOATIME|unix.O_CLOEXEC, 0)
