@@ -29,6 +29,9 @@ const (
 	// patience is how long nothing may come before the rest is left to the Commit.
 	patience = 15 * time.Minute
 
+	// still is in how many passes a file must not have grown to be complete.
+	still = 5
+
 	// Of a tree with more directories, or a directory with more names, the rest is left to
 	// the Commit, too.
 	mostDirs, mostNames = 8192, 32768
@@ -64,8 +67,14 @@ func Follow(ctx context.Context, root string) {
 type follower struct {
 	root   int // O_PATH
 	dirs   map[string]*dir
-	names  int                 // in all directories
-	coming map[string]struct{} // files that may not be complete yet
+	names  int                // in all directories
+	coming map[string]*growth // files that may not be complete yet
+}
+
+// growth is that of a file.
+type growth struct {
+	size  int64
+	still int // passes in which it has not grown
 }
 
 // dir is a directory that is followed.
@@ -76,7 +85,7 @@ type dir struct {
 }
 
 func newFollower(root int) *follower {
-	return &follower{root: root, dirs: map[string]*dir{".": {}}, coming: map[string]struct{}{}}
+	return &follower{root: root, dirs: map[string]*dir{".": {}}, coming: map[string]*growth{}}
 }
 
 // pass visits what is new since the last one, and reports whether anything is.
@@ -85,9 +94,7 @@ func (f *follower) pass(ctx context.Context) (news bool) {
 		if ctx.Err() != nil {
 			return false
 		}
-		delete(f.coming, rel)
-		f.file(rel)
-		news = true
+		news = f.file(rel) || news
 	}
 	var changed []string
 	for rel, d := range f.dirs {
@@ -147,20 +154,32 @@ func (f *follower) read(rel string) (dirs []string) {
 	}
 }
 
-// file begins the writing of a file that is large, and has it visited again when it may not
-// be complete.
-func (f *follower) file(rel string) {
+// file begins the writing of a file that is large, and has it visited again while it may not
+// be complete. It reports whether it has grown.
+func (f *follower) file(rel string) (grown bool) {
 	var st unix.Stat_t
 	if unix.Fstatat(f.root, rel, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT) != nil {
-		return
+		delete(f.coming, rel)
+		return false
 	}
-	// The extraction gives a complete file the time that its archive has.
-	if time.Since(time.Unix(st.Mtim.Unix())) < 2*time.Second {
-		f.coming[rel] = struct{}{}
+	g := f.coming[rel]
+	switch {
+	case time.Since(time.Unix(st.Mtim.Unix())) > 2*time.Second:
+		// The extraction gives a complete file the time that its archive has.
+		delete(f.coming, rel)
+		grown = g == nil || st.Size != g.size
+	case g == nil || st.Size != g.size:
+		f.coming[rel] = &growth{size: st.Size}
+		grown = true
+	default:
+		if g.still++; g.still == still {
+			delete(f.coming, rel)
+		}
 	}
-	if st.Size >= large {
+	if grown && st.Size >= large {
 		f.write(rel)
 	}
+	return grown
 }
 
 // write begins the writing of a file. To open a device may do something: it is known to be a
