@@ -76,7 +76,7 @@ test: deps tests/.bin/promtool ## run all tests (root, real disks, a real contai
 test-every: deps ## run the packages of which make test takes a part, whole; takes hours
 	cd tests && DURABLE_TEST_EVERY=1 $(GO) test -count=1 -p 2 -timeout 5h ./crash ./readiness ./commit ./damage ./overlay ./images ./noharm ./api
 
-# make test starts every text of docs/containerd.md with four releases; this one
+# make test starts every text of docs/containerd.md with one release; this one
 # starts it with all that it is for. Builds of releases stay in tests/.bin.
 test-configs: deps ## start every documented configuration with every release of containerd
 	cd tests && DURABLE_TEST_CONTAINERD=all $(GO) test -count=1 -timeout 60m -v ./configs
