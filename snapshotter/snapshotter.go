@@ -405,8 +405,7 @@ func (s *Snapshotter) Close() error {
 	defer cancel()
 	ended := make(chan struct{})
 	go func() {
-		s.creating.Lock() // a Prepare in flight may begin to follow its extraction
-		s.creating.Unlock()
+		s.afterPrepare()
 		s.running.Wait()
 		close(ended)
 	}()
@@ -417,6 +416,12 @@ func (s *Snapshotter) Close() error {
 	}
 	s.layers.Close(ctx)
 	return errors.Join(s.actives.Close(), s.overlay.Close()) // closes the database too
+}
+
+// afterPrepare waits for a Prepare in flight, which may begin to follow its extraction.
+func (s *Snapshotter) afterPrepare() {
+	s.creating.Lock()
+	defer s.creating.Unlock()
 }
 
 // warnOnce logs a warning, once per key and start of the daemon.
