@@ -405,7 +405,10 @@ func (s *Snapshotter) Close() error {
 	defer cancel()
 	ended := make(chan struct{})
 	go func() {
-		s.afterPrepare()
+		func() { // a Prepare in flight may begin to follow its extraction
+			s.creating.Lock()
+			defer s.creating.Unlock()
+		}()
 		s.running.Wait()
 		close(ended)
 	}()
@@ -416,12 +419,6 @@ func (s *Snapshotter) Close() error {
 	}
 	s.layers.Close(ctx)
 	return errors.Join(s.actives.Close(), s.overlay.Close()) // closes the database too
-}
-
-// afterPrepare waits for a Prepare in flight, which may begin to follow its extraction.
-func (s *Snapshotter) afterPrepare() {
-	s.creating.Lock()
-	defer s.creating.Unlock()
 }
 
 // warnOnce logs a warning, once per key and start of the daemon.
