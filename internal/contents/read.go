@@ -103,22 +103,6 @@ func (r *contentReader) progress(n int64) {
 	}
 }
 
-func (r *contentReader) at(rel string, flags uint64) (int, error) {
-	for {
-		fd, err := unix.Openat2(r.root, rel, &unix.OpenHow{
-			Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-		})
-		if errors.Is(err, unix.EXDEV) {
-			return -1, tree.ErrMounted
-		}
-		// EAGAIN: something was renamed meanwhile (openat2(2)).
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
-			return fd, err
-		}
-	}
-}
-
 func (r *contentReader) pathError(op, rel string, err error) error {
 	path := filepath.Join(r.path, rel)
 	if errors.Is(err, tree.ErrMounted) {
@@ -155,7 +139,7 @@ func (e *notRegular) Error() string { return "is a " + e.kind }
 // something. No link is followed on the way. The time of access stays as it is.
 func (r *contentReader) open(rel string) (*content, error) {
 	c := &content{r: r, rel: rel}
-	probe, err := r.at(rel, unix.O_PATH)
+	probe, err := tree.OpenAt(r.root, rel, unix.O_PATH)
 	if err != nil {
 		return nil, r.pathError("open", rel, err)
 	}
@@ -171,14 +155,14 @@ func (r *contentReader) open(rel string) (*content, error) {
 	if r.how.Direct {
 		flags |= unix.O_DIRECT
 	}
-	c.fd, err = r.at(rel, flags)
+	c.fd, err = tree.OpenAt(r.root, rel, flags)
 	if errors.Is(err, unix.EINVAL) { // not on this file system
 		flags &^= unix.O_DIRECT
-		c.fd, err = r.at(rel, flags)
+		c.fd, err = tree.OpenAt(r.root, rel, flags)
 	}
 	if errors.Is(err, unix.EPERM) { // another owner's, in a user namespace
 		flags &^= unix.O_NOATIME
-		c.fd, err = r.at(rel, flags)
+		c.fd, err = tree.OpenAt(r.root, rel, flags)
 	}
 	if err != nil {
 		return nil, r.pathError("open", rel, err)

@@ -55,6 +55,25 @@ func openBelow(fd int, name string) (*os.File, error) {
 	return f, nil
 }
 
+// OpenAt opens the entry at a path below the directory root, which may be open with O_PATH only. No link is
+// followed, and the error is ErrMounted where something is mounted. To open a device may do
+// something: callers that do not know what is there open it with O_PATH first.
+func OpenAt(root int, rel string, flags uint64) (fd int, err error) {
+	for {
+		fd, err = unix.Openat2(root, rel, &unix.OpenHow{
+			Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+		})
+		if errors.Is(err, unix.EXDEV) {
+			return -1, ErrMounted
+		}
+		// EAGAIN: something was renamed meanwhile (openat2(2)).
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+}
+
 // openAbove opens the directory above an open one, which must have the inode
 // number ino: another process may have moved the directory meanwhile.
 func openAbove(f *os.File, ino uint64) (*os.File, error) {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 )
 
 const (
@@ -121,7 +122,7 @@ func (f *follower) pass(ctx context.Context) (news bool) {
 // read visits the names in a directory that are new, and returns new directories among them.
 func (f *follower) read(rel string) (dirs []string) {
 	d := f.dirs[rel]
-	fd, err := f.at(rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	fd, err := tree.OpenAt(f.root, rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
 	if err != nil {
 		return nil
 	}
@@ -185,7 +186,7 @@ func (f *follower) file(rel string) (grown bool) {
 // write begins the writing of a file. To open a device may do something: it is known to be a
 // regular file before.
 func (f *follower) write(rel string) {
-	probe, err := f.at(rel, unix.O_PATH)
+	probe, err := tree.OpenAt(f.root, rel, unix.O_PATH)
 	if err != nil {
 		return
 	}
@@ -201,12 +202,4 @@ func (f *follower) write(rel string) {
 	// An error of the disk is for the descriptor of the Commit, which was there before.
 	_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	_ = unix.Close(fd) // only read from
-}
-
-// at opens what a path of the tree leads to.
-func (f *follower) at(rel string, flags uint64) (int, error) {
-	return unix.Openat2(f.root, rel, &unix.OpenHow{
-		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-	})
 }

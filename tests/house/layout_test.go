@@ -32,7 +32,7 @@ var ours = map[string][]string{
 	"internal/mounts":         {},
 	"internal/sockets":        {},
 	"internal/tree":           {},
-	"internal/writeback":      {"internal/idle"},
+	"internal/writeback":      {"internal/idle", "internal/tree"},
 	"internal/layout":         {"fsync"},
 	"internal/inflate":        {},
 	"internal/archives":       {"internal/blobs", "internal/inflate"},
