@@ -23,11 +23,12 @@ const (
 	// the disk more requests, and the processor more time, than it saves.
 	large = 64 << 10
 
-	// often and seldom are the pauses between passes while files come, and while none do.
-	often, seldom = 200 * time.Millisecond, time.Second
+	// often and seldom are the pauses between passes while files come, and while none do: an
+	// extraction begins when its blob is fetched, which may take an hour.
+	often, seldom = 200 * time.Millisecond, 2 * time.Second
 	// share is the part of the time that passes may take: one in so many.
 	share = 20
-	// patience is how long nothing may come before the rest is left to the Commit.
+	// patience is how long nothing more may come before the rest is left to the Commit.
 	patience = 15 * time.Minute
 
 	// still is in how many passes a file must not have grown to be complete.
@@ -42,13 +43,13 @@ const (
 // opens nothing but regular files and directories of this tree: neither what a link leads
 // to, nor what is mounted there, nor a device. Times of access stay as they are.
 func Follow(ctx context.Context, root string) {
-	// Linux before 5.6 does not have this call, and all is left to the Commit there.
+	// As tree.OpenAt below: where a filter of system calls refuses it, all is left to the Commit.
 	fd, err := unix.Openat2(unix.AT_FDCWD, root, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC})
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd) // only a place to resolve names from
-	f := newFollower(fd)
+	f := newFollower(fd, begin)
 	pause, last := often, time.Now()
 	for idle.Rest(ctx, pause) {
 		began := time.Now()
@@ -57,16 +58,23 @@ func Follow(ctx context.Context, root string) {
 		} else {
 			pause = min(2*pause, seldom)
 		}
-		if began.Sub(last) > patience {
+		if f.names > 0 && began.Sub(last) > patience {
 			return
 		}
 		pause = max(pause, share*time.Since(began))
 	}
 }
 
+// begin has the kernel begin to write a file.
+func begin(fd int) {
+	// An error of the disk is for the descriptor of the Commit, which was there before.
+	_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // follower is what is known of a tree.
 type follower struct {
-	root   int // O_PATH
+	root   int          // O_PATH
+	begin  func(fd int) // is called with a large file that has grown
 	dirs   map[string]*dir
 	names  int                // in all directories
 	coming map[string]*growth // files that may not be complete yet
@@ -85,8 +93,8 @@ type dir struct {
 	names   map[string]struct{}
 }
 
-func newFollower(root int) *follower {
-	return &follower{root: root, dirs: map[string]*dir{".": {}}, coming: map[string]*growth{}}
+func newFollower(root int, begin func(fd int)) *follower {
+	return &follower{root: root, begin: begin, dirs: map[string]*dir{".": {}}, coming: map[string]*growth{}}
 }
 
 // pass visits what is new since the last one, and reports whether anything is.
@@ -199,7 +207,6 @@ func (f *follower) write(rel string) {
 	if err != nil {
 		return
 	}
-	// An error of the disk is for the descriptor of the Commit, which was there before.
-	_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	f.begin(fd)
 	_ = unix.Close(fd) // only read from
 }

@@ -1,121 +1,135 @@
 package writeback
 
 import (
-	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
-	"unsafe"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/treetest"
 )
 
-// TestPass: large files are written as they come, in directories that come, too, and nothing
-// else is opened.
-func TestPass(t *testing.T) {
-	root, outside := t.TempDir(), filepath.Join(t.TempDir(), "outside")
-	content := bytes.Repeat([]byte("content "), 1<<20)
-	write := func(path string) {
-		t.Helper()
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(outside)
-	if !inMemory(t, outside) {
-		t.Skip("the file system of " + t.TempDir() + " does not report what is in memory only (FIEMAP_EXTENT_DELALLOC)")
-	}
-	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	f := newFollower(fd)
-	if !f.pass(t.Context()) {
-		t.Error("a new tree is no news")
-	}
-	write(root + "/first")
-	for _, err := range []error{
-		unix.Mkfifo(root+"/fifo", 0o600), // to open it would wait for a reader
-		os.Symlink(outside, root+"/link"),
-		os.Symlink(filepath.Dir(outside), root+"/way"),
-		os.MkdirAll(root+"/a/b", 0o700),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(root + "/a/b/second")
-	f.pass(t.Context())
-	for _, name := range []string{"first", "a/b/second"} {
-		if inMemory(t, filepath.Join(root, name)) {
-			t.Errorf("%s is not being written", name)
-		}
-	}
-	// It grows, as a large file does while it is extracted.
-	write(root + "/first")
-	f.pass(t.Context())
-	if inMemory(t, root+"/first") {
-		t.Error("the rest of a file is not being written")
-	}
-	if !inMemory(t, outside) {
-		t.Error("a link was followed")
-	}
-	// A board without a clock lives in 1970: then all times lie in the future.
-	write(root + "/future")
-	future := unix.NsecToTimeval(4e18)
-	if err := unix.Utimes(root+"/future", []unix.Timeval{future, future}); err != nil {
-		t.Fatal(err)
-	}
-	for range still + 2 {
-		f.pass(t.Context())
-	}
-	if len(f.coming) != 0 {
-		t.Errorf("files that do not grow are followed still: %v", f.coming)
-	}
-	if f.pass(t.Context()) {
-		t.Error("nothing has come, and it is news")
-	}
-	write(root + "/a/third")
-	f.pass(t.Context())
-	old := unix.NsecToTimeval(1e18)
-	if err := unix.Utimes(root+"/a/third", []unix.Timeval{old, old}); err != nil {
-		t.Fatal(err)
-	}
-	f.pass(t.Context())
-	if len(f.coming) != 0 {
-		t.Errorf("files with the times of an archive are followed still: %v", f.coming)
+// site is a tree that is followed, and what was begun to be written since the last question.
+type site struct {
+	*follower
+	dir   string
+	begun []string
+}
+
+func newSite(t *testing.T) *site {
+	s := &site{dir: t.TempDir()}
+	fd, err := unix.Open(s.dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	treetest.Check(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	s.follower = newFollower(fd, func(fd int) {
+		path, err := os.Readlink(fmt.Sprint("/proc/self/fd/", fd))
+		treetest.Check(t, err)
+		s.begun = append(s.begun, path)
+	})
+	return s
+}
+
+// file makes a file of a size, with the time that an archive has for it, or with that of now.
+func (s *site) make(t *testing.T, name string, size int, complete bool) {
+	t.Helper()
+	path := filepath.Join(s.dir, name)
+	treetest.Check(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	treetest.Check(t, os.WriteFile(path, make([]byte, size), 0o644))
+	if complete {
+		s.stamp(t, name, time.Unix(1e9, 0))
 	}
 }
 
-// inMemory reports whether a file has content that has no place on the disk yet
-// (Documentation/filesystems/fiemap.rst).
-func inMemory(t *testing.T, path string) bool {
+func (s *site) stamp(t *testing.T, name string, when time.Time) {
 	t.Helper()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
+	treetest.Check(t, os.Chtimes(filepath.Join(s.dir, name), when, when))
+}
+
+// expect makes a pass, and compares what was begun.
+func (s *site) expect(t *testing.T, names ...string) {
+	t.Helper()
+	s.begun = nil
+	s.pass(t.Context())
+	var got []string
+	for _, path := range s.begun {
+		rel, err := filepath.Rel(s.dir, path)
+		treetest.Check(t, err)
+		got = append(got, rel)
 	}
-	defer file.Close()
-	const fiemap, delalloc = 0xc020660b, 0x4
-	type extent struct {
-		logical, physical, length uint64
-		_                         [2]uint64
-		flags                     uint32
-		_                         [3]uint32
+	slices.Sort(got)
+	if !slices.Equal(got, names) {
+		t.Errorf("begun are %q, want %q", got, names)
 	}
-	query := struct {
-		start, length                  uint64
-		flags, mapped, count, reserved uint32
-		extents                        [64]extent
-	}{length: ^uint64(0), count: 64}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), fiemap, uintptr(unsafe.Pointer(&query))); errno != 0 {
-		return false
+}
+
+// TestPass: large files are begun as they come and as they grow, in directories that come,
+// too, and each once when it is complete.
+func TestPass(t *testing.T) {
+	s := newSite(t)
+	s.expect(t)
+	s.make(t, "small", large-1, true)
+	s.make(t, "large", large, true)
+	s.make(t, "a/b/deep", large, true)
+	s.expect(t, "a/b/deep", "large")
+	s.expect(t)
+	s.make(t, "a/growing", 10, false)
+	s.expect(t)
+	s.make(t, "a/growing", large, false)
+	s.expect(t, "a/growing")
+	s.make(t, "a/growing", 2*large, true)
+	s.expect(t, "a/growing")
+	s.expect(t)
+	if len(s.coming) != 0 {
+		t.Errorf("files that are complete are visited still: %v", s.coming)
 	}
-	for _, e := range query.extents[:query.mapped] {
-		if e.flags&delalloc != 0 {
-			return true
+}
+
+// TestFuture: a board without a clock lives in 1970, and all times of an archive lie in the
+// future. What does not grow is complete all the same, some passes later.
+func TestFuture(t *testing.T) {
+	s := newSite(t)
+	s.make(t, "large", large, false)
+	s.stamp(t, "large", time.Now().Add(1e6*time.Hour))
+	s.expect(t, "large")
+	for range still {
+		s.expect(t)
+	}
+	if len(s.coming) != 0 {
+		t.Errorf("it is visited still: %v", s.coming)
+	}
+}
+
+// TestNothingElse: no link is followed, nothing is opened that is no regular file, and nothing
+// that is mounted in the tree is visited.
+func TestNothingElse(t *testing.T) {
+	s, outside := newSite(t), newSite(t)
+	outside.make(t, "large", large, true)
+	treetest.Check(t, os.Symlink(outside.dir+"/large", s.dir+"/link"))
+	treetest.Check(t, os.Symlink(outside.dir, s.dir+"/way"))
+	treetest.Check(t, unix.Mkfifo(s.dir+"/fifo", 0o600)) // to open it would wait for a reader
+	treetest.Check(t, unix.Mknod(s.dir+"/device", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
+	for _, name := range []string{"dir", "file"} {
+		at, what := filepath.Join(s.dir, name), outside.dir
+		if name == "file" {
+			s.make(t, name, 0, true)
+			what = outside.dir + "/large"
+		} else {
+			treetest.Check(t, os.Mkdir(at, 0o755))
 		}
+		treetest.Check(t, unix.Mount(what, at, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { treetest.Check(t, unix.Unmount(at, unix.MNT_DETACH)) })
 	}
-	return false
+	s.expect(t)
+	s.write("fifo") // as when it has taken the place of a file just now
+	s.write("device")
+	s.write("link")
+	s.write("way/large")
+	s.write("file")
+	if len(s.begun) != 0 {
+		t.Errorf("begun are %q", s.begun)
+	}
 }
