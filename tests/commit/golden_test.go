@@ -150,6 +150,8 @@ func TestNormalise(t *testing.T) {
 13  openat(AT_FDCWD</r>, "/d/root/snapshots/none", O_RDONLY|O_NOFOLLOW|O_CLOEXEC) = -1 ENOENT (No such file or directory)
 13  write(2</r/log>, "a (line), <odd> \"x\"\n", 20) = 20
 12  <... syncfs resumed>) = 0
+13  sync_file_range(16</d/root/snapshots/7/fs/file>, 0, 0, SYNC_FILE_RANGE_WRITE) = 0
+12  sync_file_range(17</d/root/snapshots/7/seal>, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE|SYNC_FILE_RANGE_WRITE|SYNC_FILE_RANGE_WAIT_AFTER) = 0
 12  pwrite64(8</d/root/metadata.db>, "\x05\x00", 4096, 20480) = 4096
 12  pwrite64(8</d/root/metadata.db>, "\x06\x00"..., 4096, 24576) = 4096
 12  pwrite64(8</d/root/metadata.db>, "\x00\x00"..., 4096, 4096) = 4096
@@ -166,6 +168,7 @@ func TestNormalise(t *testing.T) {
 		"rename snapshots/new-* -> snapshots/<id>",
 		"open snapshots/<id>",
 		"syncfs snapshots/<id>",
+		"sync_file_range snapshots/<id>/seal",
 		"pwrite metadata.db pages",
 		"pwrite metadata.db meta",
 		"reply",

@@ -160,7 +160,12 @@ func (c call) line() (string, error) {
 		return c.write()
 	case "open", "openat":
 		return c.open()
-	case "fsync", "fdatasync", "syncfs", "sync_file_range", "ftruncate", "msync":
+	case "sync_file_range":
+		if c.args[len(c.args)-1] == "SYNC_FILE_RANGE_WRITE" {
+			return "", nil // begins to write, waits for nothing: package writeback does it at any time
+		}
+		return c.about(c.name, behind(c.args[0])), nil
+	case "fsync", "fdatasync", "syncfs", "ftruncate", "msync":
 		return c.about(c.name, behind(c.args[0])), nil
 	case "mkdir":
 		return c.about("mkdir", c.path("", c.args[0])), nil
