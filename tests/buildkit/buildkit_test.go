@@ -14,14 +14,34 @@ import (
 // runVar asks for the test.
 const runVar = "DURABLE_TEST_BUILDKIT"
 
-// TestPowerCut cuts the power right after a build into the image store, a build into an archive
-// that is imported, and a commit of a container. A last pull into the built-in snapshotter
-// shows that the cut takes what was not synced.
+// TestPowerCut: with containerd's own differ, and with the daemon's as the first of the diff
+// service, which builds and commits also ask for the difference between two snapshots. The
+// daemon's has no answer to that, and containerd's is asked then.
 func TestPowerCut(t *testing.T) {
 	if os.Getenv(runVar) == "" {
 		t.Skip("BuildKit takes minutes to compile: make test-matrix runs this")
 	}
-	n := newNode(t)
+	t.Run("containerd's differ", func(t *testing.T) {
+		if n := powerCut(t, kit.ContainerdOptions{}); n != 0 {
+			t.Errorf("the daemon has extracted %d layers", n)
+		}
+	})
+	t.Run("the daemon's differ", func(t *testing.T) {
+		if n := powerCut(t, kit.ContainerdOptions{
+			Differ: []string{"durable"},
+			Extra:  "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['durable-diff', 'walking']\n",
+		}); n == 0 {
+			t.Error("the daemon has extracted no layer")
+		}
+	})
+}
+
+// powerCut cuts the power right after a build into the image store, a build into an archive
+// that is imported, and a commit of a container. A last pull into the built-in snapshotter
+// shows that the cut takes what was not synced. It returns how many layers the daemon has
+// extracted.
+func powerCut(t *testing.T, containerd kit.ContainerdOptions) int {
+	n := newNode(t, containerd)
 	stored, exported, committed := n.Registry.Ref("stored"), n.Registry.Ref("exported"), n.Registry.Ref("committed")
 	n.build(t, "stored", "type=image,name="+stored+",unpack=true")
 	archive := filepath.Join(kittest.Scratch(t), "image.tar")
@@ -66,4 +86,5 @@ func TestPowerCut(t *testing.T) {
 		t.Error("the power cut has damaged a layer")
 	}
 	kittest.NoPanic(t, log)
+	return n.extracted(t)
 }

@@ -33,7 +33,8 @@ type node struct {
 	base     kit.Pushed
 }
 
-func newNode(t *testing.T) *node {
+// newNode starts a node whose containerd has further configuration.
+func newNode(t *testing.T, containerd kit.ContainerdOptions) *node {
 	t.Helper()
 	dir := kittest.Scratch(t)
 	r := must[*kit.Registry](t)(kit.StartRegistry(filepath.Join(dir, "registry")))
@@ -42,7 +43,7 @@ func newNode(t *testing.T) *node {
 		run:      kittest.Scratch(t),
 		programs: must[string](t)(kit.BuildModule(t.Context(), "buildkit/programs", commands+"buildkitd", commands+"buildctl")),
 	}
-	n.Node = kittest.NewNode(t, kit.NodeOptions{Dir: dir, Registry: r, Heals: true, Notifies: true})
+	n.Node = kittest.NewNode(t, kit.NodeOptions{Dir: dir, Registry: r, Heals: true, Notifies: true, Containerd: containerd})
 	t.Cleanup(func() { check(t, n.Off()) })
 	kittest.Start(t, n.Node)
 	n.base = must[kit.Pushed](t)(n.Push(t.Context(), "base", must[kit.Image](t)(kit.Runnable(t.Context()))))
@@ -129,6 +130,18 @@ func (n *node) runs(t *testing.T, ref, text string, command ...string) {
 func (n *node) container(t *testing.T, flag, ref, name string, command ...string) string {
 	t.Helper()
 	return kittest.Ctr(t, n.Node, append([]string{"run", flag, "--snapshotter", "durable", ref, name}, command...)...)
+}
+
+// extracted is how many layers of the daemon's journal its own differ has extracted.
+func (n *node) extracted(t *testing.T) int {
+	t.Helper()
+	layers := 0
+	for _, e := range must[kit.Report](t)(n.Daemon.Inspect(t.Context())).Journal.Committed {
+		if strings.HasSuffix(e.Strategy, "in Apply") {
+			layers++
+		}
+	}
+	return layers
 }
 
 // tree is what a container of an image sees under a snapshotter.

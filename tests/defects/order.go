@@ -131,6 +131,14 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) err
 	}`,
 	},
 	{
+		File: "snapshotter/apply.go",
+		Old: `
+	phase(metrics.PhaseSeal)`,
+		New: `
+	phase(metrics.PhaseSeal)
+	defer plantedTimes(place)()`,
+	},
+	{
 		File: "fsync/files.go",
 		Old: `
 	if err := f.Wait(); err != nil {`,

@@ -67,6 +67,8 @@ func Mutants() []Mutant {
 		{Name: "apply-no-sync", By: ByPower, Differs: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not sync what it has extracted"},
 		{Name: "apply-trusted", By: ByPower, Differs: true, Late: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync what was written after Apply"},
 		{Name: "apply-place-no-sync", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync the place of the tree that Apply has made"},
+		// On ext4 and xfs the fsync of the record in Commit writes the journal with them.
+		{Name: "apply-times-late", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply gives directories their times after its sync"},
 		{Name: "files-not-waited-for", By: ByPower, Differs: true, Files: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not wait for the data of the files that it syncs alone"},
 		{Name: "files-begun-only", By: ByPower, Differs: true, Files: true, Lazy: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply has the kernel begin to write files, and does not wait (sync_file_range, 2 and not 7)"},
 		{Name: "files-error-swallowed", By: ByErrors, Differs: true, Files: true, Mistake: "the error of a file that is synced alone is ignored"},

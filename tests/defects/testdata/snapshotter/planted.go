@@ -3,7 +3,9 @@
 package snapshotter
 
 import (
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/active"
@@ -25,6 +27,31 @@ func (s *Snapshotter) plantedPrepared(a *active.Snapshot) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
+}
+
+// plantedTimes gives the directories below root the time at which they were extracted. What
+// it returns gives them those of the tar again, too late for the sync of Apply.
+func plantedTimes(root string) func() {
+	times := map[string]time.Time{}
+	if planted("apply-times-late") {
+		now := time.Now()
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			times[path] = info.ModTime()
+			return os.Chtimes(path, now, now)
+		})
+	}
+	return func() {
+		for path, at := range times {
+			_ = os.Chtimes(path, at, at)
+		}
+	}
 }
 
 // plantedWait is how long a Prepare waits for its parent.
