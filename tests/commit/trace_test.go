@@ -164,7 +164,7 @@ func (c call) line() (string, error) {
 		if c.args[len(c.args)-1] == "SYNC_FILE_RANGE_WRITE" {
 			return "", nil // begins to write, waits for nothing: package writeback does it at any time
 		}
-		return c.about(c.name, behind(c.args[0])), nil
+		fallthrough
 	case "fsync", "fdatasync", "syncfs", "ftruncate", "msync":
 		return c.about(c.name, behind(c.args[0])), nil
 	case "mkdir":
