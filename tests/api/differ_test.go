@@ -20,15 +20,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
-
-// everywhere is the configuration in which containerd's diff service asks ours first.
-const everywhere = "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['durable-diff', 'walking']\n"
-
-// applied is how the journal names the durability of what our differ has extracted.
-const applied = "syncfs, in Apply"
 
 // strategies counts the ways in which the layers of an image were made durable.
 func (s *stack) strategies(t *testing.T, img kit.Pushed) map[string]int {
@@ -78,7 +73,7 @@ func TestDiffer(t *testing.T) {
 				runnable := images.Get(t, "runnable")
 				// Blobs are read on disk, or else through containerd.
 				s := newStack(t, kit.NodeOptions{Heals: unpacks == 0, Notifies: true, Containerd: kit.ContainerdOptions{
-					Differ: []string{"durable"}, Unpacks: unpacks, Extra: everywhere, CRI: &kit.CRIOptions{Pause: runnable.Ref},
+					Differ: []string{"durable"}, Unpacks: unpacks, Extra: kit.DifferFirst, CRI: &kit.CRIOptions{Pause: runnable.Ref},
 				}})
 				client, err := s.Containerd.Client()
 				if err != nil {
@@ -111,7 +106,7 @@ func TestDiffer(t *testing.T) {
 					}
 					n := s.strategies(t, img)
 					t.Logf("%s: %v", name, n)
-					if n[applied] == 0 || unpacks == 0 && len(n) > 1 {
+					if n[string(storage.StrategyApplied)] == 0 || unpacks == 0 && len(n) > 1 {
 						t.Errorf("%s: %v", name, n)
 					}
 				}
@@ -128,7 +123,7 @@ func TestDiffer(t *testing.T) {
 // Where containerd's diff service begins with ours, a layer that comes back from it goes
 // on to the next.
 func TestDifferHandsOn(t *testing.T) {
-	for _, extra := range []string{"", everywhere} {
+	for _, extra := range []string{"", kit.DifferFirst} {
 		t.Run(fmt.Sprintf("%d", len(extra)), func(t *testing.T) {
 			s := newStack(t, kit.NodeOptions{Heals: true, Notifies: true, Containerd: kit.ContainerdOptions{
 				Differ: []string{"durable", "overlayfs"},
@@ -249,7 +244,7 @@ func TestDifferInterrupted(t *testing.T) {
 		cancel()
 		t.Logf("%s after %v: %v", how, after, err)
 		s.pullReconnected(t, img)
-		if n := s.strategies(t, img); n[applied] != len(img.Layers) {
+		if n := s.strategies(t, img); n[string(storage.StrategyApplied)] != len(img.Layers) {
 			t.Errorf("%s: %v", how, n)
 		}
 		for _, lease := range strings.Fields(s.ctr(t, "leases", "ls", "--quiet")) { // of a client that is gone
@@ -305,11 +300,11 @@ func waitFor(t *testing.T, what string, is func() bool) {
 // snapshotter; where only unpack_config names it, overlayfs does not notice.
 func TestDifferDown(t *testing.T) {
 	img := images.Get(t, "empty-layers")
-	for _, extra := range []string{"", everywhere} {
+	for _, extra := range []string{"", kit.DifferFirst} {
 		s := newStack(t, kit.NodeOptions{Heals: true, Notifies: true, Containerd: kit.ContainerdOptions{Differ: []string{"durable"}, Extra: extra}})
 		kittest.Check(t, s.Daemon.Kill())
 		_, err := s.Ctr(t.Context(), "image", "pull", "--plain-http", "--local", "--snapshotter", "overlayfs", img.Ref)
-		if (err != nil) != (extra == everywhere) {
+		if (err != nil) != (extra == kit.DifferFirst) {
 			t.Errorf("overlayfs by the diff service: %v", err)
 		}
 		if _, err := s.Ctr(t.Context(), "image", "pull", "--plain-http", "--snapshotter", "durable", img.Ref); err == nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
+	"github.com/durable-snapshotter/durable-snapshotter/storage"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
 )
@@ -137,7 +138,7 @@ func (n *node) extracted(t *testing.T) int {
 	t.Helper()
 	layers := 0
 	for _, e := range must[kit.Report](t)(n.Daemon.Inspect(t.Context())).Journal.Committed {
-		if strings.HasSuffix(e.Strategy, "in Apply") {
+		if e.Strategy == string(storage.StrategyApplied) {
 			layers++
 		}
 	}

@@ -17,6 +17,10 @@ import (
 	"github.com/containerd/containerd/v2/client"
 )
 
+// DifferFirst, in the field Extra, has containerd's diff service ask the daemon's first, for
+// every snapshotter.
+const DifferFirst = "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['durable-diff', 'walking']\n"
+
 // ContainerdOptions describe one containerd.
 type ContainerdOptions struct {
 	Binaries      Binaries
