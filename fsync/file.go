@@ -92,6 +92,31 @@ func MkdirAll(path string, perm os.FileMode) error {
 	return Dir(parent)
 }
 
+// Replace writes a file under a temporary name, path with ".new", and renames it to path. With
+// it everything is durable that was done to names, attributes and extents on the file system
+// before, by one fsync. The file system must have one journal, see [OneJournal].
+//
+// A crash before Replace has returned may leave the old file, the new one, or a short one.
+func Replace(path string, data []byte, perm os.FileMode) (err error) {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	// rename(2) changes the inode (its ctime), so that the fsync reaches it: ext4_rename,
+	// xfs_rename.
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return &Error{Op: "fsync", Path: path, Err: cause(err)}
+	}
+	return nil
+}
+
 // WriteFile writes a file under its name and syncs its content. The name is
 // durable after the directory has been synced. It is meant for a file that
 // is not read before that: a crash may leave it short.

@@ -142,7 +142,7 @@ func (c *commit) commitTree(ctx context.Context, made *active.Layer, placed bool
 		}
 	}()
 	began := time.Now()
-	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize, files)
+	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize, files, nil)
 	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {
 		c.active.Writer.Poison(err)
 	}
@@ -211,13 +211,21 @@ func (c *commit) syncRest(r *rest) error {
 	if err := r.files.Wait(); err != nil {
 		return err
 	}
-	// Its syncs are those that Wait needs, and that of the directory covers the new place of
-	// the tree.
-	if err := layout.ReplaceRecordSync(c.root.Dir(c.active.ID), r.record); err != nil {
+	if err := c.replaceRecord(r.record); err != nil {
 		return err
 	}
 	faults.Point(faults.CommitPlaced)
 	return nil
+}
+
+// replaceRecord replaces the record of a layer whose files are on disk, in its cache. The syncs
+// are those that [fsync.Files.Wait] needs, and cover the new place of the tree.
+func (c *commit) replaceRecord(r layout.Record) error {
+	dir := c.root.Dir(c.active.ID)
+	if c.gate.OneJournal() {
+		return layout.ReplaceRecordOnce(dir, r)
+	}
+	return layout.ReplaceRecordSync(dir, r)
 }
 
 // restoreRecord makes the record of a snapshot whose Commit has failed an active one

@@ -31,7 +31,7 @@ type Config struct {
 type Gate struct {
 	cfg  Config
 	db   *storage.DB
-	once bool // one fsync on the file system is one of all that was done before
+	once bool // see OneJournal
 
 	apart   chan struct{} // room for one; see "Lock order" in doc.go
 	syncing sync.Mutex
@@ -121,10 +121,14 @@ func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func
 	return fn(context.WithoutCancel(ctx))
 }
 
+// OneJournal reports whether one fsync is to be relied on to be one of all that was done before
+// on the file system: it has one journal, and the configuration allows it.
+func (g *Gate) OneJournal() bool { return g.once }
+
 // Files returns what collects the files of a tree for SyncApart, or nil where only
 // everything on the file system can be synced.
 func (g *Gate) Files() *fsync.Files {
-	if !g.once {
+	if !g.OneJournal() {
 		return nil
 	}
 	return fsync.NewFiles(g.cfg.Dir)

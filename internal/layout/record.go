@@ -118,6 +118,16 @@ func ReplaceRecordSync(dir string, r Record) error {
 	return fsync.Rename(path+".new", path)
 }
 
+// ReplaceRecordOnce is ReplaceRecordSync with one sync instead of two, where the file system has one
+// journal; see [fsync.Replace]. A crash may leave a short record.
+func ReplaceRecordOnce(dir string, r Record) error {
+	data, err := Encode(r)
+	if err != nil {
+		return err
+	}
+	return fsync.Replace(filepath.Join(dir, RecordFile), data, 0o600)
+}
+
 // ReadRecord reads a snapshot directory's record. The error wraps ErrCorrupt or
 // ErrNewer when there is one that cannot be used; see Decode.
 func ReadRecord(dir string) (r Record, err error) {

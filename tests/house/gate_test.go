@@ -18,9 +18,9 @@ const gatePackage = module + "/internal/gate"
 
 // syncs are the functions whose error may mean that the kernel could not write.
 var syncs = map[string][]string{
-	module + "/fsync":           {"Busy", "Dir", "File", "MkdirAll", "OpenCursor", "Rename", "Sync", "Wait", "WriteFile"},
+	module + "/fsync":           {"Busy", "Dir", "File", "MkdirAll", "OpenCursor", "Rename", "Replace", "Sync", "Wait", "WriteFile"},
 	module + "/storage":         {"Rewrite", "Spend", "Update", "WithTransaction"},
-	module + "/internal/layout": {"ReplaceRecordSync", "WriteRecord"},
+	module + "/internal/layout": {"ReplaceRecordOnce", "ReplaceRecordSync", "WriteRecord"},
 }
 
 // outside may sync without the gate, for a reason.
