@@ -22,7 +22,6 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
@@ -123,13 +122,10 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 		if err != nil {
 			return nil, err
 		}
-		if made.Sum, err = seal.ChangeAndWrite(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.SealFile), n.Normalize, files); err != nil {
+		if made.Sum, made.Contents, err = x.Seal(ctx, place, s.root.Dir(a.ID), n.Normalize, files); err != nil {
 			return nil, err
 		}
 		made.Sealed, made.Found = true, n.Found()
-		if made.Contents, err = x.Contents(ctx, place, filepath.Join(s.root.Dir(a.ID), layout.ContentsFile), files); err != nil {
-			return nil, err
-		}
 	}
 	phase(metrics.PhaseSeal)
 	faults.Point(faults.ApplySealed)

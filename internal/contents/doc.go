@@ -1,7 +1,8 @@
 // Package contents compares the content of the regular files of a layer: with digests
 // that were taken earlier, and with the tar that the layer was unpacked from.
 //
-//	Write      tree ──▶ list of digests; WriteKnown does not read what the caller has written
+//	Write      tree ──▶ list of digests
+//	NewList    the same, of a tree that the caller walks through, and of which it has written files
 //	Verify     tree and list of digests ──▶ findings
 //	VerifyTar  tree and the tar that it was unpacked from ──▶ findings
 //

@@ -24,7 +24,12 @@ import (
 // tree.ErrMounted.
 func Write(ctx context.Context, root, path string, how Reading) (digest string, err error) {
 	err = how.run(func() error {
-		digest, err = write(ctx, root, path, how, nil, nil)
+		l, err := newList(root, path, how, nil)
+		if err != nil {
+			return err
+		}
+		err = l.walk(ctx)
+		digest, err = l.end(err)
 		return err
 	})
 	if err != nil {
@@ -37,32 +42,9 @@ func Write(ctx context.Context, root, path string, how Reading) (digest string, 
 // knows it: it has written the file, and nothing has changed it since.
 type Known func(inode uint64, size int64) (sum [sha256.Size]byte, ok bool)
 
-// WriteKnown is Write, but does not read files that are known. files, which may be nil, get
-// the file.
-func WriteKnown(ctx context.Context, root, path string, known Known, files *fsync.Files) (digest string, err error) {
-	return write(ctx, root, path, Reading{}, known, files)
-}
-
-func write(ctx context.Context, root, path string, how Reading, known Known, files *fsync.Files) (string, error) {
-	r, err := newContentReader(root, how)
-	if err != nil {
-		return "", err
-	}
-	defer r.close()
-	out, err := mtree.Create(path, files)
-	if err != nil {
-		return "", err
-	}
-	w := contentsWriter{r: r, out: out, links: links{}, known: known}
-	err = w.walk(ctx, root)
-	digest := out.Digest()
-	if err := errors.Join(err, out.Close()); err != nil {
-		return "", err
-	}
-	return digest, nil
-}
-
-type contentsWriter struct {
+// List is what Write writes, of a tree that the caller walks through.
+type List struct {
+	root  string
 	r     *contentReader
 	out   *mtree.Writer
 	links links
@@ -70,29 +52,65 @@ type contentsWriter struct {
 	line  []byte
 }
 
-// walk writes the lines of all files. It reads in the goroutine that calls it, whose
-// priority may be lower than usual.
-func (w *contentsWriter) walk(ctx context.Context, root string) error {
-	t, err := tree.Open(root)
+// NewList begins a list in a file. Files that are known are not read. files, which may be nil, get the
+// file of the list. Close must follow.
+func NewList(root, path string, known Known, files *fsync.Files) (*List, error) {
+	l, err := newList(root, path, Reading{}, files)
+	if err != nil {
+		return nil, err
+	}
+	l.known = known
+	return l, nil
+}
+
+func newList(root, path string, how Reading, files *fsync.Files) (*List, error) {
+	r, err := newContentReader(root, how)
+	if err != nil {
+		return nil, err
+	}
+	out, err := mtree.Create(path, files)
+	if err != nil {
+		r.close()
+		return nil, err
+	}
+	return &List{root: root, r: r, out: out, links: links{}}, nil
+}
+
+// Close ends the list, and returns its digest.
+func (l *List) Close() (digest string, err error) { return l.end(nil) }
+
+// end is Close after an error, which it returns.
+func (l *List) end(err error) (string, error) {
+	defer l.r.close()
+	digest := l.out.Digest()
+	if err := errors.Join(err, l.out.Close()); err != nil {
+		return "", err
+	}
+	return digest, nil
+}
+
+// Add adds an entry of the tree, if it is a regular file. Entries come in the order of a seal.
+func (l *List) Add(ctx context.Context, rel string, st *unix.Stat_t) error {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	if l.known != nil {
+		if sum, ok := l.known(st.Ino, st.Size); ok {
+			return l.add(rel, st.Size, false, hex.EncodeToString(sum[:]))
+		}
+	}
+	return l.file(ctx, rel)
+}
+
+// walk adds all files. It reads in the goroutine that calls it, whose priority may be lower than
+// usual.
+func (l *List) walk(ctx context.Context) error {
+	t, err := tree.Open(l.root)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
-	file := func(rel string) error {
-		if w.known != nil {
-			st, err := t.Lstat(rel)
-			if err != nil {
-				return err
-			}
-			if st.Mode&unix.S_IFMT != unix.S_IFREG {
-				return nil
-			}
-			if sum, ok := w.known(st.Ino, st.Size); ok {
-				return w.add(rel, st.Size, false, hex.EncodeToString(sum[:]))
-			}
-		}
-		return w.file(ctx, rel)
-	}
+	file := func(rel string) error { return l.file(ctx, rel) }
 	return t.Walk(ctx, func(rel string) (bool, error) {
 		st, err := t.Lstat(rel)
 		if err != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -102,9 +120,9 @@ func (w *contentsWriter) walk(ctx context.Context, root string) error {
 	}, file)
 }
 
-func (w *contentsWriter) file(ctx context.Context, rel string) error {
+func (l *List) file(ctx context.Context, rel string) error {
 	var other *notRegular
-	c, err := w.r.open(rel)
+	c, err := l.r.open(rel)
 	if errors.As(err, &other) {
 		return nil
 	}
@@ -117,21 +135,21 @@ func (w *contentsWriter) file(ctx context.Context, rel string) error {
 		return err
 	}
 	sparse := holes >= sparseHoles
-	digest, err := c.once(ctx, sparse, w.links)
+	digest, err := c.once(ctx, sparse, l.links)
 	if err != nil {
 		return err
 	}
-	return w.add(rel, c.st.Size, sparse, digest)
+	return l.add(rel, c.st.Size, sparse, digest)
 }
 
 // add writes the line of a file.
-func (w *contentsWriter) add(rel string, size int64, sparse bool, digest string) error {
-	b := mtree.AppendPath(w.line[:0], rel)
+func (l *List) add(rel string, size int64, sparse bool, digest string) error {
+	b := mtree.AppendPath(l.line[:0], rel)
 	b = strconv.AppendInt(append(b, " type=file size="...), size, 10)
 	b = append(b, digestWords[sparse]...)
 	b = append(append(b, digest...), '\n')
-	w.line = b
-	_, err := w.out.Write(b)
+	l.line = b
+	_, err := l.out.Write(b)
 	return err
 }
 

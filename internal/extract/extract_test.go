@@ -513,13 +513,17 @@ func TestContentDigests(t *testing.T) {
 		treetest.Check(t, err)
 		read, err := contents.Write(t.Context(), dir, filepath.Join(lists, "read"), contents.Reading{})
 		treetest.Check(t, err)
-		known, err := contents.WriteKnown(t.Context(), dir, filepath.Join(lists, "known"), func(inode uint64, size int64) ([32]byte, bool) {
+		list, err := contents.NewList(dir, filepath.Join(lists, "known"), func(inode uint64, size int64) ([32]byte, bool) {
 			sum, ok := r.Sums[inode]
 			if !ok || sum.Size != size {
 				t.Errorf("%s: a file of %d bytes has no digest", name, size)
 			}
 			return sum.SHA256, ok
 		}, nil)
+		treetest.Check(t, err)
+		_, err = seal.ChangeAndWrite(t.Context(), dir, filepath.Join(lists, "seal"), nil, nil, func(e *seal.Entry) error { return list.Add(t.Context(), e.Path, &e.Stat) })
+		treetest.Check(t, err)
+		known, err := list.Close()
 		treetest.Check(t, err)
 		if read != known {
 			t.Errorf("%s: the lists of digests differ", name)

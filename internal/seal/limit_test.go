@@ -99,7 +99,7 @@ func TestChild(t *testing.T) {
 	case "":
 		t.Skip("is run by other tests")
 	case "seal":
-		s, err := ChangeAndWrite(t.Context(), root, file, nothing(t), nil)
+		s, err := ChangeAndWrite(t.Context(), root, file, nothing(t), nil, nil)
 		check(t, err)
 		took := time.Since(began)
 		defer func() { fmt.Printf("peak %f MiB, %f s\n", peak(t), took.Seconds()) }()

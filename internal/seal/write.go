@@ -22,17 +22,18 @@ type Summary struct {
 // Write walks the tree below root and writes its seal to path. It does not change the
 // tree. The file is not synced.
 func Write(ctx context.Context, root, path string) (Summary, error) {
-	return write(ctx, root, path, nil, nil)
+	return write(ctx, root, path, nil, nil, nil)
 }
 
 // ChangeAndWrite is Write, but calls change for every entry first: what is counted and
 // sealed is the entry as change leaves it. After an error the tree may be changed in
-// part, and there is no seal of it. files, which may be nil, get the file.
-func ChangeAndWrite(ctx context.Context, root, path string, change Change, files *fsync.Files) (Summary, error) {
-	return write(ctx, root, path, change, files)
+// part, and there is no seal of it. files, which may be nil, get the file. visit, which may be
+// nil, is called for each entry as it is sealed, in order.
+func ChangeAndWrite(ctx context.Context, root, path string, change Change, files *fsync.Files, visit func(*Entry) error) (Summary, error) {
+	return write(ctx, root, path, change, files, visit)
 }
 
-func write(ctx context.Context, root, path string, change Change, files *fsync.Files) (_ Summary, err error) {
+func write(ctx context.Context, root, path string, change Change, files *fsync.Files, visit func(*Entry) error) (_ Summary, err error) {
 	out, err := mtree.Create(path, files)
 	if err != nil {
 		return Summary{}, err
@@ -42,6 +43,11 @@ func write(ctx context.Context, root, path string, change Change, files *fsync.F
 	if err := walk(ctx, root, change, func(entries []Entry, lines []byte) error {
 		for i := range entries {
 			c.count(&entries[i])
+			if visit != nil {
+				if err := visit(&entries[i]); err != nil {
+					return err
+				}
+			}
 		}
 		_, err := out.Write(lines)
 		return err

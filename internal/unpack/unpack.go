@@ -83,13 +83,22 @@ type Extracted struct {
 	Sums map[uint64]extract.Sum // by inode number; nil when they are not known
 }
 
-// Contents writes the digests of the content of the tree to a file, and returns the digest of
-// that, "" when they are not known. files, which may be nil, get the file.
-func (x *Extracted) Contents(ctx context.Context, tree, path string, files *fsync.Files) (string, error) {
+// Seal seals the tree, of which each entry is changed first, and writes the digests of its content,
+// if they are known, in one walk; both files come to the directory dir. digests is the digest of the
+// second one, "" if there is none. files, which may be nil, get both.
+func (x *Extracted) Seal(ctx context.Context, tree, dir string, change seal.Change, files *fsync.Files) (sum seal.Summary, digests string, err error) {
+	file := filepath.Join(dir, layout.SealFile)
 	if x.Sums == nil {
-		return "", nil
+		sum, err = seal.ChangeAndWrite(ctx, tree, file, change, files, nil)
+		return sum, "", err
 	}
-	return contents.WriteKnown(ctx, tree, path, x.known, files)
+	list, err := contents.NewList(tree, filepath.Join(dir, layout.ContentsFile), x.known, files)
+	if err != nil {
+		return sum, "", err
+	}
+	sum, err = seal.ChangeAndWrite(ctx, tree, file, change, files, func(e *seal.Entry) error { return list.Add(ctx, e.Path, &e.Stat) })
+	digests, e := list.Close()
+	return sum, digests, errors.Join(err, e)
 }
 
 // known is a contents.Known.
@@ -159,14 +168,12 @@ func (u *Unpacker) Reseal(ctx context.Context, dir string, entry storage.CommitE
 	o := u.options(tree, info.Parent, lower, marks.Origin{Dirs: x.Dirs})
 	o.Direct, o.Rebased = !userns.RunningInUserNS() || len(lower) == 0, len(lower) > 0
 	n := marks.New(o)
-	c, err := seal.ChangeAndWrite(ctx, tree, filepath.Join(dir, layout.SealFile), n.Normalize, nil)
+	c, digests, err := x.Seal(ctx, tree, dir, n.Normalize, nil)
 	if err != nil {
 		return entry, err
 	}
 	entry.Entries, entry.Bytes, entry.Digest = c.Entries, c.Bytes, c.Digest
 	record := CommittedRecord(entry.ID, info, c, n.Found())
-	if record.Contents, err = x.Contents(ctx, tree, filepath.Join(dir, layout.ContentsFile), nil); err != nil {
-		return entry, err
-	}
+	record.Contents = digests
 	return entry, layout.ReplaceRecord(dir, record)
 }
