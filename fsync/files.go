@@ -149,11 +149,18 @@ func (f *Files) Busy() (bool, error) {
 	if err := each(f.begun, wait); err != nil {
 		return false, err
 	}
+	return f.Others(), nil
+}
+
+// Others is Busy without the wait: what is being written of these files counts as that of others.
+func (f *Files) Others() bool {
 	dirty, err := dirtyBytes()
 	if err != nil {
-		return false, nil // syncfs needs no reason
+		return false // syncfs needs no reason
 	}
-	return dirty-waiting.Load() > little+int64(len(f.rest))*request, nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return dirty-waiting.Load() > little+int64(len(f.rest))*request
 }
 
 // Sync makes the files durable, and all names, links, attributes and directories that were made

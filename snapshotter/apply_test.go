@@ -33,7 +33,7 @@ func (e *extraction) apply(t *testing.T, entries ...tar.Header) error {
 	return e.s.Apply(t.Context(), e.mounts, func(ctx context.Context, root string, whiteouts applier.Whiteouts, files *fsync.Files) (*unpack.Extracted, error) {
 		dirs := marks.NewTarDirs(root)
 		r, err := applier.Apply(ctx, applier.Options{Dir: root, Tar: tarOf(t, entries), Whiteouts: whiteouts, Digests: true, Directory: dirs.Add, Files: files})
-		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
+		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums, Size: r.Size}, err
 	})
 }
 

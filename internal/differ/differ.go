@@ -113,7 +113,7 @@ func (d *Differ) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		dirs := marks.NewTarDirs(root)
 		r, err := d.extract(ctx, desc, extract.Options{Dir: root, Whiteouts: whiteouts, Digests: true, Directory: dirs.Add, Files: files})
 		tar = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: r.DiffID, Size: r.Size}
-		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums}, err
+		return &unpack.Extracted{Dirs: dirs, Sums: r.Sums, Size: r.Size}, err
 	})
 	if errors.Is(err, snapshotter.ErrNotOurs) {
 		err = &notHere{err}

@@ -134,6 +134,24 @@ func (g *Gate) Files() *fsync.Files {
 	return fsync.NewFiles(g.cfg.Dir)
 }
 
+// SyncAhead has the kernel write what w has written so far, while the caller does other work, so that
+// SyncApart, which must follow, finds less. It does nothing where files are to be synced alone, or
+// another sync is under way, which writes the same. When it fails, w is poisoned.
+func (g *Gate) SyncAhead(ctx context.Context, w *Writer, files *fsync.Files) {
+	if files.Complete() && (g.cfg.Sync == fsync.OwnFiles || files.Others()) {
+		return
+	}
+	select {
+	case g.apart <- struct{}{}:
+	default:
+		return
+	}
+	go func() {
+		defer func() { <-g.apart }()
+		_ = g.sync(context.WithoutCancel(ctx), w) // SyncApart finds that w is poisoned
+	}()
+}
+
 // SyncApart makes everything that w has written durable. It is for the heavy part of
 // the work: no Commit waits for it. Commit, CommitRest or Synced must follow. files, which
 // may be nil, are all regular files that w has written; SyncApart closes them.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -223,6 +224,73 @@ func TestSyncApart(t *testing.T) {
 	cancel()
 	if err := g.SyncApart(canceled, g.writer(t, 4), nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// TestSyncAhead: a sync is begun, and what it fails over is final. It is left out while another one is
+// under way, and where files are synced alone.
+func TestSyncAhead(t *testing.T) {
+	g := open(t, nil)
+	before := descriptors(t, g.cfg.Dir)
+	w := g.writer(t, 1)
+	for fd := range descriptors(t, g.cfg.Dir) {
+		if !before[fd] {
+			breakSync(t, fd)
+		}
+	}
+	g.apart <- struct{}{} // the sync of another layer
+	g.SyncAhead(t.Context(), w, nil)
+	<-g.apart
+	g.cfg.Sync = fsync.OwnFiles
+	files := fsync.NewFiles(g.cfg.Dir)
+	defer files.Close()
+	g.SyncAhead(t.Context(), w, files)
+	g.apart <- struct{}{} // waits for one that was begun
+	if err := w.Poisoned(); err != nil {
+		t.Fatalf("a sync was begun: %v", err)
+	}
+	<-g.apart
+	g.cfg.Sync = fsync.Syncfs
+	g.SyncAhead(t.Context(), w, files)
+	g.apart <- struct{}{}
+	if err := w.Poisoned(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("its failure is not final: %v", err)
+	}
+	<-g.apart
+	if err := g.SyncApart(t.Context(), w, nil); !errors.Is(err, unix.EBADF) {
+		t.Errorf("SyncApart: %v", err)
+	}
+}
+
+// descriptors are those of a path that the process has.
+func descriptors(t *testing.T, path string) map[int]bool {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[int]bool{}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if open, _ := os.Readlink("/proc/self/fd/" + e.Name()); open == path { // that of this list is closed
+			all[fd] = true
+		}
+	}
+	return all
+}
+
+// breakSync makes syncfs(2) of a descriptor fail, with EBADF.
+func breakSync(t *testing.T, fd int) {
+	t.Helper()
+	path, err := unix.Open(t.TempDir(), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = errors.Join(unix.Dup3(path, fd, unix.O_CLOEXEC), unix.Close(path))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -81,6 +81,7 @@ func (u *Unpacker) Room(bytes, entries int64) error {
 type Extracted struct {
 	Dirs *marks.TarDirs         // that have an entry in the tar
 	Sums map[uint64]extract.Sum // by inode number; nil when they are not known
+	Size int64                  // of the tar, in bytes
 }
 
 // Seal seals the tree, of which each entry is changed first, and writes the digests of its content,
@@ -154,7 +155,7 @@ func (u *Unpacker) Unpack(ctx context.Context, dir string, b blobs.Blob, lower [
 	if r.DiffID != b.DiffID {
 		return nil, b.Mismatch(ctx, r.DiffID)
 	}
-	return &Extracted{dirs, r.Sums}, nil
+	return &Extracted{dirs, r.Sums, r.Size}, nil
 }
 
 // Reseal does for the new tree what Commit does: marks in order, seal, record. It also
