@@ -178,11 +178,12 @@ bench_run    = cd tests && PATH="$(CURDIR)/tests/.bin/erofs:$$PATH" $(GO) run ./
 
 bench bench-quick bench-compare: MORE := $(PACKAGES_BENCH)
 
-bench: deps tests/.bin/erofs ## benchmarks of parts, of single calls and of single layers, then whole pulls with every snapshotter; DISK=fast|250|emmc FS= NEIGHBOR=400 ROUNDS= OUT=docs/bench PROFILE=1
+bench: deps tests/.bin/erofs ## benchmarks of parts, of single calls, of single layers and of boots, then whole pulls with every snapshotter; DISK=fast|250|emmc FS= NEIGHBOR=400 ROUNDS= OUT=docs/bench PROFILE=1
 	$(GO) test -p 1 ./snapshotter ./storage ./internal/blobs ./internal/boltcheck ./internal/contents ./internal/seal -run '^$$' -bench . -benchmem
 	cd tests && $(GO) test ./bench -run '^$$' -bench . -benchtime 3x
 	cd tests && $(GO) run ./cmd/bench paths --fs $(bench_fs) --out $(abspath $(OUT))
 	cd tests && $(GO) run ./cmd/bench layers --fs $(bench_fs) --out $(abspath $(OUT))
+	cd tests && $(GO) run ./cmd/bench boot --fs $(bench_fs) --disk $(DISK) --out $(abspath $(OUT))
 	$(bench_run) --rounds $(call bench_rounds,10) $(BENCHFLAGS)
 
 bench-quick: deps ## whole pulls of small images in under 5 minutes, with the main variants

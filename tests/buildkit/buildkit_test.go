@@ -22,7 +22,9 @@ func TestPowerCut(t *testing.T) {
 		t.Skip("BuildKit takes minutes to compile: make test-matrix runs this")
 	}
 	t.Run("containerd's differ", func(t *testing.T) { powerCut(t, kit.ContainerdOptions{}) })
-	t.Run("the daemon's differ", func(t *testing.T) { powerCut(t, kit.ContainerdOptions{Differ: []string{"durable"}, Extra: kit.DifferFirst}) })
+	t.Run("the daemon's differ", func(t *testing.T) {
+		powerCut(t, kit.ContainerdOptions{Differ: []string{"durable"}, Extra: kit.DifferFirst})
+	})
 }
 
 // powerCut cuts the power right after a build into the image store, a build into an archive

@@ -22,6 +22,8 @@ type DiskOptions struct {
 	// Image is a file that is there already, of the size that it is to have, in place of the
 	// backing file. It stays.
 	Image string
+	// Made: there is a file system in Image, which is mounted as it is.
+	Made bool
 	// Direct is for measurements: the loop device uses direct I/O. Otherwise each page is in
 	// memory a second time, as one of the backing file, and a write to the device ends before
 	// the machine's disk has seen it.
@@ -60,8 +62,10 @@ func NewDisk(dir string, opts DiskOptions) (_ *Disk, err error) {
 			return nil, fmt.Errorf("disk: %w", err)
 		}
 	}
-	if err := mkfs(image, opts); err != nil {
-		return nil, err
+	if !opts.Made {
+		if err := mkfs(image, opts); err != nil {
+			return nil, err
+		}
 	}
 	if d.loop, err = attachLoop(f, opts.Direct); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", image, err)

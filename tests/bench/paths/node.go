@@ -3,17 +3,13 @@ package paths
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
-	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
-	"github.com/durable-snapshotter/durable-snapshotter/storage"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/filled"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
@@ -68,53 +64,24 @@ func newNode(ctx context.Context, dir, fs string, bins kit.Binaries, layers int)
 	return n, n.fill(ctx, layers)
 }
 
-// fill makes the layers with the means of the program, but without containerd's two transactions
-// for each, which would take minutes.
+// fill makes the layers.
 func (n *node) fill(ctx context.Context, layers int) error {
 	if layers >= 2*deepest {
 		n.deep = deepest
 	}
-	var rows []storage.Row
-	now := time.Now().UTC()
+	all := filled.New(n.daemon.Root)
 	for i := range layers {
-		chainID, parent := fmt.Sprintf("sha256:%064x", i), ""
-		name := fmt.Sprintf("k8s.io/%d/%s", i, chainID)
+		parent := ""
 		if i < n.deep && i > 0 || i >= n.deep && (i-n.deep)%usual != 0 {
 			parent = n.layers[i-1]
 		}
-		id := uint64(i + 1)
-		number := filepath.Join("snapshots", strconv.FormatUint(id, 10))
-		dir := filepath.Join(n.daemon.Root, number)
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "fs"), 0o755), os.MkdirAll(filepath.Join(n.stock.Root, number, "fs"), 0o755)); err != nil {
-			return err
-		}
-		sealed, err := seal.Write(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, "seal"))
+		name, err := all.Add(ctx, parent, nil)
 		if err != nil {
 			return err
 		}
-		rows = append(rows, storage.Row{
-			ID: id,
-			Info: snapshots.Info{
-				Kind: snapshots.KindCommitted, Name: name, Parent: parent, Created: now, Updated: now,
-				// What containerd 2.4 gives to each layer.
-				Labels: map[string]string{"containerd.io/snapshot.ref": chainID, "containerd.io/snapshot/diff-id": chainID},
-			},
-			Usage: snapshots.Usage{Inodes: sealed.Inodes, Size: sealed.Blocks},
-			Commit: storage.CommitEntry{
-				ID: id, Name: name, Namespace: "k8s.io", ChainID: chainID, Parent: parent, DiffID: chainID, Epoch: 1,
-				Entries: sealed.Entries, Bytes: sealed.Bytes, Digest: sealed.Digest, Time: now, Strategy: storage.StrategySyncfs,
-			},
-		})
 		n.layers = append(n.layers, name)
 	}
-	if _, err := storage.Rebuild(ctx, n.daemon.Root, "bench", rows); err != nil {
-		return err
-	}
-	data, err := os.ReadFile(filepath.Join(n.daemon.Root, storage.FileName))
-	if err != nil {
-		return err
-	}
-	return errors.Join(os.WriteFile(filepath.Join(n.stock.Root, storage.FileName), data, 0o600), n.disk.Sync())
+	return errors.Join(all.Write(ctx, n.stock.Root), n.disk.Sync())
 }
 
 // chain is the top of a chain of a length, "" when there is none.

@@ -18,15 +18,21 @@ func resetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 }
 
-// traffic counts what was written to a block device.
-type traffic struct{ writes, bytes, flushes int64 }
+// traffic counts what was read from a block device, and written to it.
+type traffic struct{ read, writes, bytes, flushes int64 }
 
 func (t traffic) since(before traffic) traffic {
-	return traffic{t.writes - before.writes, t.bytes - before.bytes, t.flushes - before.flushes}
+	return traffic{t.read - before.read, t.writes - before.writes, t.bytes - before.bytes, t.flushes - before.flushes}
 }
 
-// written reads the counters of a block device, such as /dev/loop0.
-func written(device string) (traffic, error) {
+// BytesRead is how much was read from a block device, such as /dev/loop0.
+func BytesRead(device string) (int64, error) {
+	t, err := counted(device)
+	return t.read, err
+}
+
+// counted reads the counters of a block device, such as /dev/loop0.
+func counted(device string) (traffic, error) {
 	file := filepath.Join("/sys/block", filepath.Base(device), "stat")
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -47,13 +53,14 @@ func parseStat(text string) (traffic, error) {
 	}
 	const sector = 512
 	var t traffic
-	for i, to := range map[int]*int64{4: &t.writes, 6: &t.bytes, 15: &t.flushes} {
+	for i, to := range map[int]*int64{2: &t.read, 4: &t.writes, 6: &t.bytes, 15: &t.flushes} {
 		n, err := strconv.ParseInt(fields[i], 10, 64)
 		if err != nil {
 			return traffic{}, err
 		}
 		*to = n
 	}
+	t.read *= sector
 	t.bytes *= sector
 	return t, nil
 }

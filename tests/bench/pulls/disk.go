@@ -35,8 +35,8 @@ var Disks = map[string]Limit{
 // machineDisk is the disk of one variant.
 type machineDisk struct {
 	*kit.Disk
-	dir    string // of everything
-	server *child // of the file that is its device, if it is paced
+	dir   string // of everything
+	paced *Paced // the file that is its device; nil if it has no limit
 }
 
 // newDisk makes a disk with a file system, below dir. Its file is written before, and nothing is
@@ -56,20 +56,37 @@ func newDisk(dir, fs, kind string, size int64) (_ *machineDisk, err error) {
 	if err := fill(o.Image, size); err != nil {
 		return nil, err
 	}
-	if limit := Disks[kind]; limit != (Limit{}) {
-		mount := filepath.Join(dir, "paced")
-		if err := os.MkdirAll(mount, 0o700); err != nil {
+	if Disks[kind] != (Limit{}) {
+		if d.paced, err = Pace(o.Image, filepath.Join(dir, "paced"), kind); err != nil {
 			return nil, err
 		}
-		d.server, err = startChild("disk", mount, o.Image, strconv.FormatInt(limit.Bytes, 10), strconv.FormatInt(limit.Requests, 10))
-		if err != nil {
-			return nil, err
-		}
-		o.Image = filepath.Join(mount, blockfile.Name)
+		o.Image = d.paced.File
 	}
 	d.Disk, err = kit.NewDisk(filepath.Join(dir, "disk"), o)
 	return d, err
 }
+
+// Paced is a file that is as slow as a disk of a kind.
+type Paced struct {
+	File   string
+	server *child
+}
+
+// Pace serves a file at a kind's speed, on a directory that it makes. The program must call Init.
+func Pace(file, dir, kind string) (*Paced, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	limit := Disks[kind]
+	server, err := startChild("disk", dir, file, strconv.FormatInt(limit.Bytes, 10), strconv.FormatInt(limit.Requests, 10))
+	if err != nil {
+		return nil, err
+	}
+	return &Paced{filepath.Join(dir, blockfile.Name), server}, nil
+}
+
+// End ends it, when nothing uses the file any more.
+func (p *Paced) End() error { return p.server.end(nil) }
 
 // fill makes a file of zeroes, all of them written.
 func fill(file string, size int64) error {
@@ -94,8 +111,8 @@ func (d *machineDisk) Close() error {
 	if d.Disk != nil {
 		errs = append(errs, d.Disk.Close())
 	}
-	if d.server != nil {
-		errs = append(errs, d.server.end(nil))
+	if d.paced != nil {
+		errs = append(errs, d.paced.End())
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }

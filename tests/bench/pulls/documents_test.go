@@ -15,7 +15,7 @@ import (
 const product = "../../.."
 
 // others are the names of reports that are not on pulls.
-var others = regexp.MustCompile(`^(paths|layers)-`)
+var others = regexp.MustCompile(`^(paths|layers|boot)-`)
 
 // committed are the reports on pulls in docs/bench, by name.
 func committed(t *testing.T) map[string]*Report {

@@ -69,6 +69,22 @@ func dirty(args []string) error {
 	}
 }
 
+// Probe is a process that writes 4 KiB and syncs them every 5 ms, as a database does.
+type Probe struct{ child *child }
+
+// StartProbe starts one. The program must call Init.
+func StartProbe(file string) (*Probe, error) {
+	c, err := startChild("probe", file)
+	return &Probe{c}, err
+}
+
+// End ends it. The result is how long the syncs took.
+func (p *Probe) End() (*Latency, error) {
+	var found probeFound
+	err := p.child.end(&found)
+	return found.Fdatasync, err
+}
+
 // probeFound is what a probe has measured.
 type probeFound struct{ Fdatasync, Lease *Latency }
 
@@ -77,20 +93,23 @@ const (
 	leaseEvery     = 50 * time.Millisecond
 )
 
-// probe measures what others have of the disk and of containerd: args are a file, the socket of
-// containerd, and a namespace.
+// probe measures what others have of the disk and, if there is one, of containerd: args are a file, and
+// the socket of containerd and a namespace.
 func probe(args []string) (err error) {
 	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	cl, err := client.New(args[1], client.WithTimeout(30*time.Second))
-	if err != nil {
-		return err
+	var cl *client.Client
+	ctx := context.Background()
+	if len(args) > 1 {
+		if cl, err = client.New(args[1], client.WithTimeout(30*time.Second)); err != nil {
+			return err
+		}
+		defer cl.Close()
+		ctx = namespaces.WithNamespace(ctx, args[2])
 	}
-	defer cl.Close()
-	ctx := namespaces.WithNamespace(context.Background(), args[2])
 	ended := ready()
 	var syncs, leased []float64
 	var syncErr, leaseErr error
@@ -102,15 +121,17 @@ func probe(args []string) (err error) {
 			return errors.Join(err, unix.Fdatasync(int(f.Fd())))
 		})
 	})
-	running.Go(func() {
-		leased, leaseErr = every(leaseEvery, ended, func() error {
-			l, err := cl.LeasesService().Create(ctx, leases.WithRandomID())
-			if err != nil {
-				return err
-			}
-			return cl.LeasesService().Delete(ctx, l)
+	if cl != nil {
+		running.Go(func() {
+			leased, leaseErr = every(leaseEvery, ended, func() error {
+				l, err := cl.LeasesService().Create(ctx, leases.WithRandomID())
+				if err != nil {
+					return err
+				}
+				return cl.LeasesService().Delete(ctx, l)
+			})
 		})
-	})
+	}
 	running.Wait()
 	if err := errors.Join(syncErr, leaseErr); err != nil {
 		return err

@@ -149,7 +149,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 	if err != nil {
 		return p, err
 	}
-	before, err := written(x.disk.Device())
+	before, err := counted(x.disk.Device())
 	if err != nil {
 		return p, err
 	}
@@ -168,7 +168,7 @@ func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pu
 		return p, err
 	}
 	p.Sync = time.Since(began).Seconds()
-	after, err := written(x.disk.Device())
+	after, err := counted(x.disk.Device())
 	if err != nil {
 		return p, err
 	}

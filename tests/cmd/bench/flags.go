@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/boot"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/paths"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
@@ -131,6 +132,43 @@ func parseLayers(args []string) (o layers.Options, out, name string, err error) 
 		name = "layers-" + o.FS
 	}
 	o.Neighbor, o.Command, o.Log = *neighbor*1e6, command(f), logged
+	return o, out, name, nil
+}
+
+// parseBoot reads the flags of boot.
+func parseBoot(args []string) (o boot.Options, out, name string, err error) {
+	f := flag.NewFlagSet("bench boot", flag.ContinueOnError)
+	layers := f.String("layers", "1000,10000", "how many layers there are")
+	f.IntVar(&o.Rounds, "rounds", 3, "boots of each kind")
+	f.StringVar(&o.FS, "fs", "ext4", "the file system: ext4, xfs or btrfs")
+	f.StringVar(&o.Disk, "disk", "fast", "the disk, as for run: fast, 250 or emmc")
+	f.StringVar(&out, "out", "", "the directory for the result (default bin/bench)")
+	f.StringVar(&name, "name", "", "the name of the result (default such as boot-ext4-fast)")
+	if err := f.Parse(args); err != nil {
+		return o, "", "", err
+	}
+	if f.NArg() > 0 {
+		return o, "", "", fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if o.Rounds < 1 {
+		return o, "", "", errors.New("rounds are at least 1")
+	}
+	if _, known := pulls.Disks[o.Disk]; !known {
+		return o, "", "", fmt.Errorf("disk %q is not fast, 250 or emmc", o.Disk)
+	}
+	if o.Layers, err = numbers("layers", *layers); err != nil {
+		return o, "", "", err
+	}
+	if slices.Min(o.Layers) < boot.Fewest {
+		return o, "", "", fmt.Errorf("there must be at least %d layers", boot.Fewest)
+	}
+	if err := defaults(map[*string]string{&out: "bin/bench"}); err != nil {
+		return o, "", "", err
+	}
+	if name == "" {
+		name = "boot-" + o.FS + "-" + o.Disk
+	}
+	o.Command, o.Log = command(f), logged
 	return o, out, name, nil
 }
 

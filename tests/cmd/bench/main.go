@@ -1,7 +1,8 @@
 // Command bench measures whole pulls, and the single calls of a snapshotter, with containerd's
-// snapshotters and with durable-snapshotter, and single layers beside a neighbor. It makes tables
-// and charts of what it has measured. docs/performance.md has the meaning of the figures,
-// packages tests/bench/pulls, tests/bench/paths and tests/bench/layers how they are measured.
+// snapshotters and with durable-snapshotter, single layers beside a neighbor, and boots. It makes
+// tables and charts of what it has measured. docs/performance.md has the meaning of the figures,
+// packages tests/bench/pulls, tests/bench/paths, tests/bench/layers and tests/bench/boot how they are
+// measured.
 //
 //	go run ./cmd/bench run --out ../bin/bench --name ext4-fast
 //	go run ./cmd/bench table ../docs/bench/ext4-fast.json
@@ -19,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/boot"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/paths"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/published"
@@ -32,13 +34,15 @@ const usage = `usage: go run ./cmd/bench VERB        (in tests/)
   paths [flags]                measures calls and starts, as root, prints a table, and writes NAME.json
   layers [flags]               measures extractions and Commits of single layers beside a neighbor, as root,
                                prints a table, and writes NAME.json
+  boot [flags]                 measures what a node waits for after it was switched on, as root, prints a
+                               table, and writes NAME.json
   table FILE.json              prints the table of a report
   table --into DOCUMENT FILE.json
                                replaces the table of this report in a document, or adds it at the end
   chart FILE.json              prints the chart of a report on pulls, as SVG
   compare FILE.json            prints the comparison of a report with --base
 
-  run -h, paths -h, layers -h  list the flags
+  run -h, paths -h, layers -h, boot -h  list the flags
 `
 
 func main() {
@@ -56,6 +60,8 @@ func main() {
 		runPaths(args)
 	case "layers":
 		runLayers(args)
+	case "boot":
+		runBoot(args)
 	case "table":
 		err = table(args)
 	case "chart":
@@ -150,6 +156,19 @@ func runLayers(args []string) {
 	})
 }
 
+// runBoot measures boots, and does not return.
+func runBoot(args []string) {
+	o, out, name, err := parseBoot(args)
+	wrong(err)
+	measure(func(ctx context.Context) error {
+		r, err := boot.Run(ctx, o)
+		if r == nil || len(r.Boots) == 0 {
+			return err
+		}
+		return save(r, "", r.Table(), out, name, err)
+	})
+}
+
 // report is one of any kind.
 type report interface {
 	Save(file string) error
@@ -182,6 +201,9 @@ func load(file string) (report, error) {
 		return r, nil
 	}
 	if r, err := layers.Load(file); err == nil {
+		return r, nil
+	}
+	if r, err := boot.Load(file); err == nil {
 		return r, nil
 	}
 	return pulls.Load(file)
