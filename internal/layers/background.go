@@ -22,7 +22,7 @@ const retryEvery = time.Minute // between two attempts to heal what could not be
 // verifyAll verifies what is unverified after an unclean shutdown, in the order in
 // which containerd will need it, and then heals what is damaged: how much is damaged
 // must be known before anything is replaced in the background. A caller that waits for
-// a layer meanwhile does not wait for its turn. Afterwards it retries now and then what
+// a layer meanwhile does not wait for its turn, and while one waits there is no rest. Afterwards it retries now and then what
 // could not be healed, until ctx ends.
 func (s *Layers) verifyAll(ctx context.Context) {
 	s.table.announceAll()
@@ -37,7 +37,7 @@ func (s *Layers) verifyAll(ctx context.Context) {
 	for _, name := range names {
 		began := time.Now()
 		p.Step(ctx, s.ensureChain(ctx, name, false) == nil)
-		if !idle.RestAfter(ctx, began) {
+		if s.waiting.Load() == 0 && !idle.RestAfter(ctx, began) || ctx.Err() != nil {
 			return
 		}
 	}

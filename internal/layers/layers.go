@@ -3,6 +3,7 @@ package layers
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/log"
 
@@ -55,6 +56,7 @@ type Layers struct {
 	blobs  blobs.Source
 	unpack *unpack.Unpacker
 
+	waiting   atomic.Int64  // callers of ensureReady with something to wait for
 	verifying chan struct{} // bounds the layers that are verified at a time
 	healing   chan struct{} // and those that are extracted
 
@@ -70,7 +72,7 @@ type Layers struct {
 func New(ctx context.Context, cfg Config) *Layers {
 	s := &Layers{
 		cfg: cfg, gate: cfg.Gate, blobs: cfg.Blobs,
-		verifying: make(chan struct{}, 2), healing: make(chan struct{}, 1),
+		verifying: make(chan struct{}, 4), healing: make(chan struct{}, 1),
 	}
 	s.table = newTable(cfg.Root, cfg.OnBrake, cfg.OnReady)
 	s.recorder = &recorder{table: s.table, gate: cfg.Gate, bootID: cfg.BootID, runID: cfg.RunID}

@@ -89,6 +89,18 @@ type daemon struct {
 	root   layout.Root
 }
 
+// holdVerifications lets no verification begin until release is called.
+func (d *daemon) holdVerifications() (release func()) {
+	for range cap(d.layers.verifying) {
+		d.layers.verifying <- struct{}{}
+	}
+	return func() {
+		for range cap(d.layers.verifying) {
+			<-d.layers.verifying
+		}
+	}
+}
+
 // start starts a daemon, for the test.
 func start(t *testing.T, c DaemonConfig) *daemon {
 	t.Helper()

@@ -95,8 +95,7 @@ func TestRemovedWhileItWaits(t *testing.T) {
 	m.pull(s)
 	crash(t, s)
 	s = m.boot(false)
-	s.layers.verifying <- struct{}{}
-	s.layers.verifying <- struct{}{}
+	release := s.holdVerifications()
 	if err := os.Remove(m.Blob(m.Blobs[0])); err != nil {
 		t.Fatal(err)
 	}
@@ -115,8 +114,7 @@ func TestRemovedWhileItWaits(t *testing.T) {
 	if err := errors.Join(s.Remove(t.Context(), m.name(0)), s.Cleanup(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	<-s.layers.verifying
-	<-s.layers.verifying
+	release()
 	<-asked
 	select {
 	case e := <-m.damaged:

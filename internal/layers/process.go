@@ -159,30 +159,12 @@ func (s *Layers) verify(ctx context.Context, l *layer, o verify.Options) (verify
 	entry, order := l.entry, t.begin()
 	o.Contents, o.Blobs = l.state.Contents, s.blobs
 	t.mu.Unlock()
-	began := time.Now()
 	c, err := verify.Layer(ctx, s.root.Path, entry, o)
-	count(c, err, o.Deep, began)
 	c.Order = order
 	if err == nil && o.Deep && c.State == storage.StateReady {
 		err = s.inherited.add(ctx, l, entry, &c)
 	}
 	return c, err
-}
-
-// count counts a verification.
-func count(c verify.Result, err error, deep bool, began time.Time) {
-	depth, result := string(storage.DepthMetadata), metrics.OK
-	if deep {
-		depth = string(storage.DepthContent)
-	}
-	switch {
-	case err != nil || c.State == storage.StateUnverified:
-		result = metrics.Failed
-	case c.State == storage.StateDamaged:
-		result = metrics.Damaged
-	}
-	metrics.Verifications.WithLabelValues(depth, result).Inc()
-	metrics.Since(metrics.VerificationSeconds.WithLabelValues(depth), began)
 }
 
 // confirm verifies a damaged layer once more, as deep as the damage was found,

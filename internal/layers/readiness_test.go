@@ -351,18 +351,49 @@ func TestAskingEnds(t *testing.T) {
 	m.pull(s)
 	crash(t, s)
 	s = m.boot(false)
-	s.layers.verifying <- struct{}{} // looks wait
-	s.layers.verifying <- struct{}{}
+	release := s.holdVerifications()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := s.Stat(ctx, m.name(1)); !errdefs.IsUnavailable(err) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
-	<-s.layers.verifying
+	release()
 	if _, err := s.Stat(t.Context(), m.name(1)); err != nil {
 		t.Error(err)
 	}
-	<-s.layers.verifying
+}
+
+// TestSideBySide: all layers of a chain that a caller waits for are verified at a time, and the
+// background does not rest meanwhile.
+func TestSideBySide(t *testing.T) {
+	m := newMachine(t, 3)
+	s := m.boot(false)
+	m.pull(s)
+	crash(t, s)
+	s = m.boot(false)
+	release := s.holdVerifications()
+	asked := make(chan error)
+	go func() { _, err := s.Stat(t.Context(), m.name(2)); asked <- err }()
+	for begun := 0; begun < 3; time.Sleep(time.Millisecond) {
+		begun = 0
+		s.layers.table.mu.Lock()
+		for i := range 3 {
+			if s.layers.table.layers[m.name(i)].work != nil {
+				begun++
+			}
+		}
+		s.layers.table.mu.Unlock()
+	}
+	if n := s.layers.waiting.Load(); n != 1 {
+		t.Errorf("%d callers wait", n)
+	}
+	release()
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+	if n := s.layers.waiting.Load(); n != 0 {
+		t.Errorf("%d callers wait still", n)
+	}
 }
 
 // TestBackgroundAboveDamage: no caller waits, and what stands on a layer that stays
@@ -451,8 +482,7 @@ func TestPrepareDoesNotWait(t *testing.T) {
 	m.pull(s)
 	crash(t, s)
 	s = m.boot(false)
-	s.layers.verifying <- struct{}{} // verifications wait
-	s.layers.verifying <- struct{}{}
+	release := s.holdVerifications()
 	answered := make(chan error, 2)
 	go func() {
 		_, err := s.Prepare(t.Context(), "container", m.name(1))
@@ -482,8 +512,7 @@ func TestPrepareDoesNotWait(t *testing.T) {
 		t.Errorf("Stat did not wait: %v", err)
 	default:
 	}
-	<-s.layers.verifying
-	<-s.layers.verifying
+	release()
 	if err := <-stat; err != nil {
 		t.Error(err)
 	}
@@ -500,9 +529,7 @@ func TestStopping(t *testing.T) {
 	m.pull(s)
 	crash(t, s)
 	s = m.boot(false) // an unclean shutdown: all are unverified
-	for range cap(s.layers.verifying) {
-		s.layers.verifying <- struct{}{} // no look can begin
-	}
+	s.holdVerifications()
 	answers := make(chan error, 2)
 	go func() { _, err := s.Stat(t.Context(), m.name(1)); answers <- err }()
 	go func() { answers <- s.layers.ensureReady(t.Context(), m.name(0), false) }()

@@ -13,8 +13,8 @@ import (
 )
 
 // DefaultWait is how long a Stat or a Mounts without a deadline waits for verification
-// or healing. containerd calls them without holding a lock. It calls Stat when it starts,
-// for one image after another, and serves no request before it has the answers.
+// or healing. containerd calls them without holding a lock. Its CRI plugin calls Stat when it starts,
+// for all images at once, and serves no request before it has the answers (CheckImages).
 const DefaultWait = 2 * time.Minute
 
 // Wait is ensureReady, for DefaultWait when ctx has no deadline.
@@ -41,6 +41,9 @@ func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) err
 	if err != nil {
 		return err
 	}
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	s.begin(chain)
 	for i, l := range chain {
 		if !topOnly || i == len(chain)-1 {
 			s.table.checkRoot(ctx, l)
@@ -50,6 +53,19 @@ func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) err
 		}
 	}
 	return nil
+}
+
+// begin has the layers of a chain that are unverified verified side by side.
+func (s *Layers) begin(chain []*layer) {
+	t := s.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range chain {
+		if l.work == nil && l.state.State == storage.StateUnverified && !t.needsNoWork(l) && s.background.Err() == nil {
+			l.work = &work{done: make(chan struct{})}
+			s.running.Go(func() { s.process(l, false) })
+		}
+	}
 }
 
 // whole is ensureReady where nothing is to be done, nearly always: one lock for a chain.

@@ -53,6 +53,10 @@ const (
 	// ahead bounds the batches that wait for their turn.
 	ahead = 16
 
+	// readers is how many entries are read at a time at least: from a cold disk, reading is
+	// waiting, mostly.
+	readers = 4
+
 	heldLimit = 16 << 20
 	runBytes  = 1 << 20 // of lines that fn gets at a time, about
 
@@ -113,7 +117,7 @@ func (w *walker) walk(ctx context.Context, root string, fn func(entries []Entry,
 		}}
 		walkErr = w.run(l.run)
 	})
-	for range runtime.GOMAXPROCS(0) {
+	for range max(readers, runtime.GOMAXPROCS(0)) {
 		running.Go(func() {
 			for b := range work {
 				b.err = w.run(func() error { return b.run(ctx, false) })

@@ -20,6 +20,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/contents"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/finding"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/mtree"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
@@ -46,8 +47,9 @@ var FromDisk = contents.Reading{Direct: true}
 //
 // An error means that the layer could not be verified. It is no evidence about the
 // layer: a file table that is full, or a mount in the tree, is no damage.
-func Layer(ctx context.Context, root string, e storage.CommitEntry, o Options) (Result, error) {
-	r, err := examine(ctx, root, e, o)
+func Layer(ctx context.Context, root string, e storage.CommitEntry, o Options) (r Result, err error) {
+	defer func(began time.Time) { count(r, err, o.Deep, began) }(time.Now())
+	r, err = examine(ctx, root, e, o)
 	if err == nil && r.unreadable() {
 		if err := answers(root); err != nil {
 			r = New(e)
@@ -55,6 +57,22 @@ func Layer(ctx context.Context, root string, e storage.CommitEntry, o Options) (
 		}
 	}
 	return r, err
+}
+
+// count counts a verification.
+func count(r Result, err error, deep bool, began time.Time) {
+	depth, result := string(storage.DepthMetadata), metrics.OK
+	if deep {
+		depth = string(storage.DepthContent)
+	}
+	switch {
+	case err != nil || r.State == storage.StateUnverified:
+		result = metrics.Failed
+	case r.State == storage.StateDamaged:
+		result = metrics.Damaged
+	}
+	metrics.Verifications.WithLabelValues(depth, result).Inc()
+	metrics.Since(metrics.VerificationSeconds.WithLabelValues(depth), began)
 }
 
 // unreadable reports whether the result rests on an error of the disk.

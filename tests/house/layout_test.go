@@ -50,7 +50,7 @@ var ours = map[string][]string{
 	"internal/marks":          {"overlayutil", "internal/finding", "internal/layout", "internal/mtree", "internal/seal"},
 	"internal/active":         {"internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/rebuild":        {"fsync", "storage", "internal/layout", "internal/mtree", "internal/seal"},
-	"internal/verify":         {"storage", "internal/blobs", "internal/contents", "internal/finding", "internal/layout", "internal/mtree", "internal/seal", "internal/tree"},
+	"internal/verify":         {"storage", "internal/blobs", "internal/contents", "internal/finding", "internal/layout", "internal/metrics", "internal/mtree", "internal/seal", "internal/tree"},
 	"internal/brake":          {"storage", "internal/finding", "internal/layout", "internal/tree", "internal/verify"},
 	"internal/recorded":       {"storage", "internal/layout", "internal/mtree", "internal/verify"},
 	"internal/replaced":       {"fsync", "storage", "internal/faults", "internal/gate", "internal/layout", "internal/mounts", "internal/tree"},
