@@ -28,7 +28,7 @@ func TestRun(t *testing.T) {
 	}
 	read := map[string]int64{}
 	for _, b := range r.Boots {
-		if b.Layers != Fewest || b.Entries < 2*3000 || b.Socket <= 0 || b.Pause <= b.Socket || b.Pods <= b.Pause || b.Images <= b.Pods || (b.Verified > 0) != (b.Variant == Cut) ||
+		if b.Layers != Fewest || b.Entries < 2*3000 || b.Socket <= 0 || b.Pause <= b.Socket || b.Pod <= b.Pause || b.Pods <= b.Pod || b.Images <= b.Pods || (b.Verified > 0) != (b.Variant == Cut) ||
 			b.Read == 0 || b.Fdatasync.Count == 0 {
 			t.Errorf("%+v", b)
 		}
@@ -53,14 +53,14 @@ func TestTable(t *testing.T) {
 	for i := range 3 {
 		seconds := float64(i + 1)
 		r.Boots = append(r.Boots,
-			Boot{Layers: 1000, Entries: 5, Variant: Cut, Socket: seconds, Pause: seconds, Pods: seconds, Images: seconds, Verified: 10 * seconds, Read: int64(i+1) << 20, Fdatasync: &pulls.Latency{P50: seconds, P99: seconds, Max: seconds}},
-			Boot{Layers: 1000, Entries: 5, Variant: Overlayfs, Socket: seconds, Pause: seconds, Pods: seconds, Images: seconds, Fdatasync: &pulls.Latency{}},
+			Boot{Layers: 1000, Entries: 5, Variant: Cut, Socket: seconds, Pause: seconds, Pod: seconds, Pods: seconds, Images: seconds, Verified: 10 * seconds, Read: int64(i+1) << 20, Fdatasync: &pulls.Latency{P50: seconds, P99: seconds, Max: seconds}},
+			Boot{Layers: 1000, Entries: 5, Variant: Overlayfs, Socket: seconds, Pause: seconds, Pod: seconds, Pods: seconds, Images: seconds, Fdatasync: &pulls.Latency{}},
 		)
 	}
 	table := r.Table()
 	for _, line := range []string{
-		"| 1000 | 5 | durable, after a power cut | 2.00 | 2.00 | 2.00 | 2.00 | 20.00 | 2 | 2000.00 | 2000.00 | 3000.00 |",
-		"| 1000 | 5 | overlayfs | 2.00 | 2.00 | 2.00 | 2.00 | – | 0 | 0.00 | 0.00 | 0.00 |",
+		"| 1000 | 5 | durable, after a power cut | 2.00 | 2.00 | 2.00 | 2.00 | 2.00 | 20.00 | 2 | 2000.00 | 2000.00 | 3000.00 |",
+		"| 1000 | 5 | overlayfs | 2.00 | 2.00 | 2.00 | 2.00 | 2.00 | – | 0 | 0.00 | 0.00 | 0.00 |",
 	} {
 		if !strings.Contains(table, line+"\n") {
 			t.Errorf("the table lacks %s:\n%s", line, table)

@@ -37,8 +37,9 @@ type Boot struct {
 	Variant string  `json:"variant"`
 	Socket  float64 `json:"socket"` // its socket answers
 	Pause   float64 `json:"pause"`  // a container can be prepared on the pause image
-	Pods    float64 `json:"pods"`   // and on three more images, one after another
-	Images  float64 `json:"images"` // the top of each image was asked for (Stat), one after another
+	Pod     float64 `json:"pod"`    // and on one more image
+	Pods    float64 `json:"pods"`   // and on three more, one after another
+	Images  float64 `json:"images"` // Stat has answered for the top of each image, asked for all at once
 	// Verified is when no layer is unverified any more; 0 where nothing is to be verified.
 	Verified float64 `json:"verified"`
 	Read     int64   `json:"read"` // bytes that the disk has read until Verified, or Images
@@ -75,7 +76,7 @@ func (r *Report) Table() string {
 		}
 	}
 	published.Table(&b, []string{
-		"layers", "entries", "snapshotter", "socket answers after s", "pause image", "three more images", "all images asked for", "all verified", "MiB read", "fdatasync ms: p50", "p99", "max",
+		"layers", "entries", "snapshotter", "socket answers after s", "pause image", "first image", "first three", "all images", "all verified", "MiB read", "fdatasync ms: p50", "p99", "max",
 	}, lines)
 	return b.String()
 }
@@ -100,7 +101,8 @@ func (r *Report) line(layers int, variant string) []string {
 	}
 	line := []string{fmt.Sprint(layers), fmt.Sprint(all[0].Entries), variant}
 	for _, figure := range []func(Boot) float64{
-		func(b Boot) float64 { return b.Socket }, func(b Boot) float64 { return b.Pause }, func(b Boot) float64 { return b.Pods },
+		func(b Boot) float64 { return b.Socket }, func(b Boot) float64 { return b.Pause },
+		func(b Boot) float64 { return b.Pod }, func(b Boot) float64 { return b.Pods },
 		func(b Boot) float64 { return b.Images }, func(b Boot) float64 { return b.Verified },
 	} {
 		text := "–"
