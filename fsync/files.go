@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +65,9 @@ type Files struct {
 	rest    []int // of the others
 	waiting int64 // bytes of the others, in whole pages
 	over    bool  // a file was not kept
+
+	beginning sync.WaitGroup        // of Begin
+	failed    atomic.Pointer[error] // what it met
 }
 
 // NewFiles returns Files for the file system of the directory dir. It must have one journal,
@@ -141,6 +145,19 @@ func (f *Files) roomForOne() bool {
 // Complete reports whether all files that were added are kept.
 func (f *Files) Complete() bool { return f != nil && !f.over }
 
+// Begin has the kernel begin to write the files that were added so far, beside what the caller does
+// next. Wait, Sync and Close wait until all are begun, and Wait and Sync return its error.
+func (f *Files) Begin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fds := slices.Clone(f.rest)
+	f.beginning.Go(func() {
+		if err := each(fds, start); err != nil {
+			f.failed.Store(&err)
+		}
+	})
+}
+
 // Busy reports whether others have so much to be written that it takes longer to sync the
 // file system than to write these files one by one, which takes more requests. It waits for
 // those whose writing was started. What is written to other file systems counts, too: the
@@ -187,6 +204,10 @@ func (f *Files) Wait() error {
 	if f == nil {
 		return nil
 	}
+	f.beginning.Wait()
+	if err := f.failed.Load(); err != nil {
+		return *err
+	}
 	for _, step := range []struct {
 		fds []int
 		fn  func(fd int) error
@@ -210,6 +231,7 @@ func (f *Files) Close() {
 }
 
 func (f *Files) close() {
+	f.beginning.Wait() // takes no lock
 	for _, fds := range [][]int{f.begun, f.rest} {
 		for _, fd := range fds {
 			_ = unix.Close(fd) // reports no error of a write on these file systems

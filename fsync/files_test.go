@@ -94,6 +94,32 @@ func TestTooManyFiles(t *testing.T) {
 	}
 }
 
+// TestBegin: what it fails over is an error of Wait, which the kernel would not report again.
+func TestBegin(t *testing.T) {
+	var pipe [2]int // cannot be written to a disk
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	f := NewFiles(t.TempDir())
+	defer f.Close()
+	f.Add(pipe[1], 1, false)
+	f.Begin()
+	f.beginning.Wait()
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err == nil {
+		err = errors.Join(unix.Dup3(int(file.Fd()), pipe[1], unix.O_CLOEXEC), file.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := f.Wait(); !errors.Is(err, unix.ESPIPE) || !errors.As(err, new(*Error)) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
 // TestBusy: another file with much to be written makes a syncfs the longer way, unless this
 // Files has so many files that their requests take longer still.
 func TestBusy(t *testing.T) {

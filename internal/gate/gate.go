@@ -135,10 +135,11 @@ func (g *Gate) Files() *fsync.Files {
 }
 
 // SyncAhead has the kernel write what w has written so far, while the caller does other work, so that
-// SyncApart, which must follow, finds less. It does nothing where files are to be synced alone, or
-// another sync is under way, which writes the same. When it fails, w is poisoned.
+// SyncApart, which must follow, finds less: the files, where they are to be synced alone, else the
+// file system, unless another sync is under way, which writes the same. SyncApart fails if it does.
 func (g *Gate) SyncAhead(ctx context.Context, w *Writer, files *fsync.Files) {
 	if files.Complete() && (g.cfg.Sync == fsync.OwnFiles || files.Others()) {
+		files.Begin()
 		return
 	}
 	select {
