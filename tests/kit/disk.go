@@ -207,6 +207,15 @@ func (d *Disk) Remount() error {
 	return d.Mount()
 }
 
+// Cold remounts the disk, and leaves nothing of any disk in memory.
+func (d *Disk) Cold() error {
+	if err := d.Remount(); err != nil {
+		return err
+	}
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
 // Sync writes everything that the file system has in memory.
 func (d *Disk) Sync() error {
 	f, err := os.Open(d.Path())

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/filled"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/pulls"
@@ -128,15 +127,6 @@ func files(tree string, entries int) error {
 		}
 	}
 	return nil
-}
-
-// cold leaves nothing of the disk in memory.
-func (n *node) cold() error {
-	if err := n.disk.Remount(); err != nil {
-		return err
-	}
-	unix.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 func (n *node) close() error {

@@ -117,7 +117,7 @@ func (n *node) boot(ctx context.Context, variant string, round int) (b Boot, err
 			return b, err
 		}
 	}
-	if err := n.cold(); err != nil {
+	if err := n.disk.Cold(); err != nil {
 		return b, err
 	}
 	logged, err := size(n.daemon.LogPath())

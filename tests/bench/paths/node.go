@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/bench/filled"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
@@ -117,15 +116,6 @@ func (n *node) stop() error {
 	}
 	n.serving = nil
 	return errors.Join(errs...)
-}
-
-// cold leaves nothing of the disk in memory.
-func (n *node) cold() error {
-	if err := n.disk.Remount(); err != nil {
-		return err
-	}
-	unix.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 func (n *node) close() error {

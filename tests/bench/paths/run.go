@@ -236,7 +236,7 @@ func (r *Report) starts(ctx context.Context, n *node, unclean bool) error {
 				return err
 			}
 		}
-		if err := n.cold(); err != nil {
+		if err := n.disk.Cold(); err != nil {
 			return err
 		}
 		s := Start{Snapshots: len(n.layers), Variant: p.variant, Unclean: unclean}
