@@ -103,7 +103,7 @@ func TestLatency(t *testing.T) {
 
 func TestParseStat(t *testing.T) {
 	got, err := parseStat("  1 2 3 4  50 6 16 8 9 10 11 12 13 14 15 7 17\n")
-	if want := (traffic{writes: 50, bytes: 16 * 512, flushes: 7}); err != nil || got != want {
+	if want := (traffic{read: 3 * 512, writes: 50, bytes: 16 * 512, flushes: 7}); err != nil || got != want {
 		t.Errorf("%v, %v, want %v", got, err, want)
 	}
 	if _, err := parseStat("1 2 3"); err == nil {
