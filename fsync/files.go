@@ -66,6 +66,7 @@ type Files struct {
 	waiting int64 // bytes of the others, in whole pages
 	over    bool  // a file was not kept
 
+	ahead     bool                  // Begin was called
 	beginning sync.WaitGroup        // of Begin
 	failed    atomic.Pointer[error] // what it met
 }
@@ -146,10 +147,12 @@ func (f *Files) roomForOne() bool {
 func (f *Files) Complete() bool { return f != nil && !f.over }
 
 // Begin has the kernel begin to write the files that were added so far, beside what the caller does
-// next. Wait, Sync and Close wait until all are begun, and Wait and Sync return its error.
+// next. Wait and Sync wait until all are begun, and return its error. Close does not wait for the
+// disk: the files are closed when all are begun.
 func (f *Files) Begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.ahead = true
 	fds := slices.Clone(f.rest)
 	f.beginning.Go(func() {
 		if err := each(fds, start); err != nil {
@@ -231,15 +234,21 @@ func (f *Files) Close() {
 }
 
 func (f *Files) close() {
-	f.beginning.Wait() // takes no lock
-	for _, fds := range [][]int{f.begun, f.rest} {
-		for _, fd := range fds {
-			_ = unix.Close(fd) // reports no error of a write on these file systems
-		}
-		room.Add(int64(len(fds)))
-	}
+	all := slices.Concat(f.begun, f.rest)
 	waiting.Add(-f.waiting)
 	f.begun, f.rest, f.waiting = nil, nil, 0
+	end := func() {
+		f.beginning.Wait()
+		for _, fd := range all {
+			_ = unix.Close(fd) // reports no error of a write on these file systems
+		}
+		room.Add(int64(len(all)))
+	}
+	if f.ahead {
+		go end() // containerd may wait for this in its lock, by a Remove that ends an Apply
+		return
+	}
+	end()
 }
 
 // start has the kernel begin to write a file.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -117,6 +118,25 @@ func TestBegin(t *testing.T) {
 		if err := f.Wait(); !errors.Is(err, unix.ESPIPE) || !errors.As(err, new(*Error)) {
 			t.Errorf("error %v", err)
 		}
+	}
+}
+
+// TestCloseDuringBegin: Close does not wait for a disk that is slow to begin, and no number of a
+// file that is in use goes to another one.
+func TestCloseDuringBegin(t *testing.T) {
+	fd := written(t, filepath.Join(t.TempDir(), "file"), 10)
+	f := NewFiles(t.TempDir())
+	f.Add(fd, 10, false)
+	f.Begin()
+	f.beginning.Add(1) // the disk takes its time
+	f.Close()
+	f.Close()
+	if !isOpen(fd) {
+		t.Error("a file is closed while it is in use")
+	}
+	f.beginning.Done()
+	for isOpen(fd) {
+		time.Sleep(time.Millisecond)
 	}
 }
 
