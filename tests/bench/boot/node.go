@@ -107,6 +107,19 @@ func (n *node) fill(ctx context.Context, bins kit.Binaries, fs string, layers in
 	return err
 }
 
+// place makes the directories of a node, and the file of its disk, of a size, without blocks.
+func place(dir string, bytes int64) (image string, err error) {
+	image = filepath.Join(dir, "file")
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
+		return "", err
+	}
+	f, err := os.Create(image)
+	if err != nil {
+		return "", err
+	}
+	return image, errors.Join(f.Truncate(bytes), f.Close())
+}
+
 // files makes so many entries: directories of up to twenty files, of 3,000 bytes without blocks.
 func files(tree string, entries int) error {
 	dir := ""

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -251,17 +250,4 @@ func size(file string) (int64, error) {
 		return 0, err
 	}
 	return st.Size(), nil
-}
-
-// place makes the directories of a node, and the file of its disk, of a size, without blocks.
-func place(dir string, bytes int64) (image string, err error) {
-	image = filepath.Join(dir, "file")
-	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
-		return "", err
-	}
-	f, err := os.Create(image)
-	if err != nil {
-		return "", err
-	}
-	return image, errors.Join(f.Truncate(bytes), f.Close())
 }
