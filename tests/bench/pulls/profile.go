@@ -42,7 +42,7 @@ func (r *run) profileOnce(ctx context.Context, v Variant, s Setting, seconds flo
 	go func() {
 		cpu <- x.save(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%.0f", max(1, seconds)), file+".cpu.pprof")
 	}()
-	_, err = x.measure(ctx, r.images[s.Image].Ref, r.Neighbor)
+	_, err = x.measure(ctx, r.images[s.Image].Ref, r.Fetched, r.Neighbor)
 	if err = errors.Join(err, <-cpu); err == nil {
 		err = errors.Join(x.save(ctx, "/debug/pprof/block", file+".block.pprof"), x.save(ctx, "/debug/pprof/mutex", file+".mutex.pprof"))
 	}

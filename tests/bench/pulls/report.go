@@ -11,6 +11,9 @@ type Report struct {
 	Base string `json:"base,omitempty"`
 	FS   string `json:"fs"`   // ext4, xfs or btrfs
 	Disk string `json:"disk"` // fast, 250 or emmc: see Disks
+	// Fetched: all blobs were in containerd's content store before the pull was measured, which
+	// had only to unpack them.
+	Fetched bool `json:"fetched,omitempty"`
 	// Neighbor is the rate, in bytes a second, at which another process was to write to pages of a
 	// file on the same file system. 0: there was none.
 	Neighbor int64    `json:"neighbor,omitempty"`

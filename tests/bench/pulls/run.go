@@ -24,6 +24,7 @@ type Options struct {
 	Unpacks  []int
 	Rounds   int   // that are counted
 	Scale    int   // see Report
+	Fetched  bool  // see Report
 	Neighbor int64 // see Report
 	FS       string
 	Disk     string // of Disks
@@ -89,7 +90,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.bins, err = kit.Build(ctx); err != nil {
 		return err
 	}
-	r.report = &Report{FS: r.FS, Disk: r.Disk, Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale}
+	r.report = &Report{FS: r.FS, Disk: r.Disk, Fetched: r.Fetched, Neighbor: r.Neighbor, Rounds: r.Rounds, Scale: r.Scale}
 	if r.report.Origin, err = published.Describe(ctx, r.bins, schema, r.Command); err != nil {
 		return err
 	}
@@ -102,6 +103,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	}
 	for _, line := range r.report.LeftOut {
 		r.Log("left out: %s", line)
+	}
+	if r.Fetched {
+		r.variants = slices.DeleteFunc(r.variants, func(v Variant) bool { return v.fetches }) // nothing is left for it
 	}
 	if r.Base != "" {
 		if r.base, r.report.Base, err = buildBase(ctx, r.bins, r.Base); err != nil {
@@ -213,7 +217,7 @@ func (r *run) once(ctx context.Context, v Variant, s Setting) (p Pull, err error
 	if err != nil {
 		return p, err
 	}
-	if p, err = x.measure(ctx, r.images[s.Image].Ref, r.Neighbor); err != nil {
+	if p, err = x.measure(ctx, r.images[s.Image].Ref, r.Fetched, r.Neighbor); err != nil {
 		return p, errors.Join(err, x.kill())
 	}
 	return p, x.stop()

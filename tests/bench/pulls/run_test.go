@@ -56,6 +56,33 @@ func TestSmallestRun(t *testing.T) {
 	}
 }
 
+// TestFetchedRun: what was fetched before is not fetched while a pull is measured, which would flush
+// the disk for each blob.
+func TestFetchedRun(t *testing.T) {
+	o := smallest(t, t.Logf)
+	o.Variants = []string{"overlayfs", "fetch"}
+	flushes := map[bool]int64{}
+	const blobs = 4 // the manifest, the configuration, two layers
+	for _, o.Fetched = range []bool{false, true} {
+		r, err := Run(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range r.Rows() {
+			if row.Variant == "fetch" && o.Fetched {
+				t.Error("a fetch of what was fetched was measured")
+			}
+		}
+		if r.Fetched != o.Fetched || strings.Contains(r.Table(), "every blob was fetched before") != o.Fetched {
+			t.Errorf("with %v the report has %v:\n%s", o.Fetched, r.Fetched, r.Table())
+		}
+		flushes[o.Fetched] = r.Pulls[0].Flushes
+	}
+	if flushes[false]-flushes[true] < blobs {
+		t.Errorf("the disk was flushed %d times without, and %d times with the fetch", flushes[true], flushes[false])
+	}
+}
+
 // TestCanceledRun: a run that ends within a pull leaves nothing either, and has an error.
 func TestCanceledRun(t *testing.T) {
 	before := around(t)

@@ -109,18 +109,26 @@ const pullLimit = 15 * time.Minute
 
 // pull runs ctr image pull, or the fetch alone, and returns its processor time in seconds.
 func (x *session) pull(ctx context.Context, ref string) (cpu float64, err error) {
-	args := []string{"--address", x.node.Containerd.Address, "--namespace", x.node.Namespace()}
 	switch {
 	case x.variant.fetches:
-		args = append(args, "content", "fetch", "--plain-http")
+		return x.fetch(ctx, ref)
 	case x.variant.local:
-		args = append(args, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter, "--local", "--sync-fs")
-	default:
-		args = append(args, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter)
+		return x.ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter, "--local", "--sync-fs", ref)
 	}
+	return x.ctr(ctx, "image", "pull", "--plain-http", "--snapshotter", x.variant.snapshotter, ref)
+}
+
+// fetch runs ctr content fetch, and returns its processor time in seconds.
+func (x *session) fetch(ctx context.Context, ref string) (cpu float64, err error) {
+	return x.ctr(ctx, "content", "fetch", "--plain-http", ref)
+}
+
+// ctr runs ctr, and returns its processor time in seconds.
+func (x *session) ctr(ctx context.Context, args ...string) (cpu float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, x.bins.Ctr, append(args, ref)...)
+	args = append([]string{"--address", x.node.Containerd.Address, "--namespace", x.node.Namespace()}, args...)
+	cmd := exec.CommandContext(ctx, x.bins.Ctr, args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr // without the progress, which goes to the standard output
 	if err := errors.Join(cmd.Run(), ctx.Err()); err != nil {
@@ -129,13 +137,24 @@ func (x *session) pull(ctx context.Context, ref string) (cpu float64, err error)
 	return (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), nil
 }
 
-// measure pulls an image, and removes it.
-func (x *session) measure(ctx context.Context, ref string, neighbor int64) (p Pull, err error) {
+// measure pulls an image, which may be fetched before, and removes it.
+func (x *session) measure(ctx context.Context, ref string, fetched bool, neighbor int64) (p Pull, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("pull of %s with %s: %w", ref, x.variant.Name, err)
 		}
 	}()
+	if fetched {
+		if _, err := x.fetch(ctx, ref); err != nil {
+			return p, err
+		}
+		if err := x.disk.Sync(); err != nil {
+			return p, err
+		}
+		if _, err := x.idle(ctx); err != nil {
+			return p, err
+		}
+	}
 	beside, err := x.beside(neighbor)
 	if err != nil {
 		return p, err

@@ -98,6 +98,9 @@ func (r *Report) origin() string {
 		rounds = "round"
 	}
 	fmt.Fprintf(&b, "%s on a disk of kind `%s`, %d %s; %s", r.FS, r.Disk, r.Rounds, rounds, r.Origin)
+	if r.Fetched {
+		b.WriteString("; every blob was fetched before")
+	}
 	if r.Neighbor > 0 {
 		fmt.Fprintf(&b, "; a neighbor writes %d MB/s to its pages", r.Neighbor/1e6)
 	}

@@ -31,6 +31,7 @@ func parse(args []string) (o pulls.Options, out, name string, err error) {
 	f.IntVar(&o.Scale, "scale", 1, "one part in so many of the images' inodes and bytes")
 	f.StringVar(&o.FS, "fs", "ext4", "the file system: ext4, xfs or btrfs")
 	f.StringVar(&o.Disk, "disk", "fast", "the disk: fast, as the machine's; 250, of 250 MB/s; emmc, of 40 MB/s and 1,000 write requests a second")
+	f.BoolVar(&o.Fetched, "fetched", false, "fetch each image before its pull is measured, which then only unpacks it")
 	neighbor := f.Int64("neighbor", 0, "MB/s at which another process writes to pages of a file on the same file system")
 	f.StringVar(&o.Base, "base", "", "a revision whose daemon is measured, too")
 	f.StringVar(&o.Profiles, "profiles", "", "a directory for CPU, block and mutex profiles of the daemon, of pulls after the last round")
@@ -61,6 +62,9 @@ func parse(args []string) (o pulls.Options, out, name string, err error) {
 	}
 	if name == "" {
 		name = o.FS + "-" + o.Disk
+		if o.Fetched {
+			name += "-fetched"
+		}
 		if o.Neighbor > 0 {
 			name += "-neighbor"
 		}
