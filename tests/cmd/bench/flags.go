@@ -212,7 +212,11 @@ func defaults(all map[*string]string) error {
 func command(f *flag.FlagSet) string {
 	text := f.Name()
 	f.Visit(func(x *flag.Flag) {
-		if !slices.Contains([]string{"out", "name", "store", "profiles"}, x.Name) {
+		switch b, _ := x.Value.(interface{ IsBoolFlag() bool }); {
+		case slices.Contains([]string{"out", "name", "store", "profiles"}, x.Name):
+		case b != nil && b.IsBoolFlag():
+			text += fmt.Sprintf(" --%s=%s", x.Name, x.Value) // a value that stands alone is an argument
+		default:
 			text += fmt.Sprintf(" --%s %s", x.Name, x.Value)
 		}
 	})

@@ -21,6 +21,10 @@ func TestParse(t *testing.T) {
 	if name != "xfs-250-neighbor" || filepath.Base(out) != "bench" || !filepath.IsAbs(o.Store) {
 		t.Errorf("name %q, out %q, store %q", name, out, o.Store)
 	}
+	o, _, name, err = parse([]string{"--fetched"})
+	if err != nil || !o.Fetched || name != "ext4-fast-fetched" || o.Command != "bench run --fetched=true" {
+		t.Errorf("%+v, %q, %v", o, name, err)
+	}
 	calls, _, name, err := parsePaths([]string{"--snapshots", "100,200", "--depths", "1"})
 	if err != nil || !slices.Equal(calls.Snapshots, []int{100, 200}) || calls.Rounds != 200 || name != "paths-ext4" || calls.Command != "bench paths --depths 1 --snapshots 100,200" {
 		t.Errorf("%+v, %q, %v", calls, name, err)
