@@ -101,11 +101,12 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		r.Igzip = slices.DeleteFunc(slices.Clone(r.Igzip), func(b bool) bool { return b })
 		r.report.LeftOut = append(r.report.LeftOut, "igzip: "+why)
 	}
+	if fetches := func(v Variant) bool { return v.fetches }; r.Fetched && slices.ContainsFunc(r.variants, fetches) {
+		r.variants = slices.DeleteFunc(r.variants, fetches)
+		r.report.LeftOut = append(r.report.LeftOut, "fetch: every blob is fetched before")
+	}
 	for _, line := range r.report.LeftOut {
 		r.Log("left out: %s", line)
-	}
-	if r.Fetched {
-		r.variants = slices.DeleteFunc(r.variants, func(v Variant) bool { return v.fetches }) // nothing is left for it
 	}
 	if r.Base != "" {
 		if r.base, r.report.Base, err = buildBase(ctx, r.bins, r.Base); err != nil {

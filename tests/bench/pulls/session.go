@@ -123,6 +123,17 @@ func (x *session) fetch(ctx context.Context, ref string) (cpu float64, err error
 	return x.ctr(ctx, "content", "fetch", "--plain-http", ref)
 }
 
+// fetchBefore fetches an image, and leaves nothing of it to be done while its pull is measured.
+func (x *session) fetchBefore(ctx context.Context, ref string) error {
+	if _, err := x.fetch(ctx, ref); err != nil {
+		return err
+	}
+	if _, err := x.idle(ctx); err != nil {
+		return err
+	}
+	return x.disk.Sync()
+}
+
 // ctr runs ctr, and returns its processor time in seconds.
 func (x *session) ctr(ctx context.Context, args ...string) (cpu float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
@@ -145,13 +156,7 @@ func (x *session) measure(ctx context.Context, ref string, fetched bool, neighbo
 		}
 	}()
 	if fetched {
-		if _, err := x.fetch(ctx, ref); err != nil {
-			return p, err
-		}
-		if err := x.disk.Sync(); err != nil {
-			return p, err
-		}
-		if _, err := x.idle(ctx); err != nil {
+		if err := x.fetchBefore(ctx, ref); err != nil {
 			return p, err
 		}
 	}
