@@ -38,6 +38,24 @@ func committed(t *testing.T) map[string]*Report {
 	return all
 }
 
+// TestMemory: in no pull of a report in docs/bench did the daemon have 150 MiB or more, also with
+// three layers at a time.
+func TestMemory(t *testing.T) {
+	most := map[int]int64{} // by layers at a time
+	for name, r := range committed(t) {
+		for _, p := range r.Pulls {
+			most[p.Unpacks] = max(most[p.Unpacks], p.DaemonMemory)
+			if p.DaemonMemory >= 150*mib {
+				t.Errorf("%s: %+v: %d MiB", name, p.Setting, p.DaemonMemory/mib)
+			}
+		}
+	}
+	if most[3] == 0 {
+		t.Error("no report has pulls of three layers at a time")
+	}
+	t.Logf("at most, in bytes, by layers at a time: %v", most)
+}
+
 // TestDocuments: docs/performance.md has the table of each report in docs/bench as command bench
 // makes it, and no other; the chart beside it is the report's.
 func TestDocuments(t *testing.T) {
