@@ -26,9 +26,10 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/internal/gunzip"
 )
 
 // headSize is how many bytes decide about the compression.
@@ -43,7 +44,7 @@ func Stream(src io.Reader) (io.ReadCloser, error) {
 	}
 	switch compression.DetectCompression(head) {
 	case compression.Gzip:
-		return gzip.NewReader(buf)
+		return gunzip.NewReader(buf)
 	case compression.Zstd:
 		// One goroutine, the caller's: it is faster than two, and leaves the other
 		// processors to those who write.
