@@ -52,7 +52,7 @@ type SnapshotterConfig struct {
 // DiffConfig is how layers are extracted.
 type DiffConfig struct {
 	Enabled      bool   `toml:"enabled" comment:"Extract the layers of this snapshotter in the daemon, and make them durable before their Commit.\nfalse: containerd's own differ does it, and Commit syncs. Layers of others, and encrypted ones, are always handed to it."`
-	Decompressor string `toml:"decompressor" comment:"auto: igzip, of the package isal, for gzip where it is installed; it needs half of the time. internal: never another program."`
+	Decompressor string `toml:"decompressor" comment:"auto: in the daemon, which takes no longer than another program. igzip: gzip by that program, of the package isal, where it is installed. internal: never another program."`
 	Sync         string `toml:"sync" comment:"How an extracted layer is made durable before its Commit, on ext4 and xfs.\nauto: while other processes have much to be written to disks, only the files of the layer are synced, else the file system.\nsyncfs: always the file system. files: always only the files."`
 }
 
@@ -176,8 +176,8 @@ func (c Config) Validate() error {
 		}
 	}
 	switch {
-	case c.Diff.Decompressor != "auto" && c.Diff.Decompressor != "internal":
-		return fmt.Errorf("diff.decompressor %q: not auto or internal", c.Diff.Decompressor)
+	case !slices.Contains([]string{"auto", "igzip", "internal"}, c.Diff.Decompressor):
+		return fmt.Errorf("diff.decompressor %q: not auto, igzip or internal", c.Diff.Decompressor)
 	case !slices.Contains([]fsync.Mode{fsync.Auto, fsync.Syncfs, fsync.OwnFiles}, fsync.Mode(c.Diff.Sync)):
 		return fmt.Errorf("diff.sync %q: not auto, syncfs or files", c.Diff.Sync)
 	case c.Scrub.Interval < 0:

@@ -161,7 +161,7 @@ func serveConfig(ctx context.Context, cfg Config) (err error) {
 // differ returns the diff service for containerd. What it calls of containerd is never
 // called from inside a call of the snapshotter, where containerd holds locks.
 func (c Config) differ(sn *snapshotter.Snapshotter) (d *differ.Differ, close func() error, err error) {
-	dc := differ.Config{Snapshots: sn, ContentRoot: c.ContentRoot, Own: c.Diff.Enabled, Igzip: c.Diff.Decompressor == "auto"}
+	dc := differ.Config{Snapshots: sn, ContentRoot: c.ContentRoot, Own: c.Diff.Enabled, Igzip: c.Diff.Decompressor == "igzip"}
 	if c.Containerd.Address == "" {
 		return differ.New(dc), func() error { return nil }, nil
 	}

@@ -107,11 +107,11 @@ func (m daemonMetrics) reachesContainerd() bool {
 	return len(all) == 1 && all[0].GetGauge().GetValue() == 1
 }
 
-// extracted is how many bytes the daemon has extracted with a decompressor.
-func (m daemonMetrics) extracted(decompressor string) (bytes float64) {
+// extracted is how many bytes the daemon has extracted, decompressed by itself.
+func (m daemonMetrics) extracted() (bytes float64) {
 	for _, one := range m[metrics.Prefix+"apply_bytes_total"].GetMetric() {
 		for _, l := range one.GetLabel() {
-			if l.GetValue() == decompressor {
+			if l.GetValue() == "internal" {
 				bytes += one.GetCounter().GetValue()
 			}
 		}

@@ -37,7 +37,7 @@ type Proof struct {
 type Setting struct {
 	Image   string `json:"image"`
 	Unpacks int    `json:"unpacks"` // layers that containerd unpacks at a time
-	Igzip   bool   `json:"igzip"`   // igzip is on PATH of containerd and of the daemon; else neither uses it
+	Igzip   bool   `json:"igzip"`   // igzip is on PATH, and containerd uses it; see start
 }
 
 // Pull is one pull.
