@@ -62,13 +62,10 @@ func (z *inflater) more() {
 	kept := min(z.pos, 8) // align may go back to them
 	z.end = copy(z.in[:], z.in[z.pos-kept:z.end])
 	z.pos = kept
-	if z.srcErr == nil {
+	for z.end-z.pos < inRoom && z.srcErr == nil {
 		var n int
-		n, z.srcErr = io.ReadAtLeast(z.src, z.in[z.end:inSize], inRoom)
+		n, z.srcErr = z.src.Read(z.in[z.end:inSize])
 		z.end += n
-		if z.srcErr == io.EOF {
-			z.srcErr = io.ErrUnexpectedEOF // where it is not the end, see member
-		}
 	}
 	if missing := inRoom - (z.end - z.pos); missing > 0 {
 		clear(z.in[z.end : z.end+missing])
@@ -84,6 +81,14 @@ func (z *inflater) ahead() int {
 }
 
 func (z *inflater) exhausted() bool { return z.ahead() < 0 }
+
+// cut is the error of a stream that is exhausted.
+func (z *inflater) cut() error {
+	if z.srcErr == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return z.srcErr
+}
 
 // peek has the next n bits, 32 at most, in z.bits.
 func (z *inflater) peek(n uint) uint32 {
@@ -127,7 +132,7 @@ func (z *inflater) step() (err error) {
 	}
 	if z.exhausted() {
 		z.to = to
-		return z.srcErr
+		return z.cut()
 	}
 	return err
 }

@@ -70,7 +70,7 @@ func (r *Reader) trailer() error {
 	sum, size := z.take(32), z.take(32)
 	z.align()
 	if z.exhausted() {
-		return z.srcErr
+		return z.cut()
 	}
 	if sum != r.sum || size != r.size {
 		return ErrChecksum
@@ -93,7 +93,7 @@ const longestName = 511
 // member reads the header of the next member. It returns io.EOF when nothing follows.
 func (r *Reader) member() error {
 	z := &r.z
-	if z.more(); z.ahead() == 0 && z.srcErr == io.ErrUnexpectedEOF {
+	if z.more(); z.ahead() == 0 && z.srcErr == io.EOF {
 		return io.EOF
 	}
 	sum := uint32(0)
@@ -123,7 +123,7 @@ func (r *Reader) member() error {
 	}
 	z.align()
 	if z.exhausted() {
-		return z.srcErr
+		return z.cut()
 	}
 	if !good {
 		return ErrHeader

@@ -156,17 +156,25 @@ func same(t testing.TB, stream []byte) {
 // fails, with the error of the source; and what was read before is right.
 func TestCut(t *testing.T) {
 	plain := plains()["words"][:3000]
-	failed := errors.New("the disk has failed")
 	for _, level := range []int{gzip.HuffmanOnly, gzip.NoCompression, 6} {
 		stream := packed(t, plain, level)
-		for n := range stream {
+		for n := range len(stream) + 1 {
 			have, err := read(bytes.NewReader(stream[:n]))
-			if want := io.ErrUnexpectedEOF; err != want && (n > 0 || err != io.EOF) || !bytes.HasPrefix(plain, have) {
+			want := io.ErrUnexpectedEOF
+			switch n {
+			case 0:
+				want = io.EOF
+			case len(stream):
+				want = nil
+			}
+			if err != want || !bytes.HasPrefix(plain, have) {
 				t.Fatalf("level %d, cut at %d of %d: %d bytes and error %v", level, n, len(stream), len(have), err)
 			}
-			have, err = read(io.MultiReader(bytes.NewReader(stream[:n]), iotest.ErrReader(failed)))
-			if err != failed || !bytes.HasPrefix(plain, have) {
-				t.Fatalf("level %d, failed at %d of %d: %d bytes and error %v", level, n, len(stream), len(have), err)
+			for _, want := range []error{errors.New("the disk has failed"), io.ErrUnexpectedEOF} {
+				have, err = read(io.MultiReader(bytes.NewReader(stream[:n]), iotest.ErrReader(want)))
+				if err != want || !bytes.HasPrefix(plain, have) {
+					t.Fatalf("level %d, failed at %d of %d: %d bytes and error %v", level, n, len(stream), len(have), err)
+				}
 			}
 		}
 	}
