@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/durable-snapshotter/durable-snapshotter/internal/inflate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit/kittest"
@@ -349,4 +351,30 @@ func TestRemoveDuringSync(t *testing.T) {
 		t.Error("a pull has succeeded although its snapshot was removed")
 	}
 	s.pull(t, "transfer", "durable", img)
+}
+
+// TestDecompressor: gzip is decompressed in the daemon, and by igzip where the
+// configuration names it.
+func TestDecompressor(t *testing.T) {
+	if inflate.Igzip() == "" {
+		t.Skip("igzip is not installed (package isal)")
+	}
+	img := images.Get(t, "runnable")
+	for setting, igzip := range map[string]bool{"auto": false, "internal": false, "igzip": true} {
+		s := newStack(t, kit.NodeOptions{
+			Heals: true, Notifies: true, Daemon: kit.DaemonOptions{Config: fmt.Sprintf("[diff]\ndecompressor = %q\n", setting)},
+			Containerd: kit.ContainerdOptions{Differ: []string{"durable"}},
+		})
+		s.pull(t, "transfer", "durable", img)
+		all, err := s.Daemon.Metrics(t.Context())
+		kittest.Check(t, err)
+		used := map[string]bool{}
+		for _, one := range all[metrics.Prefix+"apply_bytes_total"].GetMetric() {
+			used[one.GetLabel()[0].GetValue()] = one.GetCounter().GetValue() > 0
+		}
+		// Of its layers, others are zstd and not compressed.
+		if used["igzip"] != igzip || !used["internal"] {
+			t.Errorf("decompressor = %s: %v", setting, used)
+		}
+	}
 }
