@@ -12,6 +12,8 @@ const (
 	outRoom = 258 + 32  // the longest match, and what a copy writes after it
 	inSize  = 64 << 10
 	inRoom  = 16 // what the loop may load after the bits that it needs
+
+	mostEmpty = 100 // reads of nothing in a row, without an error, as in package bufio
 )
 
 // errCorrupt is that of a stream that is no deflate.
@@ -62,10 +64,15 @@ func (z *inflater) more() {
 	kept := min(z.pos, 8) // align may go back to them
 	z.end = copy(z.in[:], z.in[z.pos-kept:z.end])
 	z.pos = kept
-	for z.end-z.pos < inRoom && z.srcErr == nil {
+	for empty := 0; z.end-z.pos < inRoom && z.srcErr == nil; {
 		var n int
 		n, z.srcErr = z.src.Read(z.in[z.end:inSize])
 		z.end += n
+		if n > 0 {
+			empty = 0
+		} else if empty++; empty == mostEmpty && z.srcErr == nil {
+			z.srcErr = io.ErrNoProgress
+		}
 	}
 	if missing := inRoom - (z.end - z.pos); missing > 0 {
 		clear(z.in[z.end : z.end+missing])
@@ -249,10 +256,6 @@ func (z *inflater) copyStored() {
 }
 
 // decode decodes the codes of a block, until it ends, or out is full.
-//
-// The bits that an entry can take are loaded once for each turn: three literals, or up to
-// two and a length; and once more for a distance. All is in variables of the function, which
-// the compiler has in registers; the masks tell it that an index is in range.
 func (z *inflater) decode() (err error) {
 	for z.next == codes && err == nil && z.to < outSize-outRoom && !z.exhausted() {
 		z.more()
@@ -262,6 +265,10 @@ func (z *inflater) decode() (err error) {
 }
 
 // decodeLoaded is decode for what in holds.
+//
+// In each turn 56 bits are loaded: enough for a few literals, or some of them and a length;
+// a distance may need more. What changes is in variables of the function, which the compiler
+// keeps in registers; with the masks on indexes it leaves bounds checks out.
 func (z *inflater) decodeLoaded() (err error) {
 	in, out, lits, dists := &z.in, &z.out, &z.lits, &z.dists
 	pos, to, bits, count := z.pos, z.to, z.bits, z.count

@@ -180,6 +180,19 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// nothing is a source that returns no bytes and no error.
+type nothing struct{}
+
+func (nothing) Read([]byte) (int, error) { return 0, nil }
+
+// TestNoProgress: such a source ends a stream with an error.
+func TestNoProgress(t *testing.T) {
+	stream := packed(t, plains()["words"][:3000], 6)
+	if _, err := read(io.MultiReader(bytes.NewReader(stream[:len(stream)/2]), nothing{})); err != io.ErrNoProgress {
+		t.Error(err)
+	}
+}
+
 // TestAltered: whatever bit is not as it was is found by what the other library finds it
 // by, or by the checksum.
 func TestAltered(t *testing.T) {

@@ -31,7 +31,7 @@ const (
 	maxDists   = 32  // codes of distances, of which two are never valid
 	endOfBlock = 256
 
-	// Codes of more bits than these are looked up twice.
+	// A code of more bits than these takes two accesses.
 	litBits     = 11
 	distBits    = 9
 	lengthsBits = 7 // all of them are shorter

@@ -36,7 +36,7 @@ type session struct {
 }
 
 // start starts what a variant needs for a pull. Whether containerd uses igzip is in the
-// environment. The daemon has it configured only, and is measured as it comes.
+// environment. The daemon uses igzip only if its configuration names it, which here it does not.
 func start(ctx context.Context, v Variant, d *machineDisk, bins kit.Binaries, s Setting, profiled bool) (_ *session, err error) {
 	// containerd takes unpigz when there is no igzip, which would be a third way.
 	if err := os.Setenv("CONTAINERD_DISABLE_PIGZ", "1"); err != nil {
