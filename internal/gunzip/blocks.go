@@ -7,9 +7,9 @@ import (
 )
 
 const (
-	window  = 32 << 10  // how far back a match can begin
-	outSize = 256 << 10 // a power of two
-	outRoom = 258 + 32  // the longest match, and what a copy writes after it
+	window  = 32 << 10      // how far back a match can begin
+	outSize = 256 << 10     // a power of two
+	outRoom = 64 + 258 + 32 // what one turn of the loop writes: literals of a bit each, the longest match, and what a copy writes after it
 	inSize  = 64 << 10
 	inRoom  = 16 // what the loop may load after the bits that it needs
 

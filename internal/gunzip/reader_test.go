@@ -310,6 +310,30 @@ func canonical(lens []uint8) []uint16 {
 	return codes
 }
 
+// dynamic begins the last block of a stream, whose codes have these lengths: of literals, and
+// after those of distances.
+func (w *bitWriter) dynamic(lits int, lens []uint8) {
+	w.put(1, 1)
+	w.put(2, 2)
+	w.put(uint64(lits-257), 5)
+	w.put(uint64(len(lens)-lits-1), 5)
+	w.put(15, 4)
+	of := make([]uint8, 19) // a code of 4 and 5 bits for the lengths
+	for i := range of {
+		of[i] = 5
+		if i < 13 {
+			of[i] = 4
+		}
+	}
+	for _, i := range []int{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15} {
+		w.put(uint64(of[i]), 3)
+	}
+	codes := canonical(of)
+	for _, n := range lens {
+		w.code(codes[n], uint(of[n]))
+	}
+}
+
 // TestCodes: blocks with codes that no compressor would choose, and blocks in which they are
 // not codes at all.
 func TestCodes(t *testing.T) {
@@ -322,25 +346,7 @@ func TestCodes(t *testing.T) {
 		if r.IntN(4) == 0 {
 			lens[r.IntN(len(lens))] = uint8(r.IntN(maxCode + 1)) // now they may be wrong
 		}
-		w.put(1, 1)
-		w.put(2, 2)
-		w.put(uint64(lits-257), 5)
-		w.put(uint64(dists-1), 5)
-		w.put(15, 4)
-		of := make([]uint8, 19) // a code of 4 and 5 bits for the lengths
-		for i := range of {
-			of[i] = 5
-			if i < 13 {
-				of[i] = 4
-			}
-		}
-		for _, i := range []int{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15} {
-			w.put(uint64(of[i]), 3)
-		}
-		codes := canonical(of)
-		for _, n := range lens {
-			w.code(codes[n], uint(of[n]))
-		}
+		w.dynamic(lits, lens)
 		lit, dist := canonical(lens[:lits]), canonical(lens[lits:])
 		for range r.IntN(5000) {
 			i := r.IntN(lits)
@@ -370,6 +376,38 @@ func TestCodes(t *testing.T) {
 	}
 	if good < 100 {
 		t.Errorf("%d of the streams are good", good)
+	}
+}
+
+// TestShortest: as many literals as one turn of the loop can have, and the longest match after them, wherever
+// the memory for what is decoded ends.
+func TestShortest(t *testing.T) {
+	lens := make([]uint8, 286+1)
+	lens['a'], lens[endOfBlock], lens[285], lens[286] = 1, 2, 2, 1
+	codes := canonical(lens[:286])
+	for before := outSize - 400; before < outSize-200; before++ {
+		for literals := 20; literals < 48; literals += 3 {
+			w := newBits()
+			w.dynamic(286, lens)
+			add := func(literals int) {
+				for range literals {
+					w.code(codes['a'], 1)
+				}
+				w.code(codes[285], 2)
+				w.put(0, 1) // distance 1
+			}
+			first := 1 + (before-1)%258
+			add(first)
+			for range (before-first)/258 - 1 {
+				add(0)
+			}
+			add(literals)
+			w.code(codes[endOfBlock], 2)
+			plain := bytes.Repeat([]byte("a"), before+literals+258)
+			if have, err := read(bytes.NewReader(member(w.bytes(), plain))); err != nil || !bytes.Equal(have, plain) {
+				t.Fatalf("%d literals after %d bytes: %d bytes and error %v; there are %d", literals, before, len(have), err, len(plain))
+			}
+		}
 	}
 }
 
