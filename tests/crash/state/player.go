@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -15,7 +16,7 @@ type Medium interface {
 	Clear(disk.Range) error          // makes whole blocks of the image zero
 	DropCache() error
 	Watch() error
-	Touched() ([]disk.Range, error) // since Watch; it may name places that were not
+	Touched() ([]disk.Range, error) // since Watch; it may name places that were not, and leave out holes in memory
 }
 
 // Player puts states onto a disk, one after another. Nothing may be
@@ -30,8 +31,8 @@ type Player struct {
 	base   *Image       // before the log, shared with others, not changed
 	golden *Image       // base and the first at entries
 	at     int          //
-	dirty  []disk.Range // where the image differs from golden, by our doing
-	fresh  bool         // the image holds golden and dirty, and what Touched returns
+	ours   []disk.Range // where golden is not zero, and what of a state was laid on it
+	fresh  bool         // the image holds golden, but for ours and what Touched returns
 }
 
 // NewPlayer returns a player for a log that began on the image base. The disk
@@ -58,7 +59,7 @@ func (p *Player) Set(s State) error {
 	if err := p.seek(p.log.Durable(s.Point)); err != nil {
 		return fmt.Errorf("state %s: %w", s, err)
 	}
-	p.dirty = p.log.Make(s, p.d.Image())
+	p.ours = append(p.ours, p.log.Make(s, p.d.Image())...)
 	if err := p.d.DropCache(); err != nil {
 		return fmt.Errorf("state %s: %w", s, err)
 	}
@@ -80,20 +81,23 @@ func (p *Player) seek(n int) error {
 	}
 	image := p.d.Image()
 	for ; p.at < n; p.at++ {
-		p.golden.Apply(&p.log.Entries[p.at])
-		if p.fresh {
-			p.log.Entries[p.at].Apply(image)
+		e := &p.log.Entries[p.at]
+		p.golden.Apply(e)
+		if p.fresh && e.Touches() {
+			e.Apply(image)
+			p.ours = append(p.ours, disk.Range{Offset: e.Offset, Length: e.Length})
 		}
 	}
 	if p.fresh {
 		return nil
 	}
-	p.fresh = true
+	p.fresh, p.ours = true, nil
 	if err := p.d.Clear(disk.Range{Length: p.base.Size}); err != nil {
 		return err
 	}
 	for n, block := range p.golden.blocks {
 		copy(image[n*Block:], block)
+		p.ours = append(p.ours, disk.Range{Offset: n * Block, Length: Block})
 	}
 	return nil
 }
@@ -106,26 +110,50 @@ func (p *Player) restore() error {
 	if err != nil {
 		return err
 	}
-	var zero disk.Range // adjacent blocks
-	for _, r := range slices.Concat(touched, p.dirty) {
-		for at := r.Offset - r.Offset%Block; at < r.Offset+r.Length; at += Block {
-			if block, ok := p.golden.blocks[at/Block]; ok {
+	places := union(append(p.ours, touched...))
+	p.ours = nil
+	for _, r := range places {
+		for at, end := r.Offset, r.Offset+r.Length; at < end; {
+			from := at
+			if _, ok := p.golden.blocks[at/Block]; !ok {
+				for !ok && at < end {
+					at += Block
+					_, ok = p.golden.blocks[at/Block]
+				}
+				if err := p.d.Clear(disk.Range{Offset: from, Length: at - from}); err != nil {
+					return err
+				}
+				continue
+			}
+			for ; at < end; at += Block {
+				block, ok := p.golden.blocks[at/Block]
+				if !ok {
+					break
+				}
 				// Most of what a Plain names was not written to.
 				if !bytes.Equal(image[at:at+Block], block) {
 					copy(image[at:], block)
 				}
-				continue
 			}
-			if zero.Offset+zero.Length != at {
-				if err := p.d.Clear(zero); err != nil {
-					return err
-				}
-				zero = disk.Range{Offset: at}
-			}
-			zero.Length += Block
+			p.ours = append(p.ours, disk.Range{Offset: from, Length: at - from})
 		}
 	}
-	return p.d.Clear(zero)
+	return nil
+}
+
+// union returns the blocks that the ranges touch, in order, each once. It changes ranges.
+func union(ranges []disk.Range) []disk.Range {
+	slices.SortFunc(ranges, func(a, b disk.Range) int { return cmp.Compare(a.Offset, b.Offset) })
+	out := ranges[:0]
+	for _, r := range ranges {
+		from, end := r.Offset-r.Offset%Block, (r.Offset+r.Length+Block-1)/Block*Block
+		if n := len(out); n > 0 && from <= out[n-1].Offset+out[n-1].Length {
+			out[n-1].Length = max(out[n-1].Length, end-out[n-1].Offset)
+		} else {
+			out = append(out, disk.Range{Offset: from, Length: end - from})
+		}
+	}
+	return out
 }
 
 // Forget notifies the player that another process has used the disk: the next Set
