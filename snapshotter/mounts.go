@@ -29,7 +29,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err := s.usable(id, info); err != nil {
 		return nil, fmt.Errorf("mounts %q: %w", key, err)
 	}
-	if info.Parent != "" {
+	if info.Parent != "" && !s.layers.Lately(info.Parent) {
 		if err := s.layers.Wait(ctx, info.Parent, false); err != nil {
 			return nil, fmt.Errorf("mounts %q: %w", key, err)
 		}

@@ -17,7 +17,6 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/layers"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
@@ -90,7 +89,7 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 		return snapshots.Info{}, err
 	}
 	defer unlock()
-	info.Labels = layers.WithoutLabels(info.Labels)
+	info.Labels = layout.WithoutOwn(info.Labels)
 	inTx := storage.BeforeCommit(ctx, func(ctx context.Context, _ *storage.Journal) error {
 		defer faults.Point(faults.SnapshotUpdate)
 		id, updated, _, err := storage.Info(ctx, info.Name)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -21,6 +22,7 @@ type layer struct {
 	heals  idle.Pause // of attempts to heal it
 	noBlob bool       // the last one failed because there is no good blob
 	named  bool       // an operator wants it extracted again, damaged or not
+	there  time.Time  // when an lstat that found its directory began; zero after a change of state
 
 	announced bool       // OnReady was called since a caller was refused the layer
 	broken    error      // a panic in work on the layer: nothing more is tried by this process

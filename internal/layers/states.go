@@ -3,8 +3,6 @@ package layers
 import (
 	"context"
 	"fmt"
-	"maps"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -20,10 +18,9 @@ import (
 
 // Labels on Stat's answer about a committed snapshot. They are not stored.
 const (
-	labelPrefix   = "durable-snapshotter/"
-	labelState    = labelPrefix + "state"    // one of the State constants
-	labelSealed   = labelPrefix + "sealed"   // time of the commit, RFC 3339
-	labelStrategy = labelPrefix + "strategy" // how it was made durable
+	labelState    = layout.OwnLabels + "state"    // one of the State constants
+	labelSealed   = layout.OwnLabels + "sealed"   // time of the commit, RFC 3339
+	labelStrategy = layout.OwnLabels + "strategy" // how it was made durable
 )
 
 // checkRoot finds a layer whose directory was removed or replaced.
@@ -131,8 +128,12 @@ func (t *table) report(l *layer, err error) error {
 	return err
 }
 
-// set changes the state of a layer, in memory. table.mu must be held.
-func (t *table) set(l *layer, change func(*storage.StateEntry)) { change(&l.state) }
+// set changes the state of a layer, in memory, and forgets that its directory was there. table.mu
+// must be held.
+func (t *table) set(l *layer, change func(*storage.StateEntry)) {
+	l.there = time.Time{}
+	change(&l.state)
+}
 
 // put is set, and has the state written to the journal with the next flush.
 func (t *table) put(l *layer, change func(*storage.StateEntry)) {
@@ -245,7 +246,7 @@ func (t *table) Announced(namespace, chainID string) {
 	}
 }
 
-// Labels adds to Stat's answer what is known of the layer.
+// Labels adds to a row, and to its map of labels, what is known of the layer.
 func (t *table) Labels(info snapshots.Info) snapshots.Info {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -253,7 +254,6 @@ func (t *table) Labels(info snapshots.Info) snapshots.Info {
 	if l == nil {
 		return info
 	}
-	info.Labels = maps.Clone(info.Labels)
 	if info.Labels == nil {
 		info.Labels = map[string]string{}
 	}
@@ -261,12 +261,4 @@ func (t *table) Labels(info snapshots.Info) snapshots.Info {
 	info.Labels[labelSealed] = l.entry.Time.Format(time.RFC3339Nano)
 	info.Labels[labelStrategy] = string(l.entry.Strategy)
 	return info
-}
-
-// WithoutLabels takes out what Labels has added, of a client that changes
-// labels by writing back what it was given.
-func WithoutLabels(labels map[string]string) map[string]string {
-	labels = maps.Clone(labels)
-	maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, labelPrefix) })
-	return labels
 }

@@ -3,14 +3,13 @@ package layers
 import (
 	"context"
 	"errors"
-	"os"
 
 	"github.com/containerd/log"
-	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/faults"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/gate"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -55,7 +54,7 @@ func (h *healer) swapSynced(ctx context.Context, dir string, healed storage.Comm
 		return err
 	}
 	faults.Point(faults.HealJournalled)
-	if err := exchange(dir, h.root.Dir(healed.ID)); err != nil {
+	if err := layout.Exchange(dir, h.root.Dir(healed.ID)); err != nil {
 		return err
 	}
 	*exchanged = true
@@ -86,17 +85,4 @@ func (h *healer) swapStates(healed storage.CommitEntry) (healing, ready storage.
 	healing.State, healing.Healing = storage.StateHealing, &healed
 	ready = h.table.readyState(&layer{entry: healed, state: healing})
 	return healing, ready
-}
-
-// exchange swaps two directories at once (renameat2(2)). Where the second is
-// gone, the first takes its name.
-func exchange(dir, place string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, place, unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.ENOENT) {
-		return os.Rename(dir, place)
-	}
-	if err != nil {
-		return &os.LinkError{Op: "exchange", Old: dir, New: place, Err: err}
-	}
-	return nil
 }

@@ -3,7 +3,6 @@ package layers
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +18,9 @@ const DefaultWait = 2 * time.Minute
 
 // Wait is ensureReady, for DefaultWait when ctx has no deadline.
 func (s *Layers) Wait(ctx context.Context, name string, topOnly bool) error {
+	if s.table.whole(name, topOnly, 0) {
+		return nil
+	}
 	if _, bounded := ctx.Deadline(); !bounded {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeout(ctx, DefaultWait)
@@ -34,7 +36,7 @@ func (s *Layers) Wait(ctx context.Context, name string, topOnly bool) error {
 // Of layers that are known to be ready nothing is read but an lstat: of each, or
 // with topOnly of the snapshot itself.
 func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) error {
-	if s.table.whole(name, topOnly) {
+	if s.table.whole(name, topOnly, 0) {
 		return nil
 	}
 	chain, err := s.table.chain(name)
@@ -68,8 +70,17 @@ func (s *Layers) begin(chain []*layer) {
 	}
 }
 
-// whole is ensureReady where nothing is to be done, nearly always: one lock for a chain.
-func (t *table) whole(name string, topOnly bool) bool {
+// remembered is how long a directory counts as there, for Mounts, after an lstat has found it.
+const remembered = time.Second
+
+// Lately reports whether a committed snapshot and all below it are ready, with an lstat of its own
+// directory, and of one below it when the last is older than a second.
+func (t *table) Lately(name string) bool { return t.whole(name, false, remembered) }
+
+// whole is ensureReady where nothing is to be done, nearly always: one walk up the chain.
+func (t *table) whole(name string, topOnly bool, remembered time.Duration) bool {
+	now := time.Now()
+	var chain []*layer
 	var ids []uint64
 	t.mu.Lock()
 	for at := name; at != ""; {
@@ -78,16 +89,21 @@ func (t *table) whole(name string, topOnly bool) bool {
 			t.mu.Unlock()
 			return false
 		}
-		if !topOnly || at == name {
-			ids = append(ids, l.entry.ID)
+		if at == name || !topOnly && (remembered == 0 || now.Sub(l.there) >= remembered) {
+			chain, ids = append(chain, l), append(ids, l.entry.ID)
 		}
 		at = l.entry.Parent
 	}
 	t.mu.Unlock()
-	return !slices.ContainsFunc(ids, func(id uint64) bool {
-		_, damaged := verify.Root(t.root.Tree(id))
-		return damaged
-	})
+	if !verify.Roots(t.root, ids) {
+		return false
+	}
+	t.mu.Lock()
+	for _, l := range chain {
+		l.there = now
+	}
+	t.mu.Unlock()
+	return true
 }
 
 // errStopping is the answer to callers that wait when the daemon is stopped.

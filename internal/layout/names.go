@@ -2,6 +2,7 @@ package layout
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -47,6 +48,16 @@ func CheckLabels(all map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// OwnLabels begins the labels that Stat adds and that are not stored.
+const OwnLabels = "durable-snapshotter/"
+
+// WithoutOwn takes them out, of a client that changes labels by writing back what it was given.
+func WithoutOwn(labels map[string]string) map[string]string {
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, OwnLabels) })
+	return labels
 }
 
 // Labels that containerd 2.3 and newer send with the Prepare and Commit of an

@@ -3,10 +3,13 @@ package layout
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // DirectoryID returns the number of a snapshot's directory; ok is false for every
@@ -46,4 +49,17 @@ func NewRunID() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails since Go 1.24
 	return hex.EncodeToString(b[:])
+}
+
+// Exchange swaps two directories at once (renameat2(2)). Where the second is gone, the first
+// takes its name.
+func Exchange(dir, place string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, place, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return os.Rename(dir, place)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "exchange", Old: dir, New: place, Err: err}
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/fsync"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
 )
 
@@ -23,7 +24,7 @@ func plantedHealed(dir string) string {
 // plantedSwap exchanges trees and writes the journal in another order than swapSynced.
 func (h *healer) plantedSwap(dir string, healed storage.CommitEntry, update func(storage.StateEntry, bool) error) (handled bool, err error) {
 	ready := storage.StateEntry{ID: healed.ID, State: storage.StateReady, Epoch: h.table.epoch, Checked: time.Now().UTC()}
-	place := func() error { return exchange(dir, h.root.Dir(healed.ID)) }
+	place := func() error { return layout.Exchange(dir, h.root.Dir(healed.ID)) }
 	switch {
 	case planted("heal-ready-first"):
 		if err := update(ready, true); err != nil {
