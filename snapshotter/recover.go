@@ -43,27 +43,29 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	start := time.Now()
 	faults.Point(faults.RecoverOpened)
 	r := recovery{Snapshotter: s, there: map[uint64]bool{}}
-	directories, err := os.ReadDir(s.root.Snapshots())
+	directories, err := namesBelow(s.root.Snapshots())
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	for _, d := range directories {
-		if id, numbered := layout.DirectoryID(d.Name()); numbered {
+	for _, name := range directories {
+		if id, numbered := layout.DirectoryID(name); numbered {
 			r.there[id] = true
 		}
 	}
+	rows := map[uint64]bool{}
 	if err := s.gate.View(ctx, func(ctx context.Context, j *storage.Journal) error {
 		last, err := j.Run()
 		if err != nil {
 			return err
 		}
 		r.known = s.layers.Recover(last)
-		return storage.Walk(ctx, func(id uint64, info snapshots.Info, _ snapshots.Usage) error {
-			switch info.Kind {
+		return j.EachRow(func(row storage.BareRow) error {
+			rows[row.ID] = true
+			switch row.Kind {
 			case snapshots.KindActive:
-				return r.readActive(ctx, j, id, info)
+				return r.readActive(ctx, j, row)
 			case snapshots.KindCommitted:
-				return r.readCommitted(ctx, j, id, info)
+				return r.readCommitted(ctx, j, row)
 			}
 			return nil
 		})
@@ -89,7 +91,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	}
 	faults.Point(faults.RecoverReplayed)
 	s.trees.Settle(ctx)
-	if r.removed, err = s.setAside(ctx); err != nil {
+	if r.removed, err = s.setAside(ctx, rows); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverSetAside)
@@ -109,7 +111,12 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 
 // readActive opens a cursor for an active row and keeps its journal entry. The cursor
 // knows nothing of errors before this moment.
-func (r *recovery) readActive(ctx context.Context, j *storage.Journal, id uint64, info snapshots.Info) error {
+func (r *recovery) readActive(ctx context.Context, j *storage.Journal, row storage.BareRow) error {
+	_, info, _, err := storage.Info(ctx, row.Name)
+	if err != nil {
+		return err
+	}
+	id := row.ID
 	e, err := j.GetOpen(id)
 	if errors.Is(err, storage.ErrNoEntry) {
 		e, err = r.missingOpen(ctx, id, info), nil
@@ -156,23 +163,26 @@ func (r *recovery) missingOpen(ctx context.Context, id uint64, info snapshots.In
 }
 
 // readCommitted compares a committed row with the journal and with what is there.
-func (r *recovery) readCommitted(ctx context.Context, j *storage.Journal, id uint64, info snapshots.Info) error {
+func (r *recovery) readCommitted(ctx context.Context, j *storage.Journal, row storage.BareRow) error {
 	r.committed++
-	e, err := j.GetCommitted(id)
+	e, err := j.GetCommitted(row.ID)
 	adopted := errors.Is(err, storage.ErrNoEntry)
 	if adopted {
-		log.G(ctx).WithField("name", info.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
-		e, err = r.commitEntry(&active.Snapshot{ID: id}, info, seal.Summary{}), nil
-		e.Strategy, e.Epoch = storage.StrategyUnknown, 0
+		log.G(ctx).WithField("name", row.Name).Warn("committed snapshot without a journal entry: another snapshotter has used this root")
+		var info snapshots.Info
+		if _, info, _, err = storage.Info(ctx, row.Name); err == nil {
+			e = r.commitEntry(&active.Snapshot{ID: row.ID}, info, seal.Summary{})
+			e.Strategy, e.Epoch = storage.StrategyUnknown, 0
+		}
 	}
 	if err != nil {
 		return err
 	}
-	state, err := j.GetState(id)
+	state, err := j.GetState(row.ID)
 	if err != nil && !errors.Is(err, storage.ErrNoEntry) {
 		return err
 	}
-	r.known.Add(ctx, storage.Row{Info: info, Commit: e, State: state}, adopted, r.there[id])
+	r.known.Add(ctx, row, e, state, adopted, r.there[row.ID])
 	return nil
 }
 

@@ -123,7 +123,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if err := s.gate.Open(ctx); err != nil {
 		return err
 	}
-	if _, err := s.setAside(ctx); err != nil {
+	if _, err := s.setAside(ctx, nil); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	faults.Point(faults.SweepDeleting)
@@ -147,17 +147,20 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // The lock keeps Prepare out, whose directory exists before its row; the rows
 // it reads are durable, because this is not reached after a failed transaction. So
 // no directory that a row speaks of can be moved (I5).
-func (s *Snapshotter) setAside(ctx context.Context) (int, error) {
+//
+// rows are the ids of all rows, nil when they are to be read.
+func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]bool) (int, error) {
 	s.creating.Lock()
 	defer s.creating.Unlock()
-	var keys map[uint64]string
-	if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
-		keys, err = storage.Keys(ctx)
-		return err
-	}); err != nil {
-		return 0, err
+	if rows == nil {
+		if err := s.gate.View(ctx, func(_ context.Context, j *storage.Journal) (err error) {
+			rows, err = j.IDs()
+			return err
+		}); err != nil {
+			return 0, err
+		}
 	}
-	entries, err := os.ReadDir(s.root.Snapshots())
+	names, err := namesBelow(s.root.Snapshots())
 	if err != nil {
 		return 0, err
 	}
@@ -167,13 +170,12 @@ func (s *Snapshotter) setAside(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	moved := 0
-	for _, e := range entries {
-		name := e.Name()
-		dir := filepath.Join(s.root.Snapshots(), name)
+	for _, name := range names {
 		id, numbered := layout.DirectoryID(name)
-		if _, ok := keys[id]; numbered && ok || s.root.IsArea(name) {
+		if numbered && rows[id] || s.root.IsArea(name) {
 			continue
 		}
+		dir := filepath.Join(s.root.Snapshots(), name)
 		if !numbered && !strings.HasPrefix(name, "new-") {
 			s.warnOnce(ctx, "foreign "+name, log.Fields{"path": dir}, "snapshots/ holds something that is not the snapshotter's: it is left alone")
 			continue
@@ -200,6 +202,16 @@ func (s *Snapshotter) setAside(ctx context.Context) (int, error) {
 		faults.Point(faults.SweepSetAside)
 	}
 	return moved, nil
+}
+
+// namesBelow lists a directory, in no order.
+func namesBelow(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }
 
 // mounted returns, for each entry of snapshots/ with a mount at or below it, one

@@ -100,6 +100,7 @@ func (cfg Config) Outside() blobs.Source {
 type Snapshotter struct {
 	cfg     Config
 	root    layout.Root
+	db      *storage.DB
 	overlay snapshots.Snapshotter
 	gate    *gate.Gate
 	bootID  string
@@ -159,7 +160,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		}
 	}()
 	s := &Snapshotter{
-		cfg: cfg, root: layout.Root{Path: cfg.Root}, keys: layers.NewKeys(),
+		cfg: cfg, root: layout.Root{Path: cfg.Root}, db: db, keys: layers.NewKeys(),
 		runID: layout.NewRunID(), features: &overlayutil.Features{}, blobs: cfg.Sources(),
 	}
 	if s.bootID = cfg.BootID; s.bootID == "" {
@@ -195,6 +196,7 @@ func New(ctx context.Context, cfg Config) (_ *Snapshotter, err error) {
 		s.Stopping()
 		return nil, errors.Join(err, s.actives.Close())
 	}
+	_ = db.Release(ctx) // an error costs memory only, here as in Walk
 	s.layers.Watch()
 	if cfg.NoBackground {
 		s.running.Go(func() { s.trees.Delete(s.background) })
@@ -352,6 +354,9 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	return usage, err
 }
 
+// manyRows is how many rows take so much memory, at a page each, that a Walk gives it back.
+const manyRows = 10_000
+
 // Walk visits every row that matches one of the filters, as they were when it
 // began. The rows are read first: a visitor that waits for a slow client would
 // hold its read transaction, and with it, sooner or later, every writer.
@@ -362,6 +367,9 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 		return nil
 	}, filters...); err != nil {
 		return err
+	}
+	if len(rows) >= manyRows {
+		_ = s.db.Release(ctx)
 	}
 	for _, info := range rows {
 		if info.Kind == snapshots.KindCommitted {

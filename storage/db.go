@@ -58,8 +58,8 @@ type DB struct {
 // entries are those of the journal that were decoded to verify them. What reads them all
 // next, as recovery does, need not decode them again.
 type entries struct {
-	committed map[uint64]CommitEntry
-	states    map[uint64]StateEntry
+	committed map[uint64]*CommitEntry
+	states    map[uint64]*StateEntry
 }
 
 // hook is the context key of BeforeCommit.
@@ -346,6 +346,25 @@ func (db *DB) Spend() bool {
 	}
 	defer dir.Close()
 	return unix.Syncfs(int(dir.Fd())) == nil
+}
+
+// Release takes the pages of the file out of the resident memory of this process (madvise(2)). They stay
+// in the page cache, for the kernel to take back, and the next transaction maps what it reads of them.
+// It is for after a pass through all of a large database: bbolt's memory map keeps each page it has read.
+func (db *DB) Release(ctx context.Context) error {
+	db.swap.RLock()
+	defer db.swap.RUnlock()
+	if err := db.usable(false); err != nil {
+		return err
+	}
+	return viewBolt(ctx, db.ms, func(_ context.Context, tx *bolt.Tx) error {
+		// While a transaction is open bbolt does not replace the map, which has all pages of it.
+		start, size := tx.DB().Info().Data, uintptr(tx.Size())
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, size, unix.MADV_DONTNEED); errno != 0 {
+			return os.NewSyscallError("madvise", errno)
+		}
+		return nil
+	})
 }
 
 // Path returns the path of the database file.

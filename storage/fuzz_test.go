@@ -80,12 +80,17 @@ func FuzzJournal(f *testing.F) {
 				return err
 			}
 			if verified = withoutPanic(func() error {
-				return verifyJournal(tx, &entries{committed: map[uint64]CommitEntry{}, states: map[uint64]StateEntry{}})
+				_, err := verifyJournal(tx)
+				return err
 			}); verified == nil {
 				read = withoutPanic(func() error { return readJournal(tx) })
 			}
 			// A panic of containerd's code is damage to WithTransaction.
-			return errors.Join(errNever, Walk(ctx, func(uint64, snapshots.Info, snapshots.Usage) error { return nil }))
+			walked := Walk(ctx, func(uint64, snapshots.Info, snapshots.Usage) error { return nil })
+			if rows := withoutPanic(func() error { return j.EachRow(func(BareRow) error { return nil }) }); (rows == nil) != (walked == nil) {
+				t.Errorf("EachRow: %v; Walk: %v", rows, walked)
+			}
+			return errors.Join(errNever, walked)
 		})
 		if verified != nil && !errors.Is(verified, ErrDamaged) && !errors.Is(verified, layout.ErrNewer) {
 			t.Errorf("verified: %v", verified)

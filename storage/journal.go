@@ -181,8 +181,8 @@ func (j *Journal) Commit(e *CommitEntry) error {
 // ErrNoEntry.
 func (j *Journal) GetCommitted(id uint64) (CommitEntry, error) {
 	if j.known != nil {
-		if e, ok := j.known.committed[id]; ok {
-			return e, nil
+		if e := j.known.committed[id]; e != nil {
+			return *e, nil
 		}
 	}
 	return get[CommitEntry](j.committed, id)
@@ -257,7 +257,7 @@ func get[E any](b *bolt.Bucket, id uint64) (e E, err error) {
 		return e, ErrNoEntry
 	}
 	if err := layout.Decode(data, &e); err != nil {
-		return e, fmt.Errorf("journal entry %d: %w", id, err)
+		return e, inEntry(id, err)
 	}
 	return e, nil
 }
@@ -267,14 +267,11 @@ func ignoringID[E any](fn func(E) error) func(uint64, E) error {
 }
 
 func each[E any](b *bolt.Bucket, fn func(uint64, E) error) error {
-	return b.ForEach(func(k, data []byte) error {
-		if len(k) != 8 {
-			return fmt.Errorf("journal entry %x: key of %d bytes: %w", k, len(k), layout.ErrCorrupt)
-		}
+	return eachRecord(b, func(id uint64, data []byte) error {
 		var e E
 		if err := layout.Decode(data, &e); err != nil {
-			return fmt.Errorf("journal entry %d: %w", binary.BigEndian.Uint64(k), err)
+			return inEntry(id, err)
 		}
-		return fn(binary.BigEndian.Uint64(k), e)
+		return fn(id, e)
 	})
 }

@@ -121,8 +121,8 @@ func (j *Journal) GetState(id uint64) (StateEntry, error) {
 		return StateEntry{}, ErrNoEntry // a journal of version 1 that was opened read-only
 	}
 	if j.known != nil {
-		if e, ok := j.known.states[id]; ok {
-			return e, nil
+		if e := j.known.states[id]; e != nil {
+			return *e, nil
 		}
 	}
 	return get[StateEntry](j.states, id)

@@ -92,16 +92,18 @@ func (s *Layers) ensureChain(ctx context.Context, name string, heal bool) error 
 // which containers are, by how many, then the newest. Most containers are on
 // that of the pause image, of which every pod has one.
 func (s *Layers) verifyOrder(ctx context.Context) ([]string, error) {
-	users := map[string]int{}
-	err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
-		return storage.Walk(ctx, func(_ uint64, info snapshots.Info, _ snapshots.Usage) error {
-			if info.Kind != snapshots.KindCommitted {
-				users[info.Parent]++
+	users, names := map[string]int{}, s.table.in(storage.StateUnverified, storage.StateDamaged)
+	if len(names) == 0 {
+		return nil, nil
+	}
+	err := s.gate.View(ctx, func(_ context.Context, j *storage.Journal) error {
+		return j.EachRow(func(row storage.BareRow) error {
+			if row.Kind != snapshots.KindCommitted {
+				users[row.Parent]++
 			}
 			return nil
 		})
 	})
-	names := s.table.in(storage.StateUnverified, storage.StateDamaged)
 	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(users[b], users[a]) })
 	return names, err
 }

@@ -28,18 +28,18 @@ func (s *Layers) Recover(last storage.Run) *Recovery {
 	return &Recovery{Unclean: s.recorder.begin(last), s: s}
 }
 
-// Add makes the layer of a row known. adopted: the journal has no entry of it yet. there:
+// Add makes the layer of a row known. adopted: the journal does not have its entry yet. there:
 // snapshots/ has a directory with its number. A missing one is logged and not acted on: the
 // row is what containerd was promised (I3). What is in a directory is for the calls that
 // need it, and for Run: a start must not wait for the disk once per layer.
-func (r *Recovery) Add(ctx context.Context, row storage.Row, adopted, there bool) {
+func (r *Recovery) Add(ctx context.Context, row storage.BareRow, e storage.CommitEntry, state storage.StateEntry, adopted, there bool) {
 	s := r.s
 	if adopted {
-		r.adopted = append(r.adopted, row.Commit)
+		r.adopted = append(r.adopted, e)
 	}
-	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, row.Commit, row.State)
+	e, state, cut := recorded.SettleHealing(s.root, s.table.epoch, e, state)
 	// An entry of the built-in snapshotter's database knows only these.
-	e.Name, e.Parent = row.Info.Name, row.Info.Parent
+	e.Name, e.Parent = row.Name, row.Parent
 	l := s.table.add(e, state)
 	if cut {
 		r.settled, r.states = append(r.settled, e), append(r.states, l.state)

@@ -60,31 +60,40 @@ func Encode(v any) ([]byte, error) {
 // Decode decodes what Encode wrote into v. The error wraps ErrCorrupt when the
 // bytes are damaged and ErrNewer when their version is unknown.
 func Decode(b []byte, v any) error {
+	payload, err := Payload(b)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(payload, v); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return nil
+}
+
+// Payload returns the JSON in what Encode wrote. The errors are those of Decode.
+func Payload(b []byte) ([]byte, error) {
 	if len(b) < recordHeader {
-		return fmt.Errorf("%w: %d bytes are less than a header", ErrCorrupt, len(b))
+		return nil, fmt.Errorf("%w: %d bytes are less than a header", ErrCorrupt, len(b))
 	}
 	if [4]byte(b[:4]) != recordMagic {
-		return fmt.Errorf("%w: it begins with %q", ErrCorrupt, b[:4])
+		return nil, fmt.Errorf("%w: it begins with %q", ErrCorrupt, b[:4])
 	}
 	length := binary.LittleEndian.Uint32(b[8:])
 	if length > maxPayload || int(length) != len(b)-recordHeader {
-		return fmt.Errorf("%w: the payload has %d bytes, the header has %d", ErrCorrupt, len(b)-recordHeader, length)
+		return nil, fmt.Errorf("%w: the payload has %d bytes, the header has %d", ErrCorrupt, len(b)-recordHeader, length)
 	}
 	if sum := binary.LittleEndian.Uint32(b[12:]); sum != checksum(b) {
-		return fmt.Errorf("%w: checksum %08x, the header has %08x", ErrCorrupt, checksum(b), sum)
+		return nil, fmt.Errorf("%w: checksum %08x, the header has %08x", ErrCorrupt, checksum(b), sum)
 	}
 	// After the checksum: a flipped bit in the version byte is damage, not a
 	// newer version.
 	switch version := b[4]; {
 	case version > recordVersion:
-		return fmt.Errorf("record version %d: %w", version, ErrNewer)
+		return nil, fmt.Errorf("record version %d: %w", version, ErrNewer)
 	case version == 0 || b[5]|b[6]|b[7] != 0:
-		return fmt.Errorf("%w: version %d, reserved bytes %x", ErrCorrupt, version, b[5:8])
+		return nil, fmt.Errorf("%w: version %d, reserved bytes %x", ErrCorrupt, version, b[5:8])
 	}
-	if err := json.Unmarshal(b[recordHeader:], v); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	return nil
+	return b[recordHeader:], nil
 }
 
 func checksum(b []byte) uint32 {

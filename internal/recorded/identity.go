@@ -1,7 +1,6 @@
 package recorded
 
 import (
-	"cmp"
 	"slices"
 
 	digest "github.com/opencontainers/go-digest"
@@ -15,6 +14,9 @@ import (
 // diff ID, which only extractions have as a label, and the chain IDs below it. find
 // returns the entry of a committed name.
 func ChainID(e storage.CommitEntry, find func(name string) (storage.CommitEntry, bool)) string {
+	if e.ChainID != "" {
+		return e.ChainID
+	}
 	// Chains of layers without names end at one that has a chain ID, or at the base.
 	var diffIDs []digest.Digest
 	for range maxChain {
@@ -47,7 +49,11 @@ const maxChain = 1 << 10
 // Identified completes a journal entry from its name: what was there before the
 // journal has neither chain ID nor namespace in its entry.
 func Identified(e storage.CommitEntry) storage.CommitEntry {
-	namespace, _ := layout.SplitName(e.Name)
-	e.ChainID, e.Namespace = cmp.Or(e.ChainID, layout.ChainIDOf(e.Name, nil)), cmp.Or(e.Namespace, namespace)
+	if e.Namespace == "" {
+		e.Namespace, _ = layout.SplitName(e.Name)
+	}
+	if e.ChainID == "" {
+		e.ChainID = layout.ChainIDOf(e.Name, nil)
+	}
 	return e
 }
