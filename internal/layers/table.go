@@ -139,21 +139,24 @@ func (t *table) current(l *layer) (storage.State, storage.CommitEntry) {
 	return l.state.State, l.entry
 }
 
-// in returns the committed snapshots that are in one of the states and can be
-// verified, newest first.
+// in returns the committed snapshots in one of the states that can be verified, newest first.
 func (t *table) in(states ...storage.State) []string {
+	type committed struct {
+		sequence uint64
+		name     string
+	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	var found []storage.CommitEntry
+	found := make([]committed, 0, len(t.layers))
 	for _, l := range t.layers {
 		if slices.Contains(states, l.state.State) && (l.entry.Digest != "" || l.state.State == storage.StateDamaged) {
-			found = append(found, l.entry)
+			found = append(found, committed{l.entry.Sequence, l.entry.Name})
 		}
 	}
-	slices.SortFunc(found, func(a, b storage.CommitEntry) int { return cmp.Compare(b.Sequence, a.Sequence) })
+	t.mu.Unlock() // the rest takes long
+	slices.SortFunc(found, func(a, b committed) int { return cmp.Compare(b.sequence, a.sequence) })
 	names := make([]string, len(found))
-	for i, e := range found {
-		names[i] = e.Name
+	for i, c := range found {
+		names[i] = c.name
 	}
 	return names
 }
@@ -175,8 +178,7 @@ func (t *table) above(on func(*layer) bool) (layers []*layer) {
 	return layers
 }
 
-// Sealed returns the layers that have seals, with ids from first on, in their
-// order.
+// Sealed returns the layers that have seals, with ids from first on, in their order.
 func (t *table) Sealed(first uint64) (entries []storage.CommitEntry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
