@@ -372,8 +372,8 @@ func verify(path string) (known *entries, err error) {
 }
 
 // readThrough reads a file once, in order, so that a page that the disk cannot read shows here.
-// In the memory map, one page after the other would be fetched. With pieces of 8 KiB, as
-// io.Discard takes them, the system calls take longer than a fast disk.
+// In the memory map, one page after the other would be fetched. Pieces of 8 KiB, as io.Discard takes
+// them, took 0.16 s of processor time for 594 MB, those of 1 MiB 0.04 s.
 func readThrough(f *os.File) error {
 	for piece := make([]byte, 1<<20); ; {
 		if _, err := f.Read(piece); err == io.EOF {

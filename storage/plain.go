@@ -11,7 +11,7 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 )
 
-// plain decodes a record of the form that Encode gives it nearly always, in a tenth of the time of
+// plain decodes a record of the form that Encode gives it nearly always, in less than half the time of
 // encoding/json, which decodes all others: a JSON object with some fields in a known order, without white
 // space, with numbers that are not negative, and with strings of printable ASCII without escapes.
 type plain struct {
