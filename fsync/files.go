@@ -174,13 +174,16 @@ func (f *Files) Busy() (bool, error) {
 
 // Others is Busy without the wait: what is being written of these files counts as that of others.
 func (f *Files) Others() bool {
-	dirty, err := dirtyBytes()
-	if err != nil {
-		return false // syncfs needs no reason
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return dirty-waiting.Load() > little+int64(len(f.rest))*request
+	return Others(waiting.Load() + int64(len(f.rest))*request)
+}
+
+// Others reports whether others have more than a little to be written, when ours are at most so many
+// bytes; see [Files.Busy].
+func Others(ours int64) bool {
+	dirty, err := dirtyBytes()
+	return err == nil && dirty > little+ours
 }
 
 // Sync makes the files durable, and all names, links, attributes and directories that were made

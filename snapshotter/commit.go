@@ -141,6 +141,9 @@ func (c *commit) commitTree(ctx context.Context, made *active.Layer, placed bool
 			c.giveUp(n, err)
 		}
 	}()
+	if !placed {
+		c.gate.CommitAhead(ctx, c.active.Writer)
+	}
 	began := time.Now()
 	sum, err := seal.ChangeAndWrite(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), n.Normalize, files, nil)
 	if meaning := (*marks.Error)(nil); errors.As(err, &meaning) {

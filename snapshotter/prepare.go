@@ -109,15 +109,16 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, opts []sna
 	return s.adapt(mounts, undo.ID, info), nil
 }
 
-// follow has large files of an extraction written as they come, until its Commit, its
-// removal, or an Apply. creating must be held.
+// follow has an extraction written as it comes, until its Commit, its removal, or an Apply. creating must be held.
 func (s *Snapshotter) follow(a *active.Snapshot) {
 	if !a.Extraction || s.cfg.NoBackground || s.background.Err() != nil {
 		return
 	}
 	var ctx context.Context
 	ctx, a.Unfollow = context.WithCancel(s.background)
-	s.running.Go(func() { writeback.Follow(ctx, s.root.Tree(a.ID)) })
+	s.running.Go(func() {
+		writeback.Follow(ctx, s.root.Tree(a.ID), func(bytes int64) { s.gate.Grown(ctx, a.Writer, bytes) })
+	})
 }
 
 // promptly bounds the wait of a Prepare or a View for its parent. containerd holds

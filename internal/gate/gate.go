@@ -153,6 +153,33 @@ func (g *Gate) SyncAhead(ctx context.Context, w *Writer, files *fsync.Files) {
 	}()
 }
 
+const (
+	// much is how many bytes another program writes before a sync is begun while it writes more.
+	much = 32 << 20
+	// enough is how many are worth a sync beside the walk of a Commit, which takes a flush of the
+	// disk's cache more.
+	enough = 2 << 20
+)
+
+// Grown notes that another program has written so many bytes more of w, and begins a sync when there is
+// much that none has been begun for, so that the sync of the Commit, in containerd's lock, finds less.
+// It does nothing while others have more to be written than w had, which that sync would wait for, too.
+func (g *Gate) Grown(ctx context.Context, w *Writer, bytes int64) {
+	w.all.Add(bytes)
+	w.grown.Add(bytes)
+	g.ahead(ctx, w, much)
+}
+
+// CommitAhead is Grown before the walk of a Commit, for what is left. Commit must follow.
+func (g *Gate) CommitAhead(ctx context.Context, w *Writer) { g.ahead(ctx, w, enough) }
+
+func (g *Gate) ahead(ctx context.Context, w *Writer, least int64) {
+	if n := w.grown.Load(); n >= least && !fsync.Others(w.all.Load()) {
+		w.grown.Add(-n)
+		g.SyncAhead(ctx, w, nil)
+	}
+}
+
 // SyncApart makes everything that w has written durable. It is for the heavy part of
 // the work: no Commit waits for it. Commit, CommitRest or Synced must follow. files, which
 // may be nil, are all regular files that w has written; SyncApart closes them.

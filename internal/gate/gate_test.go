@@ -250,8 +250,7 @@ func TestSyncAhead(t *testing.T) {
 		t.Fatalf("a sync was begun: %v", err)
 	}
 	<-g.apart
-	g.cfg.Sync = fsync.Syncfs
-	g.SyncAhead(t.Context(), w, files)
+	g.SyncAhead(t.Context(), w, nil)
 	g.apart <- struct{}{}
 	if err := w.Poisoned(); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("its failure is not final: %v", err)
@@ -260,6 +259,66 @@ func TestSyncAhead(t *testing.T) {
 	if err := g.SyncApart(t.Context(), w, nil); !errors.Is(err, unix.EBADF) {
 		t.Errorf("SyncApart: %v", err)
 	}
+}
+
+// TestGrown: a sync is begun when another program has written much since the last one, or something
+// before a Commit, and while others do not have much more to be written.
+func TestGrown(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		grow  func(*Gate, *Writer)
+		begun bool
+	}{
+		{"not much", func(g *Gate, w *Writer) { g.Grown(t.Context(), w, much-1) }, false},
+		{"much, bit by bit", func(g *Gate, w *Writer) { g.Grown(t.Context(), w, much-1); g.Grown(t.Context(), w, 1) }, true},
+		{"little before a Commit", func(g *Gate, w *Writer) {
+			g.Grown(t.Context(), w, enough-1)
+			g.CommitAhead(t.Context(), w)
+		}, false},
+		{"enough before a Commit", func(g *Gate, w *Writer) {
+			g.Grown(t.Context(), w, enough)
+			g.CommitAhead(t.Context(), w)
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for range 10 { // others may have much to be written just then
+				g := open(t, nil)
+				before := descriptors(t, g.cfg.Dir)
+				w := g.writer(t, 1)
+				for fd := range descriptors(t, g.cfg.Dir) {
+					if !before[fd] {
+						breakSync(t, fd)
+					}
+				}
+				c.grow(g, w)
+				g.apart <- struct{}{} // waits for one that was begun
+				begun := w.Poisoned() != nil
+				if begun && !c.begun {
+					t.Fatal("a sync was begun")
+				}
+				if begun == c.begun {
+					return
+				}
+				unix.Sync()
+			}
+			t.Error("no sync was begun")
+		})
+	}
+	t.Run("beside others", func(t *testing.T) {
+		dir := t.TempDir()
+		for range 10 { // another process may have everything written just then
+			g := open(t, nil)
+			w := g.writer(t, 1)
+			if err := os.WriteFile(dir+"/other", make([]byte, 256<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g.Grown(t.Context(), w, much)
+			if w.grown.Load() == much {
+				return
+			}
+		}
+		t.Error("a sync was begun beside 256 MiB of another program")
+	})
 }
 
 // descriptors are those of a path that the process has.

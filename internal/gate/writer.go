@@ -3,6 +3,7 @@ package gate
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -18,6 +19,10 @@ type Writer struct {
 	id     uint64 // of the open journal entry that a failure marks, 0 when there is none
 
 	poisoned error // guarded by writers.mu
+
+	// Bytes that another program has written, as far as it was seen.
+	all   atomic.Int64
+	grown atomic.Int64 // since a sync ahead was begun
 }
 
 // writers are the open Writers.

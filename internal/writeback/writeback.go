@@ -39,10 +39,11 @@ const (
 	mostDirs, mostNames = 8192, 32768
 )
 
-// Follow begins the writing of the large files below root as they come, until ctx ends. It
+// Follow begins the writing of the large files below root as they come, until ctx ends, and calls grown with
+// the bytes that have come since it did so last, of all regular files. It
 // opens nothing but regular files and directories of this tree: neither what a link leads
 // to, nor what is mounted there, nor a device. Times of access stay as they are.
-func Follow(ctx context.Context, root string) {
+func Follow(ctx context.Context, root string, grown func(bytes int64)) {
 	// As tree.OpenAt below: where a filter of system calls refuses it, all is left to the Commit.
 	fd, err := unix.Openat2(unix.AT_FDCWD, root, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC})
 	if err != nil {
@@ -53,7 +54,11 @@ func Follow(ctx context.Context, root string) {
 	pause, last := often, time.Now()
 	for idle.Rest(ctx, pause) {
 		began := time.Now()
-		if f.pass(ctx) {
+		news := f.pass(ctx)
+		if f.grown > 0 {
+			grown(f.grown)
+		}
+		if news {
 			pause, last = often, began
 		} else {
 			pause = min(2*pause, seldom)
@@ -78,12 +83,14 @@ type follower struct {
 	dirs   map[string]*dir
 	names  int                // in all directories
 	coming map[string]*growth // files that may not be complete yet
+	grown  int64              // bytes that the last pass has found more
 }
 
 // growth is that of a file.
 type growth struct {
 	size  int64
-	still int // passes in which it has not grown
+	held  int64 // without holes
+	still int   // passes in which it has not grown
 }
 
 // dir is a directory that is followed.
@@ -99,6 +106,7 @@ func newFollower(root int, begin func(fd int)) *follower {
 
 // pass visits what is new since the last one, and reports whether anything is.
 func (f *follower) pass(ctx context.Context) (news bool) {
+	f.grown = 0
 	for rel := range f.coming {
 		if ctx.Err() != nil {
 			return false
@@ -172,13 +180,20 @@ func (f *follower) file(rel string) (grown bool) {
 		return false
 	}
 	g := f.coming[rel]
+	// On ext4, xfs and btrfs the blocks of a file include those that it will get when it is
+	// written (getattr of each). A hole has none.
+	held, before := min(st.Size, st.Blocks*512), int64(0)
+	if g != nil {
+		before, g.held = g.held, held
+	}
+	f.grown += max(0, held-before)
 	switch {
 	case time.Since(time.Unix(st.Mtim.Unix())) > 2*time.Second:
 		// The extraction gives a complete file the time that its archive has.
 		delete(f.coming, rel)
 		grown = g == nil || st.Size != g.size
 	case g == nil || st.Size != g.size:
-		f.coming[rel] = &growth{size: st.Size}
+		f.coming[rel] = &growth{size: st.Size, held: held}
 		grown = true
 	default:
 		if g.still++; g.still == still {

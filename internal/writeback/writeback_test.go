@@ -1,6 +1,7 @@
 package writeback
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,6 +87,34 @@ func TestPass(t *testing.T) {
 	if len(s.coming) != 0 {
 		t.Errorf("files that are complete are visited still: %v", s.coming)
 	}
+}
+
+// TestGrown: each byte of a file counts once, of small files, too, and not that of a hole.
+func TestGrown(t *testing.T) {
+	s := newSite(t)
+	expect := func(want int64) {
+		t.Helper()
+		if s.pass(t.Context()); s.grown != want {
+			t.Errorf("%d bytes have come, want %d", s.grown, want)
+		}
+	}
+	expect(0)
+	s.make(t, "a/small", 100, true)
+	s.make(t, "growing", 1000, false)
+	expect(1100)
+	expect(0)
+	s.make(t, "growing", 100_000, false)
+	s.make(t, "hole", 0, false)
+	treetest.Check(t, os.Truncate(filepath.Join(s.dir, "hole"), 1<<30))
+	expect(99_000)
+	f, err := os.OpenFile(filepath.Join(s.dir, "hole"), os.O_WRONLY, 0)
+	treetest.Check(t, err)
+	_, err = f.WriteAt(make([]byte, 64<<10), 0)
+	treetest.Check(t, errors.Join(err, f.Close()))
+	expect(64 << 10)
+	s.make(t, "growing", 200_000, true)
+	expect(100_000)
+	expect(0)
 }
 
 // TestFuture: a board without a clock lives in 1970, and all times of an archive lie in the
