@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -58,10 +59,17 @@ func (v *Volume) Format(f FS, extra ...string) error {
 		return fmt.Errorf("format %s: unknown file system %q", v.Device(), f)
 	}
 	cmd = append(append(cmd, extra...), v.Device())
-	if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(cmd, " "), err, out)
+	// mkfs.btrfs asks each loop device that is mounted anywhere for its file, and ends before it has written
+	// anything when another test has just detached one.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if !bytes.Contains(out, []byte("cannot check mount status")) || time.Now().After(deadline) {
+			return fmt.Errorf("%s: %w: %s", strings.Join(cmd, " "), err, out)
+		}
 	}
-	return nil
 }
 
 // Mount mounts the disk on dir. The options are those of mount(8) that the file
