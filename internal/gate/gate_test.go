@@ -231,13 +231,7 @@ func TestSyncApart(t *testing.T) {
 // under way, and where files are synced alone.
 func TestSyncAhead(t *testing.T) {
 	g := open(t, nil)
-	before := descriptors(t, g.cfg.Dir)
-	w := g.writer(t, 1)
-	for fd := range descriptors(t, g.cfg.Dir) {
-		if !before[fd] {
-			breakSync(t, fd)
-		}
-	}
+	w := g.broken(t)
 	g.apart <- struct{}{} // the sync of another layer
 	g.SyncAhead(t.Context(), w, nil)
 	<-g.apart
@@ -283,13 +277,7 @@ func TestGrown(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for range 10 { // others may have much to be written just then
 				g := open(t, nil)
-				before := descriptors(t, g.cfg.Dir)
-				w := g.writer(t, 1)
-				for fd := range descriptors(t, g.cfg.Dir) {
-					if !before[fd] {
-						breakSync(t, fd)
-					}
-				}
+				w := g.broken(t)
 				c.grow(g, w)
 				g.apart <- struct{}{} // waits for one that was begun
 				begun := w.Poisoned() != nil
@@ -319,6 +307,19 @@ func TestGrown(t *testing.T) {
 		}
 		t.Error("a sync was begun beside 256 MiB of another program")
 	})
+}
+
+// broken is a Writer whose syncs fail.
+func (g *Gate) broken(t *testing.T) *Writer {
+	t.Helper()
+	before := descriptors(t, g.cfg.Dir)
+	w := g.writer(t, 1)
+	for fd := range descriptors(t, g.cfg.Dir) {
+		if !before[fd] {
+			breakSync(t, fd)
+		}
+	}
+	return w
 }
 
 // descriptors are those of a path that the process has.
