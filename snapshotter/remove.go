@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -148,21 +149,30 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // it reads are durable, because this is not reached after a failed transaction. So
 // no directory that a row speaks of can be moved (I5).
 //
-// rows are the ids of all rows, nil when they are to be read.
+// rows are the ids of all rows as a start has read them, nil when they are to be read.
 func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]bool) (int, error) {
 	s.creating.Lock()
 	defer s.creating.Unlock()
-	if rows == nil {
-		if err := s.gate.View(ctx, func(_ context.Context, j *storage.Journal) (err error) {
-			rows, err = j.IDs()
+	names, err := namesBelow(s.root.Snapshots())
+	if err != nil {
+		return 0, err
+	}
+	withoutRow := func(name string) bool {
+		id, numbered := layout.DirectoryID(name)
+		return numbered && !rows[id]
+	}
+	if slices.ContainsFunc(names, withoutRow) {
+		// Before anything is moved, containerd's own code has the last word on what rows there are.
+		rows = map[uint64]bool{}
+		if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
+			keys, err := storage.Keys(ctx)
+			for id := range keys {
+				rows[id] = true
+			}
 			return err
 		}); err != nil {
 			return 0, err
 		}
-	}
-	names, err := namesBelow(s.root.Snapshots())
-	if err != nil {
-		return 0, err
 	}
 	mounted, err := s.mounted()
 	if err != nil {

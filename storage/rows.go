@@ -120,12 +120,6 @@ func sameString(s string, b []byte) string {
 	return string(b)
 }
 
-// IDs returns the ids of all rows.
-func (j *Journal) IDs() (map[uint64]bool, error) {
-	ids := map[uint64]bool{}
-	return ids, j.rawRows(func(_ []byte, id uint64, _ *bolt.Bucket) error { ids[id] = true; return nil })
-}
-
 // rawRows visits rows as containerd's storage has them (core/snapshots/storage/bolt.go): a bucket each.
 // TestRows compares them with what containerd's functions return.
 func (j *Journal) rawRows(fn func(key []byte, id uint64, row *bolt.Bucket) error) error {

@@ -78,7 +78,7 @@ const remembered = time.Second
 func (t *table) Lately(name string) bool { return t.whole(name, false, remembered) }
 
 // whole is ensureReady where nothing is to be done, nearly always: one walk up the chain.
-func (t *table) whole(name string, topOnly bool, remembered time.Duration) bool {
+func (t *table) whole(name string, topOnly bool, within time.Duration) bool {
 	now := time.Now()
 	var chain []*layer
 	var ids []uint64
@@ -89,7 +89,7 @@ func (t *table) whole(name string, topOnly bool, remembered time.Duration) bool 
 			t.mu.Unlock()
 			return false
 		}
-		if at == name || !topOnly && (remembered == 0 || now.Sub(l.there) >= remembered) {
+		if at == name || !topOnly && (within == 0 || now.Sub(l.there) >= within) {
 			chain, ids = append(chain, l), append(ids, l.entry.ID)
 		}
 		at = l.entry.Parent
