@@ -52,7 +52,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 			r.there[id] = true
 		}
 	}
-	rows := map[uint64]bool{}
+	rows := map[uint64]string{}
 	if err := s.gate.View(ctx, func(ctx context.Context, j *storage.Journal) error {
 		last, err := j.Run()
 		if err != nil {
@@ -60,7 +60,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		}
 		r.known = s.layers.Recover(last)
 		return j.EachRow(func(row storage.BareRow) error {
-			rows[row.ID] = true
+			rows[row.ID] = row.Name
 			switch row.Kind {
 			case snapshots.KindActive:
 				return r.readActive(ctx, j, row)

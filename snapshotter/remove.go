@@ -149,8 +149,8 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // it reads are durable, because this is not reached after a failed transaction. So
 // no directory that a row speaks of can be moved (I5).
 //
-// rows are the ids of all rows as a start has read them, nil when they are to be read.
-func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]bool) (int, error) {
+// rows are the names of all rows by id as a start has read them, nil when they are to be read.
+func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]string) (int, error) {
 	s.creating.Lock()
 	defer s.creating.Unlock()
 	names, err := namesBelow(s.root.Snapshots())
@@ -159,16 +159,12 @@ func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]bool) (int, 
 	}
 	withoutRow := func(name string) bool {
 		id, numbered := layout.DirectoryID(name)
-		return numbered && !rows[id]
+		return numbered && rows[id] == ""
 	}
 	if slices.ContainsFunc(names, withoutRow) {
 		// Before anything is moved, containerd's own code has the last word on what rows there are.
-		rows = map[uint64]bool{}
-		if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) error {
-			keys, err := storage.Keys(ctx)
-			for id := range keys {
-				rows[id] = true
-			}
+		if err := s.gate.View(ctx, func(ctx context.Context, _ *storage.Journal) (err error) {
+			rows, err = storage.Keys(ctx)
 			return err
 		}); err != nil {
 			return 0, err
@@ -181,8 +177,8 @@ func (s *Snapshotter) setAside(ctx context.Context, rows map[uint64]bool) (int, 
 	}
 	moved := 0
 	for _, name := range names {
-		id, numbered := layout.DirectoryID(name)
-		if numbered && rows[id] || s.root.IsArea(name) {
+		_, numbered := layout.DirectoryID(name)
+		if numbered && !withoutRow(name) || s.root.IsArea(name) {
 			continue
 		}
 		dir := filepath.Join(s.root.Snapshots(), name)
