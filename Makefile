@@ -106,7 +106,7 @@ FS        ?= ext4,xfs,btrfs
 comma     := ,
 CRASH_DIR ?= /var/tmp/crashlab/$(WORKLOAD)-$(subst $(comma),-,$(FS))-$(SEED)
 
-test-crash: deps ## cut the power in STATES states; WORKLOAD=api|differ|full|heal SEED=n FS=ext4,xfs,btrfs; goes on after an interrupt
+test-crash: deps ## cut the power in STATES states; WORKLOAD=api|differ|full|heal|all SEED=n FS=ext4,xfs,btrfs; goes on after an interrupt
 	cd tests && mkdir -p .bin && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o .bin/crashlab ./crash/cmd/crashlab
 	tests/.bin/crashlab run --states $(STATES) --workload $(WORKLOAD) --seed $(SEED) --fs $(FS) --state-dir $(CRASH_DIR) --resume
 

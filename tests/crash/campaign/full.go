@@ -13,34 +13,13 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
 
-// full is the workload of a whole node. Rounds are orderly, interrupted, of a node with
-// damaged layers, and of pulls by the CRI plugin, in turn.
-func (c *campaign) full(ctx context.Context) (err error) {
-	if c.enough(ctx) {
-		return c.end(ctx)
-	}
-	b, err := full.NewBench(context.WithoutCancel(ctx), c.bench)
+// full is one recording of a whole node, and its states.
+func (c *campaign) full(ctx context.Context, b *full.Bench, fs disk.FS, round int) error {
+	r, err := c.fullRecording(ctx, b, fs, round)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	if err := c.fullControl(ctx, b); err != nil {
-		return err
-	}
-	for round := 0; ; round++ {
-		for _, fs := range c.Options.FS {
-			if c.enough(ctx) {
-				return c.end(ctx)
-			}
-			r, err := c.fullRecording(ctx, b, fs, round)
-			if err != nil {
-				return err
-			}
-			if err := c.fullCheck(ctx, r); err != nil {
-				return err
-			}
-		}
-	}
+	return c.fullCheck(ctx, r)
 }
 
 // fullControl boots the same node with the built-in overlayfs, on each file
@@ -73,9 +52,12 @@ func (c *campaign) fullControl(ctx context.Context, b *full.Bench) error {
 	return nil
 }
 
+// fullRecording loads the recording of a round, or makes and keeps it. They are orderly,
+// interrupted, of a node with damaged layers, and of pulls by the CRI plugin, in turn.
 func (c *campaign) fullRecording(ctx context.Context, b *full.Bench, fs disk.FS, round int) (*full.Recording, error) {
 	s := full.Setup{FS: fs, Seed: c.Options.Seed + uint64(round), Daemon: c.ours("record")}
-	switch round % 4 {
+	_, turn := c.Options.turn(round)
+	switch turn % 4 {
 	case 0:
 		s.Name = "orderly"
 	case 1:
@@ -102,7 +84,7 @@ func (c *campaign) fullRecording(ctx context.Context, b *full.Bench, fs disk.FS,
 
 func (c *campaign) fullCheck(ctx context.Context, r *full.Recording) error {
 	var left []state.Case
-	for _, k := range r.Choose(c.Share) {
+	for _, k := range r.Choose(c.share(Full)) {
 		if !c.isDone(r.ID() + "/" + k.State.String()) {
 			left = append(left, k)
 		}

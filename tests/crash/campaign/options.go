@@ -22,7 +22,11 @@ const (
 	Differ Workload = "differ" // the same, and its diff service extracts the layers
 	Heal   Workload = "heal"   // the first, on layers that are damaged and heal
 	Full   Workload = "full"   // a containerd that pulls, removes and collects
+	All    Workload = "all"    // a round of each, in turn
 )
+
+// each are the workloads that All has.
+var each = []Workload{API, Differ, Heal, Full}
 
 // Options of a campaign.
 type Options struct {
@@ -52,8 +56,8 @@ type Foreign struct {
 // Validate returns an error for what cannot be done.
 func (o *Options) Validate() error {
 	switch {
-	case !slices.Contains([]Workload{API, Differ, Heal, Full}, o.Workload):
-		return fmt.Errorf("workload %q: want %s, %s, %s or %s", o.Workload, API, Differ, Heal, Full)
+	case o.Workload != All && !slices.Contains(each, o.Workload):
+		return fmt.Errorf("workload %q: want one of %v, or %s", o.Workload, each, All)
 	case o.States <= 0:
 		return fmt.Errorf("%d states: want more than none", o.States)
 	case len(o.FS) == 0:
@@ -105,13 +109,21 @@ var mountOptions = map[disk.FS][][]string{
 	disk.Btrfs: {nil, {"flushoncommit"}, {"compress=zstd"}},
 }
 
-// plan is what one recording of a round is to be.
-func (o *Options) plan(fs disk.FS, round int) (options []string, size workload.Size) {
+// turn is the workload of a round, and how many rounds before had the same one.
+func (o *Options) turn(round int) (Workload, int) {
+	if o.Workload == All {
+		return each[round%len(each)], round / len(each)
+	}
+	return o.Workload, round
+}
+
+// plan is what one recording of a workload's round is to be.
+func (w Workload) plan(fs disk.FS, round int) (options []string, size workload.Size) {
 	all := mountOptions[fs]
-	if o.Workload == Heal {
+	if w == Heal {
 		return all[round%len(all)], healSizes[round%len(healSizes)]
 	}
-	if o.Workload == Differ {
+	if w == Differ {
 		// Each way meets each option: their numbers have no common divisor.
 		return all[round%len(all)], sizes[round/2%len(sizes)]
 	}
@@ -133,8 +145,8 @@ var ways = []struct {
 }
 
 // differ has a recording of the workload differ made in the way of its round.
-func (o *Options) differ(s *lab.Setup, round int) {
-	if o.Workload != Differ {
+func (w Workload) differ(s *lab.Setup, round int) {
+	if w != Differ {
 		return
 	}
 	way := ways[round%len(ways)]
@@ -143,19 +155,24 @@ func (o *Options) differ(s *lab.Setup, round int) {
 
 // heal is how a recording of the workload heal begins: every third time with
 // nothing left of any layer, and every third time with damage to content only.
-func (o *Options) heal(round int) *lab.Heal {
-	if o.Workload != Heal {
+func (w Workload) heal(round int) *lab.Heal {
+	if w != Heal {
 		return nil
 	}
 	return &lab.Heal{Harm: []workload.Harm{workload.Wounds, workload.Corruption, workload.Everything}[round%3]}
 }
 
-// share is how many states of a first cut one recording gives. More recordings
+// most is how many states of a first cut one recording gives. More recordings
 // are better than more states of one, and cost a few seconds each.
+var most = map[Workload]int{API: 1500, Differ: 1500, Heal: 500, Full: 150}
+
+// share is how many of them it gives in a campaign of that size: no more than are requested.
 func (o *Options) share() int {
-	most := map[Workload]int{API: 1500, Differ: 1500, Heal: 500, Full: 150}[o.Workload]
-	return max(1, min(most, (o.States+len(o.FS)-1)/len(o.FS)))
+	return max(1, min(most[API], (o.States+len(o.FS)-1)/len(o.FS)))
 }
+
+// share is how many one recording of the workload gives.
+func (s *Store) share(w Workload) int { return min(most[w], s.Share) }
 
 // movable reports whether the program takes as arguments where its data and its socket
 // are.

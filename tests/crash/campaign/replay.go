@@ -37,10 +37,10 @@ func Replay(ctx context.Context, dir, id string, hold func(lab.Result, string) e
 	}
 	defer func() { err = errors.Join(err, bench.Close()) }()
 	c := &campaign{Store: s, bench: bench}
-	if s.Options.Workload == Full {
+	subject := c.subject()
+	if r.Subject != subject.name {
 		return c.replayFull(ctx, r, path, hold)
 	}
-	subject := c.subject()
 	replay := lab.Replay{Recording: r, Path: path, Subject: subject.recovers(0), Strict: subject.strict}
 	if len(path) == 2 {
 		if replay.Recovery, err = lab.LoadLog(s.secondLog(name, path[0])); err != nil {

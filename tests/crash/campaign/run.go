@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/disk"
+	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/full"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/lab"
 	"github.com/durable-snapshotter/durable-snapshotter/tests/crash/state"
 )
@@ -55,11 +56,7 @@ func Run(ctx context.Context, dir string, o Options, resume bool, progress io.Wr
 	err = c.gatesHold(ctx)
 	store.began = time.Now() // the rate is that of examining states
 	if err == nil {
-		if o.Workload == Full {
-			err = c.full(ctx)
-		} else {
-			err = c.api(ctx)
-		}
+		err = c.rounds(ctx)
 	}
 	if err != nil && !errors.Is(err, ErrInterrupted) {
 		return nil, err
@@ -102,23 +99,48 @@ func (c *campaign) failed() error {
 	return c.err
 }
 
-// api is the workload of calls to the snapshotter.
-func (c *campaign) api(ctx context.Context) error {
+// rounds records and examines until it is enough.
+func (c *campaign) rounds(ctx context.Context) (err error) {
+	if c.enough(ctx) {
+		return c.end(ctx)
+	}
+	var nodes *full.Bench // nil if there is no round of a whole node
+	if c.Options.Workload == Full || c.Options.Workload == All {
+		if nodes, err = full.NewBench(context.WithoutCancel(ctx), c.bench); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, nodes.Close()) }()
+		if err := c.fullControl(ctx, nodes); err != nil {
+			return err
+		}
+	}
 	subject := c.subject()
 	for round := 0; ; round++ {
 		for _, fs := range c.Options.FS {
 			if c.enough(ctx) {
 				return c.end(ctx)
 			}
-			r, err := c.recording(ctx, subject, fs, round)
-			if err != nil {
-				return err
+			var err error
+			if w, _ := c.Options.turn(round); w == Full {
+				err = c.full(ctx, nodes, fs, round)
+			} else {
+				err = c.api(ctx, subject, fs, round)
 			}
-			if err := c.check(ctx, subject, r); err != nil {
+			if err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// api is one recording of calls to the snapshotter, and its states.
+func (c *campaign) api(ctx context.Context, s subject, fs disk.FS, round int) error {
+	r, err := c.recording(ctx, s, fs, round)
+	if err != nil {
+		return err
+	}
+	w, _ := c.Options.turn(round)
+	return c.check(ctx, s, r, c.share(w))
 }
 
 func (c *campaign) end(ctx context.Context) error {
@@ -130,12 +152,13 @@ func (c *campaign) end(ctx context.Context) error {
 
 // recording loads the recording of a round, or makes and keeps it.
 func (c *campaign) recording(ctx context.Context, s subject, fs disk.FS, round int) (*lab.Recording, error) {
-	options, size := c.Options.plan(fs, round)
+	w, turn := c.Options.turn(round)
+	options, size := w.plan(fs, turn)
 	setup := lab.Setup{
 		FS: fs, Seed: c.Options.Seed + uint64(round), Options: options, Layers: size, Idle: true,
-		Name: s.name, Generic: s.generic, Daemon: s.daemon("record"), Heal: c.Options.heal(round),
+		Name: s.name, Generic: s.generic, Daemon: s.daemon("record"), Heal: w.heal(turn),
 	}
-	c.Options.differ(&setup, round)
+	w.differ(&setup, turn)
 	dir := c.RecordingDir((&lab.Recording{FS: fs, Seed: setup.Seed, Subject: s.name}).ID())
 	r, err := lab.Load(dir)
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
@@ -148,9 +171,9 @@ func (c *campaign) recording(ctx context.Context, s subject, fs disk.FS, round i
 	return r, r.Save(dir)
 }
 
-// check examines the states of a recording that were not examined before.
-func (c *campaign) check(ctx context.Context, s subject, r *lab.Recording) error {
-	cases := lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: r.Seed, Want: c.Share}), c.Share)
+// check examines those of so many states of a recording that were not examined before.
+func (c *campaign) check(ctx context.Context, s subject, r *lab.Recording, share int) error {
+	cases := lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: r.Seed, Want: share}), share)
 	var left []state.Case
 	for _, k := range cases {
 		if !c.isDone(r.ID() + "/" + k.State.String()) {

@@ -28,7 +28,8 @@ const usage = `usage: crashlab VERB [FLAGS]
     --states N      how many, at least (2000)
     --workload W    api: calls to the snapshotter; differ: the same, and its diff
                     service extracts the layers; heal: api on layers that are
-                    damaged and heal; full: a whole containerd (api)
+                    damaged and heal; full: a whole containerd; all: a round of
+                    each, in turn (api)
     --seed N        of workloads and states (1)
     --fs LIST       file systems: ext4,xfs,btrfs (all three)
     --state-dir D   where to keep logs and results (below /var/tmp/crashlab)
