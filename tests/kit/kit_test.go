@@ -1,6 +1,8 @@
 package kit
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -307,4 +309,85 @@ func TestWhile(t *testing.T) {
 		t.Errorf("%d bytes were written by a process that stands still", after-before)
 	}
 	waitUntil(t, func() bool { return size() > after }, "the process does not go on")
+}
+
+// TestSum: every change that a process can see makes another sum, and reading makes none.
+func TestSum(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum := func(dir string) uint64 {
+		t.Helper()
+		n, err := Sum(dir)
+		must(err)
+		return n
+	}
+	// ramfs has coarse times: two writes within four milliseconds change nothing but the content.
+	coarse := t.TempDir()
+	must(unix.Mount("ramfs", coarse, "ramfs", unix.MS_NOATIME, ""))
+	t.Cleanup(func() { must(unix.Unmount(coarse, 0)) })
+	long := bytes.Repeat([]byte("0123456789abcdef"), 5000) // more than one read
+	written := func(last byte) (at unix.Timespec, of uint64) {
+		long[len(long)-1] = last
+		f, err := os.OpenFile(filepath.Join(coarse, "file"), os.O_WRONLY|os.O_CREATE, 0o644)
+		must(err)
+		_, err = f.Write(long)
+		must(errors.Join(err, f.Close()))
+		var st unix.Stat_t
+		must(unix.Stat(f.Name(), &st))
+		return st.Ctim, sum(coarse)
+	}
+	for tries := 0; ; tries++ {
+		at, first := written('x')
+		at2, second := written('y')
+		if at == at2 {
+			if first == second {
+				t.Error("another byte, the same sum")
+			}
+			break
+		}
+		if tries == 1000 {
+			t.Fatal("no two writes at the same time")
+		}
+	}
+
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "d", "file"), filepath.Join(dir, "link")
+	must(os.Mkdir(filepath.Dir(file), 0o755))
+	must(os.WriteFile(file, long, 0o644))
+	must(os.Symlink("d/file", link))
+	must(unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600))
+	sum(dir) // changes the times of access
+	last := sum(dir)
+	if again := sum(dir); again != last {
+		t.Fatalf("of the same tree: %x and %x", last, again)
+	}
+	for _, change := range []struct {
+		name string
+		do   func() error
+	}{
+		{"length", func() error { return os.Truncate(file, 7) }},
+		{"mode", func() error { return os.Chmod(file, 0o600) }},
+		{"owner", func() error { return os.Lchown(link, 1, 2) }},
+		{"attribute", func() error { return unix.Setxattr(file, "trusted.overlay.origin", []byte("x"), 0) }},
+		{"its value", func() error { return unix.Setxattr(file, "trusted.overlay.origin", []byte("y"), 0) }},
+		{"name", func() error { return os.Rename(file, file+"2") }},
+		{"second name", func() error { return os.Link(file+"2", file) }},
+		{"target", func() error { return errors.Join(os.Remove(link), os.Symlink("d/file2", link)) }},
+		{"access", func() error { return os.Chtimes(file, time.Unix(5, 5), time.Unix(6, 6)) }},
+		{"gone", func() error { return os.Remove(filepath.Join(dir, "pipe")) }},
+	} {
+		must(change.do())
+		now := sum(dir)
+		if now == last {
+			t.Errorf("%s: the same sum", change.name)
+		}
+		last = now
+	}
+	if _, err := Sum(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of no directory: %v", err)
+	}
 }

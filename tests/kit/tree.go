@@ -232,20 +232,27 @@ func (r *inodeReader) readFile(at int, name, path string) (Inode, error) {
 		return Inode{}, err
 	}
 	h := sha256.New()
-	for sum := int64(0); ; {
-		read, err := again(func() (int, error) { return unix.Read(fd, r.content) })
-		if err != nil {
-			return Inode{}, &fs.PathError{Op: "read", Path: path, Err: err}
-		}
-		h.Write(r.content[:read])
-		sum += int64(read)
-		// A regular file returns less than requested at its end, or before what it cannot read.
-		if read == 0 || read < len(r.content) && sum == n.Size {
-			break
-		}
+	if err := r.bytes(fd, path, n.Size, func(piece []byte) { h.Write(piece) }); err != nil {
+		return Inode{}, err
 	}
 	n.Sum = hex.EncodeToString(h.Sum(nil))
 	return n, nil
+}
+
+// bytes reads an open file, which has that size.
+func (r *inodeReader) bytes(fd int, path string, size int64, each func(piece []byte)) error {
+	for sum := int64(0); ; {
+		read, err := again(func() (int, error) { return unix.Read(fd, r.content) })
+		if err != nil {
+			return &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		each(r.content[:read])
+		sum += int64(read)
+		// A regular file returns less than requested at its end, or before what it cannot read.
+		if read == 0 || read < len(r.content) && sum == size {
+			return nil
+		}
+	}
 }
 
 // inode is what is known of an open file or directory, without its content.
@@ -304,26 +311,33 @@ func modeOf(mode uint32) fs.FileMode {
 }
 
 func (r *inodeReader) xattrs(name string, list func([]byte) (int, error), get func(string, []byte) (int, error)) (string, error) {
+	var pairs []string
+	err := r.attributes(name, list, get, func(attr string, value []byte) {
+		if !slices.Contains(bookkeeping, attr) {
+			pairs = append(pairs, fmt.Sprintf("%s=%q", attr, value))
+		}
+	})
+	slices.Sort(pairs)
+	return strings.Join(pairs, " "), err
+}
+
+// attributes reads all extended attributes, in the order of the file system.
+func (r *inodeReader) attributes(name string, list func([]byte) (int, error), get func(string, []byte) (int, error), each func(attr string, value []byte)) error {
 	n, err := list(r.content)
-	if errors.Is(err, unix.ENOTSUP) {
-		return "", nil
+	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
+		return nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("list xattrs of %s: %w", name, err)
+		return fmt.Errorf("list xattrs of %s: %w", name, err)
 	}
-	var pairs []string
-	for attr := range strings.SplitSeq(string(r.content[:n]), "\x00") {
-		if attr == "" || slices.Contains(bookkeeping, attr) {
-			continue
-		}
+	for attr := range strings.SplitSeq(string(r.content[:n-1]), "\x00") {
 		n, err := get(attr, r.value)
 		if err != nil {
-			return "", fmt.Errorf("read xattr %s of %s: %w", attr, name, err)
+			return fmt.Errorf("read xattr %s of %s: %w", attr, name, err)
 		}
-		pairs = append(pairs, fmt.Sprintf("%s=%q", attr, r.value[:n]))
+		each(attr, r.value[:n])
 	}
-	slices.Sort(pairs)
-	return strings.Join(pairs, " "), nil
+	return nil
 }
 
 // Untime forgets the times of the named entries, see [Pushed].

@@ -69,6 +69,7 @@ type Line struct {
 	Acked   int     `json:"acked"`
 	Retried int     `json:"retried,omitempty"`
 	Healing int     `json:"healing,omitempty"`
+	Same    bool    `json:"same,omitempty"` // its content was that of another disk, which was examined
 	Session int     `json:"session"`
 	At      float64 `json:"at"` // seconds since the session began
 	Why     string  `json:"why,omitempty"`
@@ -240,7 +241,7 @@ func (s *Store) result(r lab.Result) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := Line{
-		ID: r.ID, Verdict: r.Verdict.String(), Points: r.Points, Acked: r.Acked, Retried: r.Retried, Healing: r.Healing,
+		ID: r.ID, Verdict: r.Verdict.String(), Points: r.Points, Acked: r.Acked, Retried: r.Retried, Healing: r.Healing, Same: r.Same,
 		Lost: oracle.Has(r.Findings, oracle.Lost), Lie: oracle.Has(r.Findings, oracle.Lie),
 		Session: s.session, At: time.Since(s.began).Seconds(),
 	}

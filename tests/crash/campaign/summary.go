@@ -14,6 +14,7 @@ type Summary struct {
 	Done       bool
 	States     int
 	Nested     int // states among them of a second cut
+	Same       int // states whose content was that of another one
 	Points     int
 	Retried    int // layers extracted again
 	Healing    int // states in the middle of a healing
@@ -44,6 +45,9 @@ func (s *Store) Summary() *Summary {
 		out.Retried += l.Retried
 		if l.Healing > 0 {
 			out.Healing++
+		}
+		if l.Same {
+			out.Same++
 		}
 		if strings.Contains(l.ID, ">") {
 			out.Nested++
@@ -176,6 +180,7 @@ func (s *Summary) String() string {
 	fmt.Fprintf(&b, "workload         %s on %s, seeds from %d\n", s.Options.Workload, strings.Join(kinds, ", "), s.Options.Seed)
 	fmt.Fprintf(&b, "recordings       %d\n", len(s.Recordings))
 	fmt.Fprintf(&b, "states           %d, of these %d of a second cut during recovery\n", s.States, s.Nested)
+	fmt.Fprintf(&b, "same content     %d of them, as another one that was examined\n", s.Same)
 	fmt.Fprintf(&b, "points judged    %d\n", s.Points)
 	fmt.Fprintf(&b, "extracted again  %d layers, after the crash\n", s.Retried)
 	if s.Healing > 0 {

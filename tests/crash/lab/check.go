@@ -41,6 +41,11 @@ type Check struct {
 	// Keep gets the log of every recovery that is cut again, before it is: with
 	// it, and with the first state, the second can be made again. May be nil.
 	Keep func(first state.State, recovery []disk.Entry) error
+	// Alone has each disk examined, also when the content of an earlier one was the same.
+	Alone bool
+
+	known contents
+	next  atomic.Int64 // group of cases
 }
 
 // Run examines all cases. An error means that the check itself did not work.
@@ -48,7 +53,7 @@ func (c *Check) Run(ctx context.Context) (*Tally, error) {
 	tally := &Tally{}
 	defer tally.Measure()()
 	err := SideBySide(ctx, c.Recording.ID(), len(c.Cases), c.workers(), func(ctx context.Context, n int, done *atomic.Bool) error {
-		return c.work(ctx, n, c.workers(), tally, done)
+		return c.work(ctx, n, tally, done)
 	})
 	return tally, err
 }
@@ -93,33 +98,48 @@ type worker struct {
 	abandoned  int // disks
 }
 
-// work examines every n-th case. Neighbours share what is durable in them, so
-// the players of all workers go forward together.
-func (c *Check) work(ctx context.Context, n, of int, tally *Tally, done *atomic.Bool) (err error) {
+// group is how many neighbors one worker takes, at most: they share what is durable in them, and often
+// all their content, which two workers would examine at the same time.
+const group = 16
+
+// work examines one group of cases after the other. The players of all workers go forward together.
+func (c *Check) work(ctx context.Context, n int, tally *Tally, done *atomic.Bool) (err error) {
 	w, err := c.newWorker(n, tally)
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return err
 	}
-	for i := n; i < len(c.Cases) && !done.Load(); i += of {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	size := max(1, min(group, len(c.Cases)/c.workers()))
+	for {
+		first := int(c.next.Add(1)-1) * size
+		if first >= len(c.Cases) {
+			return nil
 		}
-		if err := w.player.Set(c.Cases[i].State); err != nil {
-			return err
-		}
-		result, retried, err := w.judge(ctx, i, c.Cases[i])
-		if err != nil {
-			return err
-		}
-		if w.report(result, retried) {
-			done.Store(true)
-		}
-		if c.Nested > 0 && i%c.Nested == c.Nested/2 && result.Verdict == Survived {
-			if err := w.nested(ctx, c.Cases[i], done); err != nil {
+		for i := first; i < min(first+size, len(c.Cases)); i++ {
+			if done.Load() || ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := w.one(ctx, i, done); err != nil {
 				return err
 			}
 		}
+	}
+}
+
+// one examines case number i, and cuts its recovery again when it is time for that.
+func (w *worker) one(ctx context.Context, i int, done *atomic.Bool) error {
+	if err := w.player.Set(w.Cases[i].State); err != nil {
+		return err
+	}
+	result, retried, err := w.judge(ctx, i, w.Cases[i])
+	if err != nil {
+		return err
+	}
+	if w.report(result, retried) {
+		done.Store(true)
+	}
+	if w.Nested > 0 && i%w.Nested == w.Nested/2 && result.Verdict == Survived {
+		return w.nested(ctx, w.Cases[i], done)
 	}
 	return nil
 }
@@ -192,13 +212,11 @@ func (w *worker) report(r Result, retried int) bool {
 	return w.Until != nil && w.Until(r)
 }
 
-// subject is what is tested in case number i.
-func (w *worker) subject(i int) oracle.Subject {
-	if w.Every > 0 && (i/w.workers())%w.Every == 0 {
-		return w.Sample(w.number)
-	}
-	return w.Subject(w.number)
-}
+// sampled reports whether the sample is tested in case number i.
+func (c *Check) sampled(i int) bool { return c.Every > 0 && i%c.Every == 0 }
+
+// anyway is how often a disk is examined although the content of an earlier one was the same.
+const anyway = 16
 
 // workers is more than there are processors: an examination waits for its loop device, and a
 // cut recovery for the process that records, more than it computes.
@@ -217,11 +235,12 @@ func (w *worker) judge(ctx context.Context, i int, c state.Case) (Result, int, e
 	result := Result{
 		ID: r.ID() + "/" + c.State.String(), Path: state.Path{c.State}, Points: len(c.Points),
 	}
-	subject := w.subject(i)
-	_, inProcess := subject.(oracle.InProcess)
 	deep := w.Deep > 0 && i%w.Deep == 0
-	extent := oracle.Extent{All: deep, Again: deep || !inProcess && w.Strict || i%4 == 0}
-	return w.examine(ctx, result, w.examiner(subject), extent, r.expects(c.Points))
+	extent := oracle.Extent{All: deep, Again: true}
+	if w.sampled(i) {
+		return w.examine(ctx, result, w.examiner(w.Sample(w.number)), extent, r.expects(c.Points), false)
+	}
+	return w.examine(ctx, result, w.examiner(w.Subject(w.number)), extent, r.expects(c.Points), !deep && i%anyway != anyway/2)
 }
 
 // examiner is what all examinations of states of the recording have in common.
@@ -231,8 +250,9 @@ func (w *worker) examiner(subject oracle.Subject) oracle.Examiner {
 }
 
 // examine examines the disk as it is, completes the result with what it has seen,
-// judged by every expectation, and counts what it has tried again.
-func (w *worker) examine(ctx context.Context, result Result, examiner oracle.Examiner, extent oracle.Extent, expects []oracle.Expect) (Result, int, error) {
+// judged by every expectation, and counts what it has tried again. once: what was observed of the
+// same content counts.
+func (w *worker) examine(ctx context.Context, result Result, examiner oracle.Examiner, extent oracle.Extent, expects []oracle.Expect, once bool) (Result, int, error) {
 	r := w.Recording
 	began := time.Now()
 	for _, e := range expects {
@@ -242,16 +262,25 @@ func (w *worker) examine(ctx context.Context, result Result, examiner oracle.Exa
 		result.Verdict, result.Reason = NotMeasured, err.Error()
 		return result, 0, nil
 	}
-	seen := examiner.Examine(ctx, filepath.Join(w.mountpoint, rootName), extent)
-	if err := w.leave(&seen); err != nil {
+	var seen *oracle.Observation
+	if root := filepath.Join(w.mountpoint, rootName); once && !w.Alone {
+		seen, result.Same = w.observe(ctx, examiner, root, extent)
+	} else {
+		now := examiner.Examine(ctx, root, extent)
+		seen = &now
+	}
+	if err := w.leave(seen); err != nil {
 		return result, 0, err
 	}
 	result.Healing = seen.Healing
 	for _, e := range expects {
-		result.weigh(oracle.Judge(&seen, e, r.Plan))
+		result.weigh(oracle.Judge(seen, e, r.Plan))
 		result.Acked = e.Promised()
 	}
 	result.Took = time.Since(began)
+	if result.Same {
+		return result, 0, nil
+	}
 	return result, len(seen.Retried), nil
 }
 

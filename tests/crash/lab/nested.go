@@ -117,5 +117,5 @@ func (n *innerCheck) judge(ctx context.Context, c state.Case, marks []workload.M
 	}
 	examiner := n.examiner(n.Subject(n.number))
 	examiner.Tag = "-second"
-	return n.examine(ctx, result, examiner, oracle.Extent{}, expects)
+	return n.examine(ctx, result, examiner, oracle.Extent{}, expects, true)
 }

@@ -38,6 +38,7 @@ type Result struct {
 	Verdict  Verdict
 	Findings []oracle.Finding // of the point with the most serious ones
 	Reason   string           // why it was not measured
+	Same     bool             // not examined: its content was that of another disk, which was
 	Retried  int              // layers extracted again
 	Healing  int              // trees that were being extracted in the place of damaged ones
 	Took     time.Duration
@@ -73,7 +74,8 @@ type Tally struct {
 
 // Counts of a Tally.
 type Counts struct {
-	States      int           // distinct disks examined
+	States      int           // distinct disks
+	Same        int           // of which the content was that of another one
 	Points      int           // points judged
 	Nested      int           // states among them that are a second cut
 	Retried     int           // layers extracted again after a crash
@@ -95,6 +97,9 @@ func (t *Tally) add(r Result, retried int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.States++
+	if r.Same {
+		t.Same++
+	}
 	t.Points += r.Points
 	t.Retried += retried
 	if r.Healing > 0 {
@@ -135,6 +140,7 @@ func (t *Tally) Add(o *Tally) {
 		t.FirstBad = t.States + o.FirstBad
 	}
 	t.States += o.States
+	t.Same += o.Same
 	t.Points += o.Points
 	t.Nested += o.Nested
 	t.Retried += o.Retried
@@ -183,8 +189,8 @@ func (c Counts) String() string {
 	if c.Healing > 0 {
 		healing = fmt.Sprintf("; %d in the middle of a healing", c.Healing)
 	}
-	return fmt.Sprintf("%d states (%d of a second cut) at %d points: %d lost, %d lies, %d flawed, %d not measured%s; %d layers extracted again; %.1f states/s, %.1f ms of CPU each",
-		c.States, c.Nested, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, healing, c.Retried, c.Rate(), c.CPU.Seconds()*1000/float64(max(1, c.States)))
+	return fmt.Sprintf("%d states (%d of a second cut, %d of the same content as another) at %d points: %d lost, %d lies, %d flawed, %d not measured%s; %d layers extracted again; %.1f states/s, %.1f ms of CPU each",
+		c.States, c.Nested, c.Same, c.Points, c.Lost, c.Lies, c.Flawed, c.NotMeasured, healing, c.Retried, c.Rate(), c.CPU.Seconds()*1000/float64(max(1, c.States)))
 }
 
 // Worst lists up to n of the remembered bad states, most serious first.
