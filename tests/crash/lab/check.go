@@ -212,8 +212,8 @@ func (w *worker) report(r Result, retried int) bool {
 	return w.Until != nil && w.Until(r)
 }
 
-// sampled reports whether the sample is tested in case number i.
-func (c *Check) sampled(i int) bool { return c.Every > 0 && i%c.Every == 0 }
+// sampled reports whether the sample is tested in case number i, beside those of Deep.
+func (c *Check) sampled(i int) bool { return c.Every > 0 && i%c.Every == c.Every/3 }
 
 // anyway is how often a disk is examined although the content of an earlier one was the same.
 const anyway = 16
