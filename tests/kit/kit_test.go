@@ -311,7 +311,7 @@ func TestWhile(t *testing.T) {
 	waitUntil(t, func() bool { return size() > after }, "the process does not go on")
 }
 
-// TestSum: every change that a process can see makes another sum, and reading makes none.
+// TestSum: every change of a kind that a sum has makes another one, and reading makes none.
 func TestSum(t *testing.T) {
 	must := func(err error) {
 		t.Helper()

@@ -12,10 +12,10 @@ import (
 // sumSeed is of this process: a sum is of use nowhere else.
 var sumSeed = maphash.MakeSeed()
 
-// Sum is of all that a process can see below dir: names in the order in which they are
-// listed, inodes with their numbers and times, extended attributes, and every byte. Two trees with
-// the same sum are the same, within this process, but for one chance in 2^64. It reads without
-// changing a time only where the mount has noatime.
+// Sum is of what stands below dir: names in the order in which they are listed, inodes with
+// their numbers, times and blocks, extended attributes, and every byte. Not in it are the places of holes,
+// times of birth, and flags of inodes (chattr(1)). Two trees with the same sum, of 64 bits, are the
+// same, within this process. It reads without changing a time only where the mount has noatime.
 func Sum(dir string) (uint64, error) {
 	r := inodeReaders.Get().(*inodeReader)
 	defer inodeReaders.Put(r)

@@ -19,7 +19,8 @@
 //
 // A round makes one recording for each file system, with a seed, a size of
 // workload and mount options of its own, and examines about as many states of
-// each. Recordings are kept: the same seed makes the same layers, not the same
+// each. The workload all takes the workloads in turn, one a round, each with the sizes and options
+// that it would have alone. Recordings are kept: the same seed makes the same layers, not the same
 // log, and a state can be made again only from the log.
 //
 // # The directory

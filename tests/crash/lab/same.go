@@ -13,10 +13,10 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/tests/kit"
 )
 
-// Most cuts leave disks that differ in what no file system shows: in blocks that nothing refers
-// to, because the power went before the journal had it, or in a journal that was written to its
+// More than half of the cuts leave disks that differ in what no file system shows: in blocks that nothing
+// refers to, because the power went before the journal had it, or in a journal that was written to its
 // place already. Once such a disk is mounted, its content is that of a disk before it, byte for
-// byte. The snapshotter and the oracle see nothing but that content, so they would see the same
+// byte. The snapshotter and the oracle read that content, so they would see the same
 // again. It is judged again all the same, by what was promised at its own points.
 
 // content identifies what an examination begins with, within one process.
