@@ -52,7 +52,7 @@ func TestDiffer(t *testing.T) {
 				}
 				check := lab.Check{
 					Recording: r, Cases: lab.Some(state.Enumerate(r.Log, state.Options{From: r.Start, Seed: seed, Want: differStates(t)}), differStates(t)),
-					Subject: inProcess, Sample: daemons(b, "boot-"+s.Name+"-"+string(fs)), Every: 50, Deep: 25, Nested: 25, Inner: 12, Strict: true,
+					Subject: inProcess, Sample: daemons(b, "boot-"+s.Name+"-"+string(fs)), Every: 8, Deep: 25, Nested: 25, Inner: 12, Strict: true,
 				}
 				tally, err := check.Run(t.Context())
 				if err != nil {
