@@ -83,7 +83,7 @@ func (s *Layers) checkRoots(ctx context.Context, rest func(context.Context, time
 func (s *Layers) ensureChain(ctx context.Context, name string, heal bool) error {
 	chain, err := s.table.chain(name)
 	for _, l := range chain {
-		err = errors.Join(err, s.ensureLayer(ctx, l, heal))
+		err = errors.Join(err, s.ensureLayer(ctx, l, heal, time.Now()))
 	}
 	return err
 }
@@ -134,7 +134,7 @@ func (s *Layers) compareInherited(ctx context.Context, l *layer) {
 	t.mu.Lock()
 	s.table.note(ctx, l, c)
 	t.mu.Unlock()
-	_ = s.ensureLayer(ctx, l, true) // logs itself what it finds
+	_ = s.ensureLayer(ctx, l, true, time.Now()) // logs itself what it finds
 }
 
 // compareAbove verifies what layers have inherited that stand on one that was just
@@ -174,7 +174,7 @@ func (s *Layers) suspect(ctx context.Context, e storage.CommitEntry, why error) 
 			t.set(l, func(s *storage.StateEntry) { s.State, s.Reason = storage.StateUnverified, firstLine(why.Error()) })
 		}
 		if s.background.Err() == nil {
-			s.running.Go(func() { _ = s.ensureLayer(s.background, l, true) }) // logs itself what it finds
+			s.running.Go(func() { _ = s.ensureLayer(s.background, l, true, time.Now()) }) // logs itself what it finds
 		}
 		t.mu.Unlock()
 	}

@@ -304,6 +304,17 @@ func TestCannotLookIsNoDamage(t *testing.T) {
 		_, err := s.Stat(t.Context(), m.name(i))
 		failed = append(failed, err)
 	}
+	// The answer about the lower layer does not wait for the look at the upper one.
+	for i := range 2 {
+		for r, l := s.layers.table, m.layer(s, i); ; time.Sleep(time.Millisecond) {
+			r.mu.Lock()
+			w := l.work
+			r.mu.Unlock()
+			if w == nil {
+				break
+			}
+		}
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}

@@ -15,32 +15,32 @@ import (
 
 // layer is one committed snapshot. Its fields are guarded by table.mu.
 type layer struct {
-	entry  storage.CommitEntry
-	state  storage.StateEntry
-	order  uint64     // of the verification that state rests on
-	work   *work      // the verification, or the heal, in progress
-	heals  idle.Pause // of attempts to heal it
-	noBlob bool       // the last one failed because there is no good blob
-	named  bool       // an operator wants it extracted again, damaged or not
-	there  time.Time  // when an lstat that found its directory began; zero after a change of state
-
+	entry     storage.CommitEntry
+	state     storage.StateEntry
+	order     uint64     // of the verification that state rests on
+	work      *work      // the verification, or the heal, in progress
+	heals     idle.Pause // of attempts to heal it
+	noBlob    bool       // the last one failed because there is no good blob
+	named     bool       // an operator wants it extracted again, damaged or not
+	there     time.Time  // when an lstat that found its directory began; zero after a change of state
 	announced bool       // OnReady was called since a caller was refused the layer
 	broken    error      // a panic in work on the layer: nothing more is tried by this process
 	digests   idle.Pause // of attempts to take content digests
-
-	agrees string // digests of the layer and of those below, with which what it has inherited was compared, and agrees
+	agrees    string     // digests of the layer and of those below, with which what it has inherited was compared, and agrees
 }
 
 // work in progress on a layer; done is closed when it ends.
-type work struct{ done chan struct{} }
+type work struct {
+	done  chan struct{}
+	begun time.Time
+}
 
 func (l *layer) describe() string {
 	return fmt.Sprintf("layer %s (snapshots/%d)", cmp.Or(l.entry.ChainID, l.entry.Name), l.entry.ID)
 }
 
-// DamagedError is returned for a committed snapshot that is damaged and could not be
-// healed. It is FailedPrecondition to containerd; docs/design.md
-// has what containerd does with each kind of error.
+// DamagedError is returned for a committed snapshot that is damaged and could not be healed. It is
+// FailedPrecondition to containerd; docs/design.md has what containerd does with each kind of error.
 type DamagedError struct {
 	ID        uint64
 	Name      string

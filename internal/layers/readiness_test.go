@@ -314,7 +314,7 @@ func TestWaitsForNextWork(t *testing.T) {
 	s := m.boot(false)
 	m.pull(s)
 	r, l := s.layers.table, m.layer(s, 0)
-	verifying, healing := &work{make(chan struct{})}, &work{make(chan struct{})}
+	verifying, healing := &work{done: make(chan struct{})}, &work{done: make(chan struct{})}
 	r.mu.Lock()
 	l.state.State, l.work = storage.StateUnverified, verifying
 	r.mu.Unlock()
@@ -341,6 +341,40 @@ func TestWaitsForNextWork(t *testing.T) {
 	r.mu.Unlock()
 	if err := <-answer; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAsksAgain: a verification that began before a caller asked could not be done. What
+// hindered it may be gone, and the caller has one of its own. One that began later answers it.
+func TestAsksAgain(t *testing.T) {
+	for _, earlier := range []bool{true, false} {
+		t.Run(fmt.Sprint("earlier=", earlier), func(t *testing.T) {
+			m := newMachine(t, 1)
+			s := m.boot(false)
+			m.pull(s)
+			r, l := s.layers.table, m.layer(s, 0)
+			w := &work{done: make(chan struct{}), begun: time.Now()}
+			if !earlier {
+				w.begun = w.begun.Add(time.Hour)
+			}
+			r.mu.Lock()
+			l.state.State, l.state.Reason, l.work = storage.StateUnverified, "too many open files", w
+			r.mu.Unlock()
+			answer := make(chan error, 1)
+			go func() { answer <- s.layers.Wait(context.WithoutCancel(t.Context()), m.name(0), true) }()
+			for s.layers.waiting.Load() == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(10 * time.Millisecond) // it waits
+			r.mu.Lock()
+			l.work = nil
+			close(w.done)
+			r.mu.Unlock()
+			err := <-answer
+			if earlier && err != nil || !earlier && !errdefs.IsUnavailable(err) {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }
 

@@ -86,8 +86,7 @@ func (t *table) find(name string) (storage.CommitEntry, bool) {
 	return storage.CommitEntry{}, false
 }
 
-// Drop forgets a committed snapshot that is no more. Another one may have taken
-// its name meanwhile, under another id.
+// Drop forgets a committed snapshot that is no more. Another may have its name now, under another id.
 func (t *table) Drop(name string, id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,8 +120,7 @@ func (t *table) chain(name string) (chain []*layer, err error) {
 	return chain, nil
 }
 
-// layer returns what is known of the snapshot of a journal entry, nil when it
-// was removed.
+// layer returns what is known of the snapshot of a journal entry, nil when it was removed.
 func (t *table) layer(e storage.CommitEntry) *layer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -161,8 +159,7 @@ func (t *table) in(states ...storage.State) []string {
 	return names
 }
 
-// above returns the layers that stand on others, at any height, in the order of
-// their commits, which is that of parents before children.
+// above returns the layers that stand on others, at any height, in the order of their commits, parents first.
 func (t *table) above(on func(*layer) bool) (layers []*layer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -197,8 +194,7 @@ func (t *table) Knows(name string) bool { return t.get(name) != nil }
 // Epoch is the number of the epoch that a layer belongs to that is committed now.
 func (t *table) Epoch() uint64 { return t.epoch }
 
-// Brake is why damaged layers are not mended until an operator decides, "" when they
-// are.
+// Brake is why damaged layers are not mended until an operator decides, "" when they are.
 func (t *table) Brake() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -45,12 +45,13 @@ func (s *Layers) ensureReady(ctx context.Context, name string, topOnly bool) err
 	}
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
+	asked := time.Now()
 	s.begin(chain)
 	for i, l := range chain {
 		if !topOnly || i == len(chain)-1 {
 			s.table.checkRoot(ctx, l)
 		}
-		if err := s.ensureLayer(ctx, l, true); err != nil {
+		if err := s.ensureLayer(ctx, l, true, asked); err != nil {
 			return err
 		}
 	}
@@ -64,10 +65,14 @@ func (s *Layers) begin(chain []*layer) {
 	defer t.mu.Unlock()
 	for _, l := range chain {
 		if l.work == nil && l.state.State == storage.StateUnverified && !t.needsNoWork(l) && s.background.Err() == nil {
-			l.work = &work{done: make(chan struct{})}
-			s.running.Go(func() { s.process(l, false) })
+			s.start(l, false)
 		}
 	}
+}
+
+func (s *Layers) start(l *layer, heal bool) {
+	l.work = &work{done: make(chan struct{}), begun: time.Now()}
+	s.running.Go(func() { s.process(l, heal) })
 }
 
 // remembered is how long a directory counts as there, for Mounts, after an lstat has found it.
@@ -109,9 +114,10 @@ func (t *table) whole(name string, topOnly bool, within time.Duration) bool {
 // errStopping is the answer to callers that wait when the daemon is stopped.
 var errStopping = fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
 
-// ensureLayer is ensureReady for one layer, whatever its parents are. It is not healed
-// while one of them is not whole, and without heal not at all.
-func (s *Layers) ensureLayer(ctx context.Context, l *layer, heal bool) error {
+// ensureLayer is ensureReady for one layer, whatever its parents are. It is not healed while one of
+// them is not whole, and without heal not at all. A verification that began before the caller asked,
+// and could not be done, is repeated: what hindered it may be gone.
+func (s *Layers) ensureLayer(ctx context.Context, l *layer, heal bool, asked time.Time) error {
 	t := s.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,14 +127,11 @@ func (s *Layers) ensureLayer(ctx context.Context, l *layer, heal bool) error {
 			if begun == 2 || t.needsNoWork(l) || !heal && l.state.State == storage.StateDamaged {
 				break
 			}
+			if s.background.Err() != nil {
+				return fmt.Errorf("%s: %w", l.describe(), errStopping)
+			}
 			begun++
-		}
-		if s.background.Err() != nil {
-			return fmt.Errorf("%s: %w", l.describe(), errStopping)
-		}
-		if l.work == nil {
-			l.work = &work{done: make(chan struct{})}
-			s.running.Go(func() { s.process(l, heal) })
+			s.start(l, heal)
 		}
 		w := l.work
 		t.mu.Unlock()
@@ -145,7 +148,8 @@ func (s *Layers) ensureLayer(ctx context.Context, l *layer, heal bool) error {
 			return t.report(l, fmt.Errorf("%s is being verified or healed; try again: %w: %w", l.describe(), ctx.Err(), errdefs.ErrUnavailable))
 		}
 		// Another caller may have begun the next work before this one woke up.
-		if l.work == nil && l.state.State != storage.StateDamaged && !l.named {
+		late := l.state.State == storage.StateUnverified && w.begun.Before(asked)
+		if l.work == nil && l.state.State != storage.StateDamaged && !l.named && !late {
 			break
 		}
 	}
