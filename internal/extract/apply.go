@@ -3,7 +3,6 @@ package extract
 import (
 	"context"
 	"fmt"
-	"hash"
 	"io"
 	"path/filepath"
 	"runtime"
@@ -69,7 +68,7 @@ type Sum struct {
 
 const (
 	blockSize    = 256 << 10
-	streamBlocks = 16 // between the reader, the hash and the parser
+	streamBlocks = 16 // between the reader and the parser
 	fileBlocks   = 32 // between the parser and those who write files
 
 	// Memory is how many bytes of content the stages of one layer hold at most.
@@ -110,14 +109,12 @@ func Apply(ctx context.Context, o Options) (Result, error) {
 	var (
 		s     = newStream(o.Tar)
 		x     = &extraction{Options: o, ctx: ctx, tree: root, files: newFiles(ctx, cancel, o)}
-		sum   = digest.Canonical.Digester()
 		stage sync.WaitGroup
 	)
 	if o.Whiteouts == Remove {
 		x.unpacked = newPaths()
 	}
 	stage.Go(func() { s.read(ctx) })
-	stage.Go(func() { s.digest(sum.Hash()) })
 	err = idle.Contain(func() error { return x.run(s) })
 	if err == nil {
 		// The tar ends before its stream does.
@@ -132,16 +129,8 @@ func Apply(ctx context.Context, o Options) (Result, error) {
 		// What went wrong first, in whichever stage.
 		return Result{}, cause
 	}
-	x.result.DiffID, x.result.Size, x.result.Sums = sum.Digest(), s.size, x.files.sums
+	x.result.DiffID, x.result.Size, x.result.Sums = digest.NewDigest(digest.SHA256, s.sum), s.size, x.files.sums
 	return x.result, nil
-}
-
-// digest hashes the stream.
-func (s *stream) digest(h hash.Hash) {
-	for b := range s.toHash {
-		h.Write(b.data)
-		s.release(b)
-	}
 }
 
 func failed(op, name string, err error) error { return fmt.Errorf("%s %q: %w", op, name, err) }

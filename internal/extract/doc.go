@@ -2,13 +2,14 @@
 // (pkg/archive of containerd, the reference of every test): the same trees, and the same
 // refusals. It needs a fifth of the system calls, and works in stages:
 //
-//		read  ──▶ hash     the diff ID, over every byte of the stream
-//		      └─▶ entries  one goroutine, for all that has an order: names, links, whiteouts
+//		read  ──▶ entries  one goroutine, for all that has an order: names, links, whiteouts,
+//		                   the diff ID and, with the same pass over its bytes, the digest of each file
 //		           ├─▶ files     content and attributes of small files, some at a time
 //		           └─▶ big files the same, one file after another
 //
 //	  - apply.go: [Apply], the stages and how they end.
-//	  - stream.go: blocks of the stream, for those who read it.
+//	  - stream.go: blocks of the stream, and their sum.
+//	  - content.go: the bytes of one file, and both sums of them.
 //	  - entries.go: what an entry does to the tree.
 //	  - whiteouts.go: what a whiteout does to the tree.
 //	  - dirs.go: which directories there are, and their descriptors.

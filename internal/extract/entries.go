@@ -3,6 +3,7 @@ package extract
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +30,8 @@ type extraction struct {
 	files  *files
 	result Result
 
+	content content
+
 	timed    []timed // directories, in the order of the tar
 	unpacked *paths  // of all entries, for Remove only
 	emptied  *paths  // directories that were emptied, for Remove only
@@ -42,9 +45,14 @@ type timed struct {
 }
 
 // run reads a tar to its end, and waits until all is written.
-func (x *extraction) run(r io.Reader) error {
+func (x *extraction) run(s *stream) error {
 	defer x.files.end()
-	for t := tar.NewReader(r); ; {
+	t := tar.NewReader(s)
+	x.content = content{stream: s, tar: t}
+	if x.Digests {
+		x.content.sum = sha256.New()
+	}
+	for {
 		if err := context.Cause(x.ctx); err != nil {
 			return err
 		}
@@ -56,14 +64,14 @@ func (x *extraction) run(r io.Reader) error {
 			return fmt.Errorf("read the tar: %w", err)
 		}
 		x.result.Entries++
-		if err := x.entry(h, t); err != nil {
+		if err := x.entry(h); err != nil {
 			return err
 		}
 	}
 }
 
 // entry applies one entry, in the order of containerd's applyNaive (pkg/archive/tar.go).
-func (x *extraction) entry(h *tar.Header, body io.Reader) error {
+func (x *extraction) entry(h *tar.Header) error {
 	if (h.Typeflag == tar.TypeBlock || h.Typeflag == tar.TypeChar) && userns.RunningInUserNS() {
 		log.G(x.ctx).Warnf("file %q ignored: a user namespace has no devices", h.Name)
 		return nil
@@ -87,7 +95,7 @@ func (x *extraction) entry(h *tar.Header, body io.Reader) error {
 	case tar.TypeDir:
 		err = x.directory(d, base, h, linked)
 	case tar.TypeReg:
-		err = x.regular(d, base, h, body)
+		err = x.regular(d, base, h)
 	case tar.TypeSymlink:
 		err = x.make(d, base, h, func(at int) error { return unix.Symlinkat(h.Linkname, at, base) })
 	case tar.TypeLink:
@@ -124,7 +132,7 @@ func (x *extraction) replace(d *dir, base string, create func(at int) error) err
 }
 
 // regular makes a file and hands it to those who write it.
-func (x *extraction) regular(d *dir, base string, h *tar.Header, body io.Reader) error {
+func (x *extraction) regular(d *dir, base string, h *tar.Header) error {
 	var fd int
 	a := attributesOf(h)
 	err := x.replace(d, base, func(at int) (err error) {
@@ -136,7 +144,8 @@ func (x *extraction) regular(d *dir, base string, h *tar.Header, body io.Reader)
 	if err != nil {
 		return failed("create", h.Name, err)
 	}
-	return x.files.add(&file{name: h.Name, fd: fd, size: h.Size, attributes: a}, body)
+	x.content.begin(h)
+	return x.files.add(&file{name: h.Name, fd: fd, size: h.Size, attributes: a}, &x.content)
 }
 
 // make makes what is no directory and no regular file, and gives it its attributes.

@@ -3,7 +3,6 @@ package extract
 import (
 	"context"
 	"crypto/sha256"
-	"hash"
 	"io"
 	"runtime"
 	"sync"
@@ -48,11 +47,11 @@ type file struct {
 	name string // in the tar, for errors
 	fd   int
 	size int64
+	sum  [sha256.Size]byte // with Options.Digests, when all of it was read
 
 	// Of a big one:
-	off  int64
-	hash hash.Hash
-	err  error
+	off int64
+	err error
 }
 
 // batch is a block with the content of some files.
@@ -119,11 +118,11 @@ func (f *files) release(b *[]byte) {
 	<-f.room
 }
 
-// add reads the content of a file from body, and has it written. The file belongs to
+// add reads the content of a file, and has it written. The file belongs to
 // files from here on, in case of an error, too.
-func (f *files) add(file *file, body io.Reader) error {
+func (f *files) add(file *file, from *content) error {
 	if file.size > blockSize {
-		return f.addBig(file, body)
+		return f.addBig(file, from)
 	}
 	if f.now != nil && (len(f.now.files) == batchFiles || int64(blockSize-f.now.used) < file.size) {
 		f.flush()
@@ -136,12 +135,12 @@ func (f *files) add(file *file, body io.Reader) error {
 		}
 		f.now = &batch{memory: b}
 	}
-	n, err := io.ReadFull(body, (*f.now.memory)[f.now.used:f.now.used+int(file.size)])
-	if err != nil {
+	if err := from.fill((*f.now.memory)[f.now.used : f.now.used+int(file.size)]); err != nil {
 		file.abandon()
-		return failed("read the tar: content of", file.name, unexpected(err))
+		return failed("read the tar: content of", file.name, err)
 	}
-	f.now.used += n
+	from.end(file)
+	f.now.used += int(file.size)
 	f.now.files = append(f.now.files, file)
 	return nil
 }
@@ -155,25 +154,24 @@ func (f *files) flush() {
 	}
 }
 
-func (f *files) addBig(file *file, body io.Reader) error {
-	if f.sums != nil {
-		file.hash = sha256.New()
-	}
+func (f *files) addBig(file *file, from *content) error {
 	for left := file.size; left > 0; {
 		b, err := f.borrow()
 		if err != nil {
 			f.abandon(file, left < file.size)
 			return err
 		}
-		n, err := io.ReadFull(body, (*b)[:min(left, blockSize)])
-		if err != nil {
+		n := min(left, blockSize)
+		if err := from.fill((*b)[:n]); err != nil {
 			f.release(b)
 			f.abandon(file, left < file.size)
-			return failed("read the tar: content of", file.name, unexpected(err))
+			return failed("read the tar: content of", file.name, err)
 		}
-		left -= int64(n)
+		if left -= n; left == 0 {
+			from.end(file)
+		}
 		f.pending.Add(1)
-		f.big <- chunk{file: file, memory: b, n: n, last: left == 0}
+		f.big <- chunk{file: file, memory: b, n: int(n), last: left == 0}
 	}
 	return nil
 }
@@ -227,7 +225,7 @@ func (f *files) writeBatch(b *batch) {
 		}
 		err := file.write(data)
 		if err == nil {
-			err = f.finish(file, func() [sha256.Size]byte { return sha256.Sum256(data) })
+			err = f.finish(file)
 		}
 		if err != nil {
 			file.abandon()
@@ -244,17 +242,11 @@ func (f *files) writeChunk(c chunk) {
 	if file.err == nil {
 		data := (*c.memory)[:c.n]
 		file.err = file.write(data)
-		if file.hash != nil {
-			file.hash.Write(data)
-		}
 		if file.err == nil && file.off%earlyBytes == 0 {
 			file.err = file.start(file.off-earlyBytes, earlyBytes)
 		}
 		if file.err == nil && c.last {
-			file.err = f.finish(file, func() (sum [sha256.Size]byte) {
-				file.hash.Sum(sum[:0])
-				return sum
-			})
+			file.err = f.finish(file)
 		}
 		if file.err != nil {
 			f.fail(file.err)
@@ -286,18 +278,16 @@ func (f *file) start(off, n int64) error {
 	return nil
 }
 
-// finish gives a written file its attributes, and hands it over or closes it. sum is called if digests are
-// wanted.
-func (f *files) finish(file *file, sum func() [sha256.Size]byte) error {
+// finish gives a written file its attributes, and hands it over or closes it.
+func (f *files) finish(file *file) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(file.fd, &st); err != nil {
 		return failed("stat", file.name, err)
 	}
 	if f.sums != nil {
 		// Before it is closed: after it, the number may be that of another file.
-		digest := sum()
 		f.mu.Lock()
-		f.sums[st.Ino] = Sum{file.size, digest}
+		f.sums[st.Ino] = Sum{file.size, file.sum}
 		f.mu.Unlock()
 	}
 	a := &file.attributes

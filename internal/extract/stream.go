@@ -2,10 +2,11 @@ package extract
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"hash"
 	"io"
 	"sync"
-	"sync/atomic"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/idle"
 )
@@ -17,34 +18,31 @@ var memory = sync.Pool{New: func() any { b := make([]byte, blockSize); return &b
 type block struct {
 	data   []byte
 	memory *[]byte
-	users  atomic.Int32 // who have not read it yet
 }
 
-// stream reads blocks ahead, each for the hash and for the parser. It is an io.Reader
-// for the parser.
+// stream reads blocks ahead. It is an io.Reader for the parser, and hashes what that reads.
 type stream struct {
-	src     io.Reader
-	room    chan struct{} // a token for each block in use
-	toHash  chan *block
-	toParse chan *block
-	err     error // why there are no more blocks, valid when toParse is closed
-	size    int64 // of all blocks, valid with err
+	src    io.Reader
+	room   chan struct{} // a token for each block in use
+	blocks chan block
+	err    error // why there are no more blocks, valid when blocks is closed
+	size   int64 // of all blocks, valid with err
 
-	now  *block // that the parser reads
+	now  block  // that the parser reads
 	left []byte // of now
+	sum  hash.Hash
+	held bool // the reader hashes
 }
 
 func newStream(src io.Reader) *stream {
 	return &stream{
-		src: src, room: make(chan struct{}, streamBlocks),
-		toHash: make(chan *block, streamBlocks), toParse: make(chan *block, streamBlocks),
+		src: src, room: make(chan struct{}, streamBlocks), blocks: make(chan block, streamBlocks), sum: sha256.New(),
 	}
 }
 
 // read reads the source to its end, or until the context is done.
 func (s *stream) read(ctx context.Context) {
-	defer close(s.toParse)
-	defer close(s.toHash)
+	defer close(s.blocks)
 	for s.err == nil {
 		select {
 		case s.room <- struct{}{}:
@@ -52,8 +50,7 @@ func (s *stream) read(ctx context.Context) {
 			s.err = context.Cause(ctx)
 			return
 		}
-		b := &block{memory: memory.Get().(*[]byte)}
-		b.users.Store(2)
+		b := block{memory: memory.Get().(*[]byte)}
 		n := 0
 		for n < blockSize && s.err == nil {
 			s.err = idle.Contain(func() error {
@@ -67,27 +64,23 @@ func (s *stream) read(ctx context.Context) {
 		}
 		b.data = (*b.memory)[:n]
 		s.size += int64(n)
-		// The channels have room for all blocks that there can be.
-		s.toHash <- b
-		s.toParse <- b
+		s.blocks <- b // there is room for all that there can be
 	}
 }
 
-func (s *stream) release(b *block) {
-	if b.users.Add(-1) == 0 {
-		memory.Put(b.memory)
-		<-s.room
-	}
+func (s *stream) release(b block) {
+	memory.Put(b.memory)
+	<-s.room
 }
 
 // Read is for the parser.
 func (s *stream) Read(p []byte) (int, error) {
 	for len(s.left) == 0 {
-		if s.now != nil {
+		if s.now.memory != nil {
 			s.release(s.now)
-			s.now = nil
+			s.now = block{}
 		}
-		b, more := <-s.toParse
+		b, more := <-s.blocks
 		if !more {
 			if errors.Is(s.err, io.EOF) {
 				return 0, io.EOF
@@ -98,17 +91,20 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n := copy(p, s.left)
 	s.left = s.left[n:]
+	if !s.held {
+		s.sum.Write(p[:n])
+	}
 	return n, nil
 }
 
 // abandon gives back what the parser will not read. The stream has ended, or is about to
 // because its context is done.
 func (s *stream) abandon() {
-	if s.now != nil {
+	if s.now.memory != nil {
 		s.release(s.now)
-		s.now, s.left = nil, nil
+		s.now, s.left = block{}, nil
 	}
-	for b := range s.toParse {
+	for b := range s.blocks {
 		s.release(b)
 	}
 }

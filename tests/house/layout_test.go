@@ -24,7 +24,7 @@ var ours = map[string][]string{
 	"fsync":                   {},
 	"internal/blobs":          {"internal/inflate"},
 	"internal/boltcheck":      {}, // its tests import bbolt, to make files
-	"internal/extract":        {"fsync", "internal/idle", "internal/tree"},
+	"internal/extract":        {"fsync", "internal/idle", "internal/tree", "internal/twosums"},
 	"internal/faults":         {},
 	"internal/finding":        {},
 	"internal/metrics":        {},
@@ -36,6 +36,7 @@ var ours = map[string][]string{
 	"internal/layout":         {"fsync"},
 	"internal/inflate":        {"internal/gunzip"},
 	"internal/gunzip":         {},
+	"internal/twosums":        {},
 	"internal/archives":       {"internal/blobs", "internal/inflate"},
 	"internal/library":        {"internal/inflate"},
 	"internal/mtree":          {"fsync", "internal/tree"},
