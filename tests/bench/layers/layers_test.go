@@ -26,7 +26,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%d rows", len(r.Rows))
 	}
 	for i, row := range r.Rows {
-		if row.Commit.Count != 2 || row.Apply.P50 <= row.Synced.P50 || row.Synced.P50 <= 0 || (row.Rate > 0) != (i%2 == 1) {
+		if row.Commit.Count != 2 || row.Apply.P50 <= row.Synced.P50 || row.Synced.P50 <= 0 || row.Flush.P50 <= 0 || (row.Rate > 0) != (i%2 == 1) {
 			t.Errorf("row %d: %+v", i, row)
 		}
 	}
@@ -42,13 +42,13 @@ func TestRun(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	r := &Report{Rounds: 10, Chain: 20, Rows: []Row{
-		{Sync: "syncfs", Commit: pulls.Latency{P50: .001, P99: .002, Max: .003}, Synced: pulls.Latency{P50: .1, P99: .2, Max: .3}, Apply: pulls.Latency{P50: 1, P99: 2, Max: 3}},
+		{Sync: "syncfs", Commit: pulls.Latency{P50: .001, P99: .002, Max: .003}, Flush: pulls.Latency{P50: .004, P99: .005, Max: .006}, Synced: pulls.Latency{P50: .1, P99: .2, Max: .3}, Apply: pulls.Latency{P50: 1, P99: 2, Max: 3}},
 		{Sync: "files", Rate: 400e6},
 	}}
 	table := r.Table()
 	for _, line := range []string{
-		"| syncfs | – | 1.0 | 2.0 | 3.0 | 100.0 | 200.0 | 300.0 | 1000.0 | 2000.0 | 3000.0 |",
-		"| files | 400 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 |",
+		"| syncfs | – | 1.0 | 2.0 | 3.0 | 4.0 | 5.0 | 6.0 | 100.0 | 200.0 | 300.0 | 1000.0 | 2000.0 | 3000.0 |",
+		"| files | 400 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 |",
 	} {
 		if !strings.Contains(table, line+"\n") {
 			t.Errorf("the table lacks %s:\n%s", line, table)

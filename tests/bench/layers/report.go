@@ -10,7 +10,7 @@ import (
 )
 
 // Schema is the version of Report. A field that changes its meaning needs another one.
-const Schema = 201
+const Schema = 202
 
 // Report is one run.
 type Report struct {
@@ -29,6 +29,7 @@ type Row struct {
 	Apply  pulls.Latency `json:"apply"`
 	Synced pulls.Latency `json:"synced"` // the part of it that is the sync
 	Commit pulls.Latency `json:"commit"`
+	Flush  pulls.Latency `json:"flush"` // of one page by fdatasync(2), after each Commit
 }
 
 // add adds the layers of a setting, if there are any.
@@ -45,7 +46,7 @@ func (r *Report) add(s fsync.Mode, beside bool, all []layer) {
 	}
 	row := Row{
 		Sync: s, Apply: of(func(l layer) float64 { return l.apply }), Synced: of(func(l layer) float64 { return l.sync }),
-		Commit: of(func(l layer) float64 { return l.commit }),
+		Commit: of(func(l layer) float64 { return l.commit }), Flush: of(func(l layer) float64 { return l.flush }),
 	}
 	if beside {
 		for _, l := range all {
@@ -75,7 +76,7 @@ func (r *Report) Table() string {
 			neighbor = published.Number(row.Rate/1e6, 0)
 		}
 		line := []string{string(row.Sync), neighbor}
-		for _, l := range []pulls.Latency{row.Commit, row.Synced, row.Apply} {
+		for _, l := range []pulls.Latency{row.Commit, row.Flush, row.Synced, row.Apply} {
 			for _, seconds := range []float64{l.P50, l.P99, l.Max} {
 				line = append(line, published.Number(seconds*1000, 1))
 			}
@@ -83,7 +84,7 @@ func (r *Report) Table() string {
 		lines = append(lines, line)
 	}
 	published.Table(&b, []string{
-		"sync", "neighbor MB/s", "Commit ms: p50", "p99", "max", "sync of Apply ms: p50", "p99", "max", "Apply ms: p50", "p99", "max",
+		"sync", "neighbor MB/s", "Commit ms: p50", "p99", "max", "one fdatasync ms: p50", "p99", "max", "sync of Apply ms: p50", "p99", "max", "Apply ms: p50", "p99", "max",
 	}, lines)
 	return b.String()
 }
