@@ -53,6 +53,9 @@ type DB struct {
 	broken error
 
 	known atomic.Pointer[entries] // nil after the first writable transaction
+
+	written   atomic.Int64 // bytes of the file that were written before; see room
+	extending atomic.Bool
 }
 
 // entries are those of the journal that were decoded to verify them. What reads them all
@@ -267,9 +270,10 @@ func (db *DB) commit(t cstorage.Transactor) error {
 	if err != nil {
 		return errors.Join(err, rollback(t))
 	}
-	id := tx.ID()
+	id, used := tx.ID(), tx.Size()
 	cause := t.Commit()
 	if cause == nil {
+		db.room(used)
 		return nil
 	}
 	visible := true
@@ -422,6 +426,8 @@ func (db *DB) Rewrite(ctx context.Context) error {
 	// The old file has no name any more; an error of its close has no effect.
 	_ = db.ms.Close()
 	db.ms = ms
+	written, _ := writeRoom(ctx, db.ms, db.path, 0)
+	db.written.Store(written)
 	db.state.Lock()
 	db.broken = nil
 	db.state.Unlock()

@@ -206,8 +206,8 @@ func countSnapshots(root string) (int, error) {
 // any more (one that has shut itself down does not), nothing can be read.
 const mapSize = 256 << 20
 
-// growBy is what the file grows by. bbolt's own step is 16 MiB once the map is
-// large.
+// growBy is what the file grows by, also where bbolt makes it grow (see room). bbolt's own step is
+// 16 MiB once the map is large.
 const growBy = 256 << 10
 
 // openStore opens the file through containerd's MetaStore, which opens it at
@@ -298,6 +298,9 @@ func fill(ctx context.Context, path string) error {
 	})
 	if err == nil {
 		err = inBolt(ctx, ms, true, createJournal)
+	}
+	if err == nil {
+		_, _ = writeRoom(ctx, ms, path, 0) // a full disk may have room for a start, and a removal
 	}
 	if err = errors.Join(err, ms.Close()); err != nil {
 		return err
