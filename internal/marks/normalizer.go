@@ -108,6 +108,9 @@ type Error struct{ error }
 func (e *Error) Unwrap() error { return e.error }
 
 func (n *Normalizer) normalize(ctx context.Context, path string, e *seal.Entry) (changed bool, err error) {
+	if e.Type() == unix.S_IFREG && len(e.Xattrs) == 0 {
+		return false, nil // as nearly all are
+	}
 	m, err := n.normalizeMarks(ctx, path, e)
 	if err != nil {
 		return false, err

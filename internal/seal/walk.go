@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -40,7 +39,6 @@ type walker struct {
 	idle   bool // its goroutines read at idle I/O priority
 	change Change
 	attrs  attributes
-	root   string
 	tree   *tree.Tree // at root
 
 	held  atomic.Int64  // bytes of lines that fn has not got yet
@@ -84,7 +82,6 @@ func (w *walker) run(fn func() error) error {
 }
 
 func (w *walker) walk(ctx context.Context, root string, fn func(entries []Entry, lines []byte) error) (err error) {
-	w.root = root
 	if w.tree, err = tree.Open(root); err != nil {
 		return err
 	}
@@ -204,7 +201,7 @@ func (w *walker) read(ctx context.Context, rel string, lines []byte) (e Entry, _
 	}
 	if err == nil && w.change != nil {
 		var changed bool
-		if changed, err = w.change(ctx, filepath.Join(w.root, rel), &e); changed && err == nil {
+		if changed, err = w.change(ctx, w.tree.Path(rel), &e); changed && err == nil {
 			e, err = w.entry(rel, w.attrs.limit)
 		}
 	}
@@ -213,7 +210,7 @@ func (w *walker) read(ctx context.Context, rel string, lines []byte) (e Entry, _
 	}
 	start := len(lines)
 	if lines = e.appendLine(lines); len(lines)-start > mtree.MaxLine {
-		return e, nil, tooLarge(filepath.Join(w.root, rel), w.attrs.limit)
+		return e, nil, tooLarge(w.tree.Path(rel), w.attrs.limit)
 	}
 	e.Xattrs = nil
 	return e, lines, nil
@@ -226,7 +223,7 @@ func (w *walker) entry(rel string, limit int) (Entry, error) {
 	if e.Stat, err = w.tree.Lstat(rel); err != nil {
 		return e, err
 	}
-	path := filepath.Join(w.root, rel)
+	path := w.tree.Path(rel)
 	if e.Type() == unix.S_IFLNK {
 		if e.Link, err = os.Readlink(path); err != nil {
 			return e, err

@@ -88,7 +88,17 @@ var errChanged = errors.New("extended attributes change while they are read")
 func (a attributes) try(path string) (attrs []Xattr, err error) {
 	buf := values.Get().(*[]byte)
 	defer values.Put(buf)
-	n, err := tree.Retry(func() (int, error) { return unix.Llistxattr(path, *buf) })
+	// The kernel allocates a buffer of the same size. For 64 KiB that takes half a microsecond, and nearly no entry
+	// has any attributes.
+	list := (*buf)[:256]
+	n, err := tree.Retry(func() (int, error) { return unix.Llistxattr(path, list) })
+	if n == 0 && err == nil {
+		return nil, nil
+	}
+	if errors.Is(err, unix.ERANGE) {
+		list = *buf
+		n, err = tree.Retry(func() (int, error) { return unix.Llistxattr(path, list) })
+	}
 	switch {
 	case errors.Is(err, unix.ENOTSUP):
 		return nil, nil
@@ -97,12 +107,9 @@ func (a attributes) try(path string) (attrs []Xattr, err error) {
 	case err != nil:
 		return nil, &os.PathError{Op: "listxattr", Path: path, Err: err}
 	}
-	if n == 0 {
-		return nil, nil
-	}
 	var names []string
 	sum := 0
-	for name := range bytes.SplitSeq((*buf)[:n], []byte{0}) {
+	for name := range bytes.SplitSeq(list[:n], []byte{0}) {
 		if len(name) > 0 && (a.all || recorded(string(name))) {
 			names = append(names, string(name))
 			sum += len(name)

@@ -67,10 +67,18 @@ func (t *Tree) Close() {
 	}
 }
 
+// Path is the path of an entry at a path relative to the root, which is clean.
+func (t *Tree) Path(rel string) string {
+	if rel == "." {
+		return t.root
+	}
+	return t.root + "/" + rel // often: filepath.Join cleans it again
+}
+
 // Lstat is lstat(2) of the entry at a path relative to the root, and fails with ErrMounted for one that is not
 // on the tree's own mount.
 func (t *Tree) Lstat(rel string) (st unix.Stat_t, err error) {
-	path := filepath.Join(t.root, rel)
+	path := t.Path(rel)
 	x, err := statx(path)
 	if err != nil {
 		return st, err

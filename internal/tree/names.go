@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -181,7 +180,7 @@ func (w *namesWalk) visit(rel string) error {
 	if dir, err := w.dir(rel); err != nil || !dir {
 		return err
 	}
-	path := filepath.Join(w.tree.root, rel)
+	path := w.tree.Path(rel)
 	for after, more := "", true; more; {
 		var list *nameList
 		var err error
