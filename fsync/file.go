@@ -6,13 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Error is a sync that failed: the kernel could not write, and what it could not
 // write is unknown. It may concern anything that was dirty on the file system,
 // and must not be retried into success.
 type Error struct {
-	Op   string // "fsync", "syncfs" or "sync_file_range"
+	Op   string // "fsync", "fdatasync", "syncfs" or "sync_file_range"
 	Path string
 	Err  error
 }
@@ -113,6 +115,24 @@ func Replace(path string, data []byte, perm os.FileMode) (err error) {
 	}
 	if err := f.Sync(); err != nil {
 		return &Error{Op: "fsync", Path: path, Err: cause(err)}
+	}
+	return nil
+}
+
+// Overwrite writes data over the beginning of a file that is there, and syncs it (fdatasync(2)). Where the file had
+// as many bytes on the disk already, that is one write and a flush of the cache of the disk: its inode has nothing
+// new but times. A crash before Overwrite has returned may leave a mix of old and new bytes.
+func Overwrite(path string, data []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return err
+	}
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+		return &Error{Op: "fdatasync", Path: path, Err: err}
 	}
 	return nil
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/durable-snapshotter/durable-snapshotter/internal/layout"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/marks"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/metrics"
-	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
 	"github.com/durable-snapshotter/durable-snapshotter/internal/unpack"
 	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 	"github.com/durable-snapshotter/durable-snapshotter/storage"
@@ -118,7 +117,7 @@ func (s *Snapshotter) apply(ctx context.Context, key string, a *active.Snapshot,
 
 	needed := false
 	if isRebase(info) {
-		if needed, err = parentNeeded(ctx, place, made.Dirs); err != nil {
+		if needed, err = marks.ParentNeeded(ctx, place, made.Dirs); err != nil {
 			return nil, err
 		}
 	}
@@ -205,44 +204,17 @@ func isEmpty(dir string) (bool, error) {
 	return len(names) == 0, err
 }
 
-// parentNeeded reports whether a tree cannot be sealed before its parent is known: its
-// root is opaque or has an owner of its own, or a directory has no entry in the tar and may inherit from the parent.
-func parentNeeded(ctx context.Context, root string, dirs *marks.TarDirs) (needed bool, err error) {
-	mark, err := overlayutil.Trusted.Get(root, overlayutil.AttrOpaque)
-	if err != nil || mark != "" {
-		return mark != "", err
-	}
-	t, err := tree.Open(root)
-	if err != nil {
-		return false, err
-	}
-	defer t.Close()
-	err = t.Walk(ctx, func(rel string) (bool, error) {
-		st, err := t.Lstat(rel)
-		if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return false, err
-		}
-		// A root of another owner gets that of the parent's: see marks.Normalizer.
-		needed = needed || rel == "." && (st.Uid != 0 || st.Gid != 0) || rel != "." && !dirs.Has(rel)
-		return !needed, nil
-	}, func(string) error { return nil })
-	return needed, err
-}
-
-// place makes what Apply has made the tree of the snapshot. rename(2) replaces an empty
-// directory only, so that it succeeds proves that nothing else was written. Neither name
-// is synced.
+// place makes what Apply has made the tree of the snapshot. That it succeeds proves that nothing else was written.
+// Neither name is synced.
 func (s *Snapshotter) place(a *active.Snapshot) error {
-	from, to := s.root.Applied(a.ID), s.root.Tree(a.ID)
-	// os.Rename refuses every directory in the place of the new name.
-	err := unix.Rename(from, to)
+	err := layout.Place(s.root, a.ID)
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
-		err = fmt.Errorf("%s is not empty: it was written to after its layer had been applied: %w", to, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s is not empty: it was written to after its layer had been applied: %w", s.root.Tree(a.ID), errdefs.ErrFailedPrecondition)
 		a.Writer.Poison(err)
 		return err
 	}
 	if err != nil {
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		return err
 	}
 	s.actives.Placed(a)
 	return nil

@@ -190,7 +190,7 @@ func (c *commit) sealedByApply(ctx context.Context, made *active.Layer) (bool, e
 func (c *commit) commitApplied(ctx context.Context, made *active.Layer) error {
 	record := unpack.CommittedRecord(c.active.ID, c.committed, made.Sum, made.Found)
 	record.Contents = made.Contents
-	err := c.record(ctx, made.Sum, &rest{beside: true, record: record})
+	err := c.record(ctx, made.Sum, &rest{record: record})
 	if err != nil {
 		c.restoreRecord(ctx)
 	}
@@ -199,36 +199,24 @@ func (c *commit) commitApplied(ctx context.Context, made *active.Layer) error {
 
 // rest is what is new of a layer since Apply has made it durable.
 type rest struct {
-	beside bool         // its tree is not in its place yet
-	files  *fsync.Files // that were written since; nil if there are none
+	files  *fsync.Files // that were written since; nil if nothing is new but the record, and the place of the tree
 	record layout.Record
 }
 
-// syncRest makes the rest of a layer durable.
-func (c *commit) syncRest(r *rest) error {
-	if r.beside {
-		if err := c.place(c.active); err != nil {
-			return err
-		}
-	}
-	if err := r.files.Wait(); err != nil {
-		return err
-	}
-	if err := c.replaceRecord(r.record); err != nil {
-		return err
-	}
-	faults.Point(faults.CommitPlaced)
-	return nil
-}
-
-// replaceRecord replaces the record of a layer whose files are on disk, in its cache. The syncs
-// are those that [fsync.Files.Wait] needs, and cover the new place of the tree.
-func (c *commit) replaceRecord(r layout.Record) error {
+// syncRest makes the rest of a layer durable. That its tree has its place need not be: a start puts it there.
+func (c *commit) syncRest(r *rest) (err error) {
 	dir := c.root.Dir(c.active.ID)
-	if c.gate.OneJournal() {
-		return layout.ReplaceRecordOnce(dir, r)
+	if r.files == nil {
+		if err = c.place(c.active); err == nil {
+			err = layout.OverwriteRecord(dir, r.record)
+		}
+	} else if err = r.files.Wait(); err == nil {
+		err = layout.ReplaceRecordOnce(dir, r.record) // with the sync that Wait needs
 	}
-	return layout.ReplaceRecordSync(dir, r)
+	if err == nil {
+		faults.Point(faults.CommitPlaced)
+	}
+	return err
 }
 
 // restoreRecord makes the record of a snapshot whose Commit has failed an active one

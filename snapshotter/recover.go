@@ -29,9 +29,12 @@ var errCursorLost = errors.New("the daemon was restarted since the extraction be
 // recovery is one recovery, with what its summary counts.
 type recovery struct {
 	*Snapshotter
+	last    storage.Run // of the daemon before this one
 	known   *layers.Recovery
 	entries []storage.OpenEntry // of active rows
 	there   map[uint64]bool     // numbers of directories in snapshots/
+
+	applied []storage.CommitEntry // of layers whose trees may not be in their places
 
 	committed, open, closed, removed int
 }
@@ -53,12 +56,11 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		}
 	}
 	rows := map[uint64]string{}
-	if err := s.gate.View(ctx, func(ctx context.Context, j *storage.Journal) error {
-		last, err := j.Run()
-		if err != nil {
+	if err := s.gate.View(ctx, func(ctx context.Context, j *storage.Journal) (err error) {
+		if r.last, err = j.Run(); err != nil {
 			return err
 		}
-		r.known = s.layers.Recover(last)
+		r.known = s.layers.Recover(r.last)
 		return j.EachRow(func(row storage.BareRow) error {
 			rows[row.ID] = row.Name
 			switch row.Kind {
@@ -82,7 +84,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if old != nil {
 		log.G(ctx).WithError(old).Warn("the disk has failed before this start: check it")
 	}
-	if err := r.restoreRecords(ctx); err != nil {
+	if err := errors.Join(r.placeTrees(ctx), r.restoreRecords(ctx)); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	faults.Point(faults.RecoverRecords)
@@ -182,7 +184,31 @@ func (r *recovery) readCommitted(ctx context.Context, j *storage.Journal, row st
 	if err != nil && !errors.Is(err, storage.ErrNoEntry) {
 		return err
 	}
+	// The journal has the last daemon of each boot that has committed something: see layers' RecordRun.
+	if e.Strategy == storage.StrategyApplied && e.BootID == r.last.BootID && e.BootID != r.bootID {
+		r.applied = append(r.applied, e)
+	}
 	r.known.Add(ctx, row, e, state, adopted, r.there[row.ID])
+	return nil
+}
+
+// placeTrees puts trees into their places that the machine forgot to be there when it went down: the Commit
+// after an Apply does not sync that. It is on disk before the journal has this boot.
+func (r *recovery) placeTrees(ctx context.Context) error {
+	for _, e := range r.applied {
+		err := r.gate.Do(ctx, func() error { return layout.PlaceAgain(r.root, e.ID) })
+		logger := log.G(ctx).WithFields(log.Fields{"name": e.Name, "directory": r.root.Dir(e.ID)})
+		switch {
+		case isNotExist(err): // as nearly always
+		case err == nil:
+			logger.Info("tree of a layer put into its place")
+		case gate.IsWriteFailure(err):
+			return err
+		default:
+			logger.WithError(err).WithField("cure", "free space on the file system, or check it, and start the daemon again").
+				Error("the tree of a layer could not be put into its place: the layer is not ready")
+		}
+	}
 	return nil
 }
 

@@ -17,7 +17,7 @@ const (
 	ApplyExtracted Name = "apply.extracted" // the tree is complete, in its place beside fs/
 	ApplySealed    Name = "apply.sealed"    // marks are in order and the seal is written, nothing is synced
 	ApplySynced    Name = "apply.synced"    // all of it is on disk, not answered yet
-	CommitPlaced   Name = "commit.placed"   // the tree is fs/ and the record has the kind committed, in memory
+	CommitPlaced   Name = "commit.placed"   // the tree is fs/, in memory, and the record has the kind committed, on disk
 )
 
 // Points of Commit, in order.

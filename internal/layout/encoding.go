@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -40,13 +41,19 @@ var (
 
 // Encode returns a record: a header with version and checksum, then v as JSON. An
 // error means that v has no JSON, or more than 32 MiB of it.
-func Encode(v any) ([]byte, error) {
+func Encode(v any) ([]byte, error) { return encode(v, 0) }
+
+// encode is Encode, and fills what is shorter than size up to it, with spaces at the end of the JSON.
+func encode(v any, size int) ([]byte, error) {
 	payload, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
 	}
 	if len(payload) > maxPayload {
 		return nil, fmt.Errorf("encode record: %d bytes are more than %d", len(payload), maxPayload)
+	}
+	if fill := size - recordHeader - len(payload); fill > 0 {
+		payload = append(payload, bytes.Repeat([]byte{' '}, fill)...)
 	}
 	b := make([]byte, recordHeader, recordHeader+len(payload))
 	copy(b, recordMagic[:])

@@ -81,10 +81,14 @@ func KindOf(name string) snapshots.Kind {
 	return snapshots.KindUnknown
 }
 
+// recordRoom is the size of the first record of a snapshot, in bytes. That of its Commit fits into it, unless
+// there are many labels, so that OverwriteRecord needs no more room. A file takes a block of the disk anyway.
+const recordRoom = 4096
+
 // WriteRecord writes the first record of a new snapshot directory and syncs the
 // file. The caller syncs the directory.
 func WriteRecord(dir string, r Record) error {
-	data, err := Encode(r)
+	data, err := encode(r, recordRoom)
 	if err != nil {
 		return err
 	}
@@ -126,6 +130,22 @@ func ReplaceRecordOnce(dir string, r Record) error {
 		return err
 	}
 	return fsync.Replace(filepath.Join(dir, RecordFile), data, 0o600)
+}
+
+// OverwriteRecord replaces a record in its place, and syncs it. What has room in the record that is there
+// takes no commit of the journal of a file system. A crash may leave neither the old one nor the new one, but a
+// damaged one: for a snapshot that is still active, of which the next start writes it again.
+func OverwriteRecord(dir string, r Record) error {
+	path := filepath.Join(dir, RecordFile)
+	st, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	data, err := encode(r, int(min(st.Size(), maxPayload)))
+	if err != nil {
+		return err
+	}
+	return fsync.Overwrite(path, data)
 }
 
 // ReadRecord reads a snapshot directory's record. The error wraps ErrCorrupt or

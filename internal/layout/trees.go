@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/durable-snapshotter/durable-snapshotter/fsync"
 )
 
 // DirectoryID returns the number of a snapshot's directory; ok is false for every
@@ -49,6 +51,33 @@ func NewRunID() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails since Go 1.24
 	return hex.EncodeToString(b[:])
+}
+
+// Place makes what was extracted beside the tree of a snapshot its tree. It fails with ENOTEMPTY or EEXIST
+// when that one has anything in it, and with ENOENT when nothing lies beside it. Neither name is synced.
+func Place(r Root, id uint64) error {
+	from, to := r.Applied(id), r.Tree(id)
+	// os.Rename refuses every directory in the place of the new name; rename(2) replaces an empty one.
+	if err := unix.Rename(from, to); err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
+// PlaceAgain is Place for a layer that is committed, of which the machine forgot the place when it went down. Place
+// has succeeded before, so what its tree has in it now was deleted by then: it stays, beside the tree. The place is synced.
+func PlaceAgain(r Root, id uint64) error {
+	err := Place(r, id)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		// In two steps, of which the second is what another call does after a crash in between.
+		if err = os.Rename(r.Tree(id), filepath.Join(r.Dir(id), "deleted")); err == nil {
+			err = Place(r, id)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return fsync.Dir(r.Dir(id))
 }
 
 // Exchange swaps two directories at once (renameat2(2)). Where the second is gone, the first

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/durable-snapshotter/durable-snapshotter/internal/seal"
+	"github.com/durable-snapshotter/durable-snapshotter/internal/tree"
+	"github.com/durable-snapshotter/durable-snapshotter/overlayutil"
 )
 
 // inherit gives a directory that the layer's tar did not contain the attributes
@@ -164,4 +166,28 @@ func SameOwner(path, as string) error {
 		return &os.PathError{Op: "lchown", Path: path, Err: err}
 	}
 	return nil
+}
+
+// ParentNeeded reports whether a tree cannot be sealed before its parent is known: its
+// root is opaque or has an owner of its own, or a directory has no entry in the tar and may inherit from the parent.
+func ParentNeeded(ctx context.Context, root string, dirs *TarDirs) (needed bool, err error) {
+	mark, err := overlayutil.Trusted.Get(root, overlayutil.AttrOpaque)
+	if err != nil || mark != "" {
+		return mark != "", err
+	}
+	t, err := tree.Open(root)
+	if err != nil {
+		return false, err
+	}
+	defer t.Close()
+	err = t.Walk(ctx, func(rel string) (bool, error) {
+		st, err := t.Lstat(rel)
+		if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return false, err
+		}
+		// A root of another owner gets that of the parent's: see Normalizer.
+		needed = needed || rel == "." && (st.Uid != 0 || st.Gid != 0) || rel != "." && !dirs.Has(rel)
+		return !needed, nil
+	}, func(string) error { return nil })
+	return needed, err
 }

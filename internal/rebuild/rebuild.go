@@ -99,7 +99,7 @@ func (b *builder) read(ctx context.Context) error {
 			c.reason = "no usable record: " + err.Error()
 			continue
 		}
-		if c.reason, err = check(ctx, dir, id, c.record); err != nil {
+		if c.reason, err = check(ctx, b.root, id, c.record); err != nil {
 			return err
 		}
 		if c.reason == "" {
@@ -115,7 +115,7 @@ func (b *builder) read(ctx context.Context) error {
 }
 
 // check returns why a directory does not match its record, "" when it does.
-func check(ctx context.Context, dir string, id uint64, r layout.Record) (string, error) {
+func check(ctx context.Context, root layout.Root, id uint64, r layout.Record) (string, error) {
 	if r.ID != id {
 		return fmt.Sprintf("its record belongs to directory %d", r.ID), nil
 	}
@@ -125,6 +125,8 @@ func check(ctx context.Context, dir string, id uint64, r layout.Record) (string,
 	if r.Kind != layout.KindName(snapshots.KindCommitted) {
 		return "", nil
 	}
+	_ = layout.PlaceAgain(root, id) // fails where it has its place, as nearly always: the seal is what counts
+	dir := root.Dir(id)
 	findings, err := seal.Verify(ctx, filepath.Join(dir, "fs"), filepath.Join(dir, layout.SealFile), r.Digest, 1)
 	switch {
 	case ctx.Err() != nil:

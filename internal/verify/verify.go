@@ -114,6 +114,8 @@ func examine(ctx context.Context, root string, e storage.CommitEntry, o Options)
 	switch {
 	case ctx.Err() != nil:
 		return r, ctx.Err()
+	case len(found) > 0 && unplaced(layout.Root{Path: root}, e.ID):
+		return r, fmt.Errorf("verify %q in %s: the power went before its tree was in its place: the next start of the daemon puts it there", e.Name, dir)
 	case errors.Is(err, mtree.ErrUnsealed):
 		if f, damaged := Root(fs); damaged {
 			r.Damaged(f)
@@ -130,6 +132,16 @@ func examine(ctx context.Context, root string, e storage.CommitEntry, o Options)
 		return r, err
 	}
 	return r, nil
+}
+
+// unplaced reports whether the tree of a layer is still where Apply has made it; see layout.Place.
+func unplaced(root layout.Root, id uint64) bool {
+	names, err := os.ReadDir(root.Tree(id))
+	if err != nil || len(names) > 0 {
+		return false
+	}
+	_, err = os.Lstat(root.Applied(id))
+	return err == nil
 }
 
 // Roots reports whether each of the layers has a tree, by Root.

@@ -178,19 +178,28 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) err
 	{
 		File: "snapshotter/commit.go",
 		Old: `
-		if err := c.place(c.active); err != nil {
-			return err
-		}
-	}
-	if err := r.files.Wait(); err != nil {`,
+		if err = c.place(c.active); err == nil {`,
 		New: `
-		if err := c.place(c.active); err != nil && !planted("apply-trusted") {
-			return err
-		}
-		if planted("apply-place-no-sync") {
-			return layout.ReplaceRecord(c.root.Dir(c.active.ID), r.record)
-		}
+		if err = c.place(c.active); err == nil || planted("apply-trusted") {`,
+	},
+	{
+		File: "fsync/file.go",
+		Old: `
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {`,
+		New: `
+	if planted("apply-record-no-sync") {
+		return nil
 	}
-	if err := r.files.Wait(); err != nil {`,
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {`,
+	},
+	{
+		File: "snapshotter/recover.go",
+		Old: `
+	for _, e := range r.applied {`,
+		New: `
+	if planted("apply-forgotten") {
+		r.applied = nil
+	}
+	for _, e := range r.applied {`,
 	},
 }

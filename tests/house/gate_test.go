@@ -20,7 +20,7 @@ const gatePackage = module + "/internal/gate"
 var syncs = map[string][]string{
 	module + "/fsync":           {"Busy", "Dir", "File", "MkdirAll", "OpenCursor", "Rename", "Replace", "Sync", "Wait", "WriteFile"},
 	module + "/storage":         {"Rewrite", "Spend", "Update", "WithTransaction"},
-	module + "/internal/layout": {"ReplaceRecordOnce", "ReplaceRecordSync", "WriteRecord"},
+	module + "/internal/layout": {"OverwriteRecord", "PlaceAgain", "ReplaceRecordOnce", "ReplaceRecordSync", "WriteRecord"},
 }
 
 // outside may sync without the gate, for a reason.

@@ -49,7 +49,7 @@ var ours = map[string][]string{
 	"internal/seal":           {"fsync", "overlayutil", "internal/finding", "internal/idle", "internal/mtree", "internal/tree"},
 	"storage":                 {"fsync", "internal/boltcheck", "internal/faults", "internal/finding", "internal/layout"}, // the journal keeps findings
 	"internal/gate":           {"fsync", "storage", "internal/faults", "internal/metrics"},
-	"internal/marks":          {"overlayutil", "internal/finding", "internal/layout", "internal/mtree", "internal/seal"},
+	"internal/marks":          {"overlayutil", "internal/finding", "internal/layout", "internal/mtree", "internal/seal", "internal/tree"},
 	"internal/active":         {"internal/gate", "internal/layout", "internal/marks", "internal/seal"},
 	"internal/rebuild":        {"fsync", "storage", "internal/layout", "internal/mtree", "internal/seal"},
 	"internal/verify":         {"storage", "internal/blobs", "internal/contents", "internal/finding", "internal/layout", "internal/metrics", "internal/mtree", "internal/seal", "internal/tree"},

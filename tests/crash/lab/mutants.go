@@ -66,7 +66,8 @@ func Mutants() []Mutant {
 		// One layer at a time: the syncs of others would hide it.
 		{Name: "apply-no-sync", By: ByPower, Differs: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not sync what it has extracted"},
 		{Name: "apply-trusted", By: ByPower, Differs: true, Late: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync what was written after Apply"},
-		{Name: "apply-place-no-sync", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Commit does not sync the place of the tree that Apply has made"},
+		{Name: "apply-forgotten", By: ByPower, Differs: true, Recovers: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "a start does not put trees that Apply has made into their places"},
+		{Name: "apply-record-no-sync", By: ByPower, Differs: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "the Commit after an Apply does not sync the record"},
 		// On ext4 and xfs the fsync of the record in Commit writes the journal with them.
 		{Name: "apply-times-late", By: ByPower, Differs: true, FS: disk.Btrfs, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply gives directories their times after its sync"},
 		{Name: "files-not-waited-for", By: ByPower, Differs: true, Files: true, Layers: workload.Size{Chains: 1, Layers: 8}, Mistake: "Apply does not wait for the data of the files that it syncs alone"},
