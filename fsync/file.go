@@ -119,17 +119,26 @@ func Replace(path string, data []byte, perm os.FileMode) (err error) {
 	return nil
 }
 
-// Overwrite writes data over the beginning of a file that is there, and syncs it (fdatasync(2)). Where the file had
-// as many bytes on the disk already, that is one write and a flush of the cache of the disk: its inode has nothing
+// Overwrite writes data over the beginning of a file that is there and was synced, and syncs it (fdatasync(2)). Where
+// the file has as many bytes already, that is one write and a flush of the cache of the disk: its inode has nothing
 // new but times. A crash before Overwrite has returned may leave a mix of old and new bytes.
-func Overwrite(path string, data []byte) (err error) {
+//
+// flushed: the caller relies on [InPlace], and syncs something else next. Then the cache is not flushed.
+func Overwrite(path string, data []byte, flushed bool) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	if _, err := f.WriteAt(data, 0); err != nil {
 		return err
+	}
+	if flushed && st.Size() >= int64(len(data)) {
+		return wait(int(f.Fd()))
 	}
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return &Error{Op: "fdatasync", Path: path, Err: err}

@@ -42,6 +42,21 @@ func OneJournal(dir string) bool {
 	return false
 }
 
+// InPlace reports whether what is overwritten below dir, and written out, is durable after the next fdatasync of
+// anything that was overwritten on the file system of other: dir is on the same one, which is an ext4 with
+// [OneJournal]. It has the new bytes where the old ones were, so no journal has to know of them, and
+// the fdatasync flushes the cache of the same disk (ext4_sync_file). xfs may share blocks with a copy, and then moves them.
+func InPlace(dir, other string) bool {
+	var (
+		fs   unix.Statfs_t
+		a, b unix.Stat_t
+	)
+	if unix.Statfs(dir, &fs) != nil || int64(fs.Type)&0xffffffff != magicExt4 {
+		return false
+	}
+	return unix.Stat(dir, &a) == nil && unix.Stat(other, &b) == nil && a.Dev == b.Dev && OneJournal(dir)
+}
+
 // fastCommit reports whether an ext4 has a journal for single files (fast_commit, ext4(5)).
 // The kernel shows that nowhere but on the disk.
 func fastCommit(device string) (bool, error) {

@@ -208,7 +208,7 @@ func (c *commit) syncRest(r *rest) (err error) {
 	dir := c.root.Dir(c.active.ID)
 	if r.files == nil {
 		if err = c.place(c.active); err == nil {
-			err = layout.OverwriteRecord(dir, r.record)
+			err = layout.OverwriteRecord(dir, r.record, c.gate.InPlace())
 		}
 	} else if err = r.files.Wait(); err == nil {
 		err = layout.ReplaceRecordOnce(dir, r.record) // with the sync that Wait needs
@@ -220,9 +220,11 @@ func (c *commit) syncRest(r *rest) (err error) {
 }
 
 // restoreRecord makes the record of a snapshot whose Commit has failed an active one
-// again. Recovery does it as well; this is for a process that lives on.
+// again. Recovery does it as well; this is for a process that lives on, and its next Commit may overwrite it.
 func (c *commit) restoreRecord(ctx context.Context) {
-	if err := layout.ReplaceRecord(c.root.Dir(c.active.ID), layout.RecordOf(c.active.ID, c.info)); err != nil {
+	if err := c.gate.Do(ctx, func() error {
+		return layout.ReplaceRecordSync(c.root.Dir(c.active.ID), layout.RecordOf(c.active.ID, c.info))
+	}); err != nil {
 		log.G(ctx).WithError(err).WithField("key", c.key).Warn("the record of a snapshot could not be set back to active")
 	}
 }

@@ -33,6 +33,8 @@ type Gate struct {
 	db   *storage.DB
 	once bool // see OneJournal
 
+	inPlace bool // see InPlace
+
 	apart   chan struct{} // room for one; see "Lock order" in doc.go
 	syncing sync.Mutex
 	outage  outage
@@ -41,8 +43,9 @@ type Gate struct {
 
 // New returns the gate of an opened database. The caller closes the database.
 func New(db *storage.DB, cfg Config) *Gate {
+	once := (cfg.Sync == fsync.Auto || cfg.Sync == fsync.OwnFiles) && fsync.OneJournal(cfg.Dir)
 	return &Gate{
-		cfg: cfg, db: db, once: (cfg.Sync == fsync.Auto || cfg.Sync == fsync.OwnFiles) && fsync.OneJournal(cfg.Dir),
+		cfg: cfg, db: db, once: once, inPlace: once && fsync.InPlace(cfg.Dir, cfg.Root),
 		apart: make(chan struct{}, 1), writers: writers{open: map[*Writer]struct{}{}},
 	}
 }
@@ -124,6 +127,10 @@ func (g *Gate) synced(ctx context.Context, w *Writer, sync func() error, fn func
 // OneJournal reports whether one fsync is to be relied on to be one of all that was done before
 // on the file system: it has one journal, and the configuration allows it.
 func (g *Gate) OneJournal() bool { return g.once }
+
+// InPlace reports whether what is overwritten in place below snapshots/, and written out, is on stable storage when
+// the transaction after it is, because that flushes the cache of the same disk; and the configuration allows to rely on it.
+func (g *Gate) InPlace() bool { return g.inPlace }
 
 // Files returns what collects the files of a tree for SyncApart, or nil where only
 // everything on the file system can be synced.

@@ -132,10 +132,10 @@ func ReplaceRecordOnce(dir string, r Record) error {
 	return fsync.Replace(filepath.Join(dir, RecordFile), data, 0o600)
 }
 
-// OverwriteRecord replaces a record in its place, and syncs it. What has room in the record that is there
-// takes no commit of the journal of a file system. A crash may leave neither the old one nor the new one, but a
-// damaged one: for a snapshot that is still active, of which the next start writes it again.
-func OverwriteRecord(dir string, r Record) error {
+// OverwriteRecord replaces a record that was synced in its place, and syncs it; see [fsync.Overwrite]. What has room
+// in the record that is there takes no commit of the journal of a file system. A crash may leave neither the old one nor
+// the new one, but a damaged one: for a snapshot that is still active, of which the next start writes it again.
+func OverwriteRecord(dir string, r Record, flushed bool) error {
 	path := filepath.Join(dir, RecordFile)
 	st, err := os.Lstat(path)
 	if err != nil {
@@ -145,7 +145,7 @@ func OverwriteRecord(dir string, r Record) error {
 	if err != nil {
 		return err
 	}
-	return fsync.Overwrite(path, data)
+	return fsync.Overwrite(path, data, flushed)
 }
 
 // ReadRecord reads a snapshot directory's record. The error wraps ErrCorrupt or

@@ -54,7 +54,8 @@ func entry(name, content string) tarEntry {
 	return tarEntry{tar.Header{Typeflag: kind, Name: name, Mode: mode, Size: int64(len(content))}, content}
 }
 
-// TestOneJournal: files are synced alone only where one fsync is one of everything before.
+// TestOneJournal: files are synced alone only where one fsync is one of everything before, and on ext4 only, what is
+// overwritten is durable after the next sync.
 func TestOneJournal(t *testing.T) {
 	for name, c := range map[string]struct {
 		opts kit.DiskOptions
@@ -69,8 +70,15 @@ func TestOneJournal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.opts.Size = 512 << 20
-			if got := fsync.OneJournal(newDisk(t, c.opts).Path()); got != c.want {
+			disk := newDisk(t, c.opts)
+			if got := fsync.OneJournal(disk.Path()); got != c.want {
 				t.Error(got)
+			}
+			if got := fsync.InPlace(disk.Path(), disk.Path("lost+found/..")); got != (c.want && c.opts.FS == "ext4") {
+				t.Errorf("in place: %v", got)
+			}
+			if fsync.InPlace(disk.Path(), "/") {
+				t.Error("in place, with another file system")
 			}
 		})
 	}

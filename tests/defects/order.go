@@ -185,12 +185,12 @@ func (g *Gate) SyncApart(ctx context.Context, w *Writer, files *fsync.Files) err
 	{
 		File: "fsync/file.go",
 		Old: `
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {`,
+	if flushed && st.Size() >= int64(len(data)) {`,
 		New: `
 	if planted("apply-record-no-sync") {
 		return nil
 	}
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {`,
+	if flushed && st.Size() >= int64(len(data)) {`,
 	},
 	{
 		File: "snapshotter/recover.go",

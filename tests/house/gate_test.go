@@ -18,7 +18,7 @@ const gatePackage = module + "/internal/gate"
 
 // syncs are the functions whose error may mean that the kernel could not write.
 var syncs = map[string][]string{
-	module + "/fsync":           {"Busy", "Dir", "File", "MkdirAll", "OpenCursor", "Rename", "Replace", "Sync", "Wait", "WriteFile"},
+	module + "/fsync":           {"Busy", "Dir", "File", "MkdirAll", "OpenCursor", "Overwrite", "Rename", "Replace", "Sync", "Wait", "WriteFile"},
 	module + "/storage":         {"Rewrite", "Spend", "Update", "WithTransaction"},
 	module + "/internal/layout": {"OverwriteRecord", "PlaceAgain", "ReplaceRecordOnce", "ReplaceRecordSync", "WriteRecord"},
 }
